@@ -332,9 +332,7 @@ class ChannelSet:
         positions = {(c.name, c.wavelength_nm): i for i, c in enumerate(self.channels)}
         wanted = ChannelSet.parse(other)
         missing = [
-            c.label
-            for c in wanted
-            if c.is_anonymous or (c.name, c.wavelength_nm) not in positions
+            c.label for c in wanted if c.is_anonymous or (c.name, c.wavelength_nm) not in positions
         ]
         if missing or not wanted.channels:
             raise ValueError(

@@ -1,0 +1,7 @@
+"""timm models with stems for any number of channels."""
+
+from timm_varchan.models import dwg_twins as dwg_twins
+from timm_varchan.models.adapt import adapt, set_channels, stems
+from timm_varchan.models.share import channel_statistics, share
+
+__all__ = ["adapt", "channel_statistics", "set_channels", "share", "stems"]

@@ -1,0 +1,214 @@
+"""Put a stem into any timm model, and say which channels its input has."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from timm.models import FeatureGraphNet
+from torch import nn
+
+from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, Stem
+
+__all__ = ["adapt", "set_channels", "stems"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+#: Where timm's feature extraction wrappers keep the model that they wrap.
+_WRAPPER_PREFIXES = ("", "model.", "body.")
+
+
+def stems(model: nn.Module) -> list[Mixer]:
+    """The mixers of all stems in a model, under any wrapper (EMA, DDP, feature extraction).
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = [module for module in model.modules() if isinstance(module, Mixer)]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no stem of timm_varchan. Create it as "
+            f"timm.create_model('dwg_<architecture>') or pass it through timm_varchan.adapt(model)."
+        )
+    return found
+
+
+def set_channels(model: nn.Module, channels: ChannelsLike | tuple[ChannelSet, ...]) -> None:
+    """Say which channels the input of a model has from now on.
+
+    The choice is part of the model's construction arguments, so saving keeps it. A copy made
+    before (EMA) does not hear of it. For several sets at the same time see `share`.
+
+    Args:
+        model: A model with at least one stem.
+        channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`: any count,
+            no identity; None, the default rule: an input with exactly as many channels as the
+            model's default set (RGB) is that set, any other count is anonymous; or a tuple of
+            `ChannelSet`, one a sample, for a mixed batch.
+
+    Raises:
+        ValueError: The model has no stem, or its stem cannot serve these channels.
+    """
+    mixers = stems(model)
+    for mixer in mixers:
+        mixer.set_channels(channels)
+    current = mixers[0].channels
+    if isinstance(current, tuple):
+        return
+    for module in model.modules():
+        if isinstance(getattr(module, "_model_args", None), dict):
+            _record(module, current, mixers[0].default_channels)
+
+
+def _record(model: nn.Module, channels: ChannelSet | None, default: ChannelSet) -> None:
+    """Keep the channel set where timm keeps what a model was built with."""
+    arguments: dict[str, Any] = dict(model._model_args)  # type: ignore[arg-type]
+    arguments.pop("channels", None)
+    if channels is None:
+        model.in_chans = len(default)  # type: ignore[assignment]
+    elif channels.channels:
+        model.in_chans = len(channels)  # type: ignore[assignment]
+        arguments["channels"] = channels.to_config()
+    else:
+        arguments["channels"] = "anonymous"
+    arguments["in_chans"] = model.in_chans
+    model._model_args = arguments  # type: ignore[assignment]
+
+
+def adapt(
+    model: ModuleT,
+    stem: str = "dwg",
+    *,
+    channels: ChannelSetLike | None = None,
+    in_chans: int | None = None,
+    **stem_kwargs: Any,
+) -> ModuleT:
+    """Put a stem before the first convolution of a timm model, in place.
+
+    The convolution stays as it is and becomes the stem's kernel bank, so pretrained weights are
+    kept. Where two first convolutions stand in one block (RepVGG, MobileOne, FastViT) the mixer
+    stands before the block; where each scale has its own (CrossViT) each gets a stem (their mixers
+    are separate: safetensors refuses shared tensors); where it is behind a space-to-depth (TResNet)
+    the mixer stands before that.
+
+    Args:
+        model: A timm model or one of timm's feature extraction wrappers.
+        stem: Which mechanism: one of `timm_varchan.stems.MIXERS`.
+        channels: The channels of the input; None for the default rule.
+        in_chans: The default number of channels; without `channels`, a number other than 3 means
+            anonymous channels.
+        **stem_kwargs: Further arguments of the mixer, e.g. `channel_names`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: No convolution to put a stem before, a stem there already, an unknown stem, or
+            `in_chans` that contradicts `channels`.
+    """
+    if stem not in MIXERS:
+        raise ValueError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
+    if any(isinstance(module, Mixer) for module in model.modules()):
+        raise ValueError("The model has a stem already; adapt a model only once.")
+    given = None if channels is None else ChannelSet.parse(channels)
+    if given is not None and in_chans is not None and len(given) not in (0, in_chans):
+        raise ValueError(
+            f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
+            f"Leave one of them out."
+        )
+    placed = _stem_places(model)
+    num_virtual = _source_channels(model)
+    default = RGB if in_chans in (None, 3) else ChannelSet.anonymous(int(in_chans or 0))
+    virtual = RGB if num_virtual == 3 else ChannelSet.anonymous(num_virtual)
+    for path in placed:
+        bank = model.get_submodule(path)
+        like = next(bank.parameters(), None)
+        mixer = MIXERS[stem](
+            virtual,
+            default,
+            device=None if like is None else like.device,
+            dtype=None if like is None else like.dtype,
+            **stem_kwargs,
+        )
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, Stem(mixer, bank).train(model.training))
+    model._traits = {**getattr(model, "_traits", {}), "first_conv": ()}  # type: ignore[assignment]
+    model.in_chans = in_chans or len(default)  # type: ignore[assignment]
+    for name in ("pretrained_cfg", "default_cfg"):
+        if isinstance(getattr(model, name, None), dict):
+            setattr(model, name, {**getattr(model, name), "first_conv": ()})
+    if not hasattr(model, "_model_args"):
+        model._model_args = {}  # type: ignore[assignment]
+    if given is not None:
+        set_channels(model, given)
+    return model
+
+
+def _first_convs(model: nn.Module) -> list[str]:
+    """Paths of the first convolutions, by what timm knows of the model."""
+    names = getattr(model, "_traits", {}).get("first_conv")
+    names = names or (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    if not names:
+        raise ValueError(
+            f"timm names no first convolution for {type(model).__name__}, so there is no place for "
+            f"a stem. Put timm_varchan.Stem(mixer, convolution) there by hand."
+        )
+    flat = {prefix.replace(".", "_") + name.replace(".", "_") for name in names
+            for prefix in _WRAPPER_PREFIXES}  # fmt: skip
+    found = [path for path, _ in model.named_modules() if path.replace(".", "_") in flat]
+    convs = [path for path in found if isinstance(model.get_submodule(path), nn.Conv2d)]
+    if len(convs) != len(names):
+        raise ValueError(
+            f"The first layer of {type(model).__name__} ({', '.join(names)}) is no convolution of "
+            f"2-D images, so there is no place for a stem. Models whose first layer is linear on "
+            f"patches have no dwg_ twin."
+        )
+    return convs
+
+
+def _source_channels(model: nn.Module) -> int:
+    """K, the channels that the model's own first convolution was built for."""
+    return int(getattr(model, "in_chans", 3))
+
+
+def _stem_places(model: nn.Module) -> list[str]:
+    """Paths of the modules before which a mixer has to stand."""
+    if isinstance(model, FeatureGraphNet):
+        raise ValueError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
+    convs = _first_convs(model)
+    if len(convs) > 1:
+        shared = _common_parent(convs)
+        block = model.get_submodule(shared)
+        if shared and not isinstance(block, (nn.ModuleList, nn.Sequential)):
+            return [shared]
+    num_virtual = _source_channels(model)
+    return [
+        path
+        if model.get_submodule(path).in_channels == num_virtual
+        else _before_rearrangement(model, path)
+        for path in convs
+    ]
+
+
+def _common_parent(paths: list[str]) -> str:
+    """The path of the deepest module that holds all of these."""
+    split = [path.split(".") for path in paths]
+    common = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def _before_rearrangement(model: nn.Module, path: str) -> str:
+    """The first module of the chain in which a convolution stands behind a space-to-depth."""
+    parent = path
+    while parent:
+        parent = parent.rpartition(".")[0]
+        chain = model.get_submodule(parent)
+        if isinstance(chain, (nn.Sequential, nn.ModuleDict)):
+            first = next(iter(chain._modules))
+            return f"{parent}.{first}" if parent else first
+    raise ValueError(f"Cannot tell where the channels of the input enter before {path}.")

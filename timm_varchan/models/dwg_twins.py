@@ -1,0 +1,211 @@
+"""A twin `dwg_<architecture>` for every timm architecture that begins with a convolution.
+
+Registered by rule when the package is imported; nothing is built until `timm.create_model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import timm
+from timm.models import (
+    DefaultCfg,
+    FeatureGraphNet,
+    PretrainedCfg,
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg,
+    load_state_dict,
+    load_state_dict_from_hf,
+    model_entrypoint,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import Tensor, nn
+
+from timm_varchan.channels import ChannelSetLike
+from timm_varchan.models.adapt import adapt, stems
+
+__all__: list[str] = []
+
+PREFIX = "dwg_"
+#: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
+LINEAR_FAMILIES = frozenset({"naflexvit", "gemma4_vit"})
+
+#: Read by timm's `register_model`.
+default_cfgs: dict[str, DefaultCfg] = {}
+
+
+def base_architectures() -> list[str]:
+    """timm's architectures that get a twin."""
+    linear = {name for family in LINEAR_FAMILIES for name in timm.list_models(module=family)}
+    return [
+        name
+        for name in timm.list_models()
+        if not name.startswith(PREFIX)
+        and name not in linear
+        and (cfg := get_pretrained_cfg(name)) is not None
+        and cfg.first_conv
+    ]
+
+
+def _split_twin_weights(
+    state_dict: dict[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Divide a twin's weights into those of the base architecture and those of its mixers.
+
+    Args:
+        state_dict: Weights of a base architecture or of its twin.
+
+    Returns:
+        The base architecture's weights under its own names, and for each stem (by its path) its
+        mixer's weights; no mixers if the weights are those of a base architecture.
+    """
+    paths = {m[1] for key in state_dict if (m := re.match(r"(.+)\.mixer\.", key))}
+    base: dict[str, Tensor] = {}
+    mixers: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
+    for key, value in state_dict.items():
+        path = next((p for p in paths if key.startswith(p + ".")), None)
+        if path is None:
+            base[key] = value
+        elif key.startswith(f"{path}.mixer."):
+            mixers[path][key.removeprefix(f"{path}.mixer.")] = value
+        else:
+            base[path + key.removeprefix(f"{path}.bank")] = value
+    return base, mixers
+
+
+def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, Tensor] | None:
+    """The state dict behind a configuration, if it may be that of a twin.
+
+    Weights that timm publishes for the base architecture are left to timm's own loading.
+    """
+    if cfg.custom_load:
+        return None
+    if cfg.state_dict is not None:
+        return dict(cfg.state_dict)
+    if cfg.file is not None and cfg.source != "hf-hub":
+        return load_state_dict_from(cfg)
+    own = {known.hf_hub_id for known in get_arch_pretrained_cfgs(base).values()}
+    if cfg.hf_hub_id is None or cfg.hf_hub_id in own:
+        return None
+    args = (cfg.hf_hub_id, *([cfg.hf_hub_filename] if cfg.hf_hub_filename else []))
+    return load_state_dict_from_hf(*args, weights_only=True, cache_dir=cache_dir)
+
+
+def load_state_dict_from(cfg: PretrainedCfg) -> dict[str, Tensor]:
+    """Read a local file, or the weights in a local folder in hub form."""
+    from timm.models._builder import load_state_dict_from_path
+
+    assert cfg.file is not None
+    if cfg.source == "local-dir":
+        from pathlib import Path
+
+        return load_state_dict_from_path(Path(cfg.file))
+    return load_state_dict(cfg.file)
+
+
+def _build_twin(
+    base: str,
+    *,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: Any = None,
+    in_chans: int | None = None,
+    channels: ChannelSetLike | None = None,
+    channel_names: tuple[str, ...] = (),
+    **kwargs: Any,
+) -> nn.Module:
+    """Build the base architecture by its own function and put a stem into it.
+
+    Args:
+        base: The base architecture.
+        pretrained: Load weights: those of the base architecture, or the twin's own.
+        pretrained_cfg: As in `timm.create_model`.
+        pretrained_cfg_overlay: As in `timm.create_model`.
+        cache_dir: As in `timm.create_model`.
+        in_chans: The default number of channels; a number other than 3 without `channels` means
+            anonymous channels. The kernel bank always has the base's 3.
+        channels: The channels of the input; None for the default rule.
+        channel_names: Names without a wavelength that the model learns a code for.
+        **kwargs: Every other keyword of the base architecture.
+    """
+    twin = PREFIX + base
+    cfg = resolve_pretrained_cfg(twin, pretrained_cfg, pretrained_cfg_overlay)
+    first_conv = get_pretrained_cfg(base).first_conv
+    base_cfg = replace(cfg, architecture=base, first_conv=first_conv)
+    mixers: dict[str, dict[str, Tensor]] = {}
+    if pretrained:
+        weights = _read_weights(cfg, base, cache_dir)
+        if weights is not None:
+            weights, mixers = _split_twin_weights(weights)
+            base_cfg = replace(base_cfg, state_dict=weights, file=None, url=None, hf_hub_id=None,
+                               source=None)  # fmt: skip
+    traced = kwargs.get("features_only") and kwargs.get("feature_cls") == "fx"
+    feature_kwargs = {}
+    if traced:
+        for key in ("features_only", "feature_cls", "out_indices"):
+            feature_kwargs[key] = kwargs.pop(key, None)
+    model = model_entrypoint(base)(
+        pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
+    )
+    adapt(model, "dwg", channels=channels, in_chans=in_chans, channel_names=channel_names)
+    own = {key: value for key, value in cfg.to_dict().items() if key != "state_dict"}
+    own.update(architecture=twin, first_conv=())
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        **{k: v for k, v in own.items() if k in model.pretrained_cfg},
+    }
+    model.default_cfg = model.pretrained_cfg
+    if mixers:
+        _load_mixers(model, mixers)
+    if traced:
+        return _trace_features(model, feature_kwargs["out_indices"])
+    return model
+
+
+def _load_mixers(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None:
+    """Load the stems' own weights; stems stand in the order of their paths."""
+    mixers = stems(model)
+    if len(mixers) != len(weights):
+        raise ValueError(
+            f"The weights hold {len(weights)} stems, but the model has {len(mixers)}: they belong "
+            f"to another architecture."
+        )
+    for mixer, path in zip(mixers, sorted(weights), strict=True):
+        mixer.load_state_dict(weights[path])
+
+
+def _trace_features(model: nn.Module, out_indices: tuple[int, ...] | None) -> nn.Module:
+    """timm's feature extraction by torch.fx, made from the adapted model."""
+    features = FeatureGraphNet(model, out_indices=out_indices or (0, 1, 2, 3, 4))
+    for name in ("pretrained_cfg", "default_cfg", "in_chans", "_traits", "_model_args"):
+        setattr(features, name, getattr(model, name))
+    return features
+
+
+def _entrypoint(base: str) -> Callable[..., nn.Module]:
+    """The function that timm calls for the twin of an architecture."""
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _build_twin(base, pretrained=pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = PREFIX + base
+    create.__doc__ = f"`{base}` for any number of channels."
+    return create
+
+
+def register_twins() -> None:
+    """Register the twins with timm, under the tags of their base architectures."""
+    for base in base_architectures():
+        cfgs = get_arch_pretrained_cfgs(base)
+        tags = {name.partition(".")[2]: replace(cfg, first_conv=()) for name, cfg in cfgs.items()}
+        default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
+        globals()[PREFIX + base] = register_model(_entrypoint(base))
+
+
+register_twins()

@@ -1,0 +1,162 @@
+"""The dynamic weight-generating stem: coefficients from each channel's content and identity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.stems.mixer import Mixer
+
+__all__ = ["DWGMixer", "fourier_features"]
+
+#: Statistics of a plane that describe its content.
+NUM_STATISTICS = 2
+#: Statistics are clamped to this before their logarithm: no finite input may give NaN.
+STATISTIC_LIMIT = 1e4
+#: Added to the variance: constant planes need a finite gradient.
+VARIANCE_EPS = 1e-6
+
+
+def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor:
+    """Fourier features of the logarithm of wavelengths.
+
+    Source: the sinusoidal code of DOFA, arXiv:2403.15356; here of the logarithm, so that visible
+    light (400 to 700 nm) and radar (10^7 nm) are both resolved, with frequencies in octaves.
+
+    Args:
+        wavelengths_nm: Any shape, in nm, NaN where unknown.
+        num_frequencies: Sines and cosines each.
+
+    Returns:
+        The shape with `2 * num_frequencies` appended; zeros where unknown.
+    """
+    octaves = math.pi * 2.0 ** torch.arange(-2, num_frequencies - 2, dtype=wavelengths_nm.dtype)
+    angles = (wavelengths_nm / 550.0).log()[..., None] * octaves
+    return torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
+
+
+class DWGMixer(Mixer):
+    """Generates mixing coefficients for every channel of every sample.
+
+    `a = prior(channel set) + residual(content, identity, set) / C`, where the residual's last layer
+    starts at zero, so that a pretrained kernel bank starts as what it was. Convolving the mix with
+    the bank equals convolving the channels with the generated kernels
+    `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`, at a cost that hardly grows with C.
+
+    Source: the idea of kernels as input-dependent mixtures is dynamic convolution, arXiv:1912.03458
+    (there a fixed C and one mixture an image; here one mixture a channel).
+
+    Args:
+        virtual_channels: What the K planes of the kernel bank stand for.
+        default_channels: The set an input with as many channels is taken for.
+        channel_names: Names without a wavelength (stains, polarisations) that the model learns a
+            code for.
+        width: D, the hidden width.
+        num_frequencies: Fourier frequencies of the wavelength code.
+        device: Where parameters and tables live.
+        dtype: Their type.
+    """
+
+    content_dependent = True
+
+    code: Tensor
+    word: Tensor
+
+    def __init__(
+        self,
+        virtual_channels: ChannelSetLike = RGB,
+        default_channels: ChannelSetLike = RGB,
+        *,
+        channel_names: Sequence[str] = (),
+        width: int = 32,
+        num_frequencies: int = 8,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.channel_names = tuple(channel_names)
+        self.num_frequencies = num_frequencies
+        super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
+        options = {"device": device, "dtype": dtype}
+        self.content = nn.Linear(NUM_STATISTICS, width, **options)
+        self.identity = nn.Linear(2 * num_frequencies, width, bias=False, **options)
+        # Row 0 is that of channels outside the vocabulary; its gate is always 0.
+        words = len(self.channel_names) + 1
+        self.vocabulary = nn.Embedding(words, width, **options) if channel_names else None
+        self.own = nn.Linear(width, width, **options)
+        self.context = nn.Linear(width, width, bias=False, **options)
+        self.out = nn.Linear(width, self.num_virtual, **options)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @classmethod
+    def table_names(cls) -> tuple[str, ...]:
+        """The buffers that `tables` fills."""
+        return (*super().table_names(), "code", "word")
+
+    def tables(
+        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
+    ) -> dict[str, Tensor]:
+        """Add the wavelength code `(S, P, F)` and the vocabulary row `(S, P)` of each channel."""
+        word = torch.zeros(present.shape, dtype=torch.long)
+        row_of = {name: row for row, name in enumerate(self.channel_names, start=1)}
+        for row, channel_set in enumerate(sets):
+            for column, channel in enumerate(channel_set):
+                if channel.wavelength_nm is None and channel.name is not None:
+                    word[row, column] = row_of[channel.name]
+        return {
+            **super().tables(sets, wavelengths_nm, present),
+            "code": fourier_features(wavelengths_nm, self.num_frequencies),
+            "word": word,
+        }
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The mixing coefficients, `(B, C, K)`."""
+        rows, named, count = self.rows(x)
+        prior = torch.where(named, self.prior[:, rows], self.fallback / count)
+        present = torch.where(named, self.present[:, rows], torch.ones_like(self.fallback))
+        present = present.unsqueeze(-1)
+        code = torch.where(named, self.code[:, rows], torch.zeros_like(self.fallback))
+        token = self.content(self.statistics(x)) + self.identity(code)
+        if self.vocabulary is not None:
+            word = torch.where(named, self.word[:, rows], torch.zeros_like(self.word[0, 0]))
+            token = token + self.vocabulary(word) * (word > 0).unsqueeze(-1).to(token.dtype)
+        token = F.gelu(token)
+        num_present = present.sum(1, keepdim=True)
+        pooled = (token * present).sum(1, keepdim=True) / num_present
+        token = F.gelu(self.own(token) + self.context(pooled))
+        return prior + self.out(token) * (present / num_present)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """Describe the content of each plane by spatially global statistics, in float32.
+
+        Args:
+            x: `(B, C, H, W)`.
+
+        Returns:
+            `(B, C, 2)`: logarithms of the mean (signed) and of the standard deviation.
+        """
+        planes = x.flatten(2).float()
+        mean = planes.mean(-1)
+        variance = (planes - mean.unsqueeze(-1)).square().mean(-1)
+        mean = mean.clamp(-STATISTIC_LIMIT, STATISTIC_LIMIT)
+        deviation = (variance.clamp(max=STATISTIC_LIMIT**2) + VARIANCE_EPS).sqrt()
+        statistics = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
+        return statistics.to(self.content.weight.dtype)
+
+    def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
+        super()._check_channels(channels)
+        sets = channels if isinstance(channels, tuple) else (channels,)
+        for channel in (c for s in sets if s is not None for c in s):
+            if channel.wavelength_nm is None and channel.name is not None:
+                if channel.name not in self.channel_names:
+                    raise ValueError(
+                        f"Channel {channel.name!r} has no wavelength and this model has not "
+                        f"learned its name (it knows: {', '.join(self.channel_names) or 'none'}). "
+                        f"Create the model with channel_names=[{channel.name!r}, ...], give the "
+                        f"channel a wavelength in nm, or pass None for an anonymous channel."
+                    )
