@@ -1,0 +1,152 @@
+"""Images in the rows of a `datasets.Dataset`: encoded, as paths, as `np.save` bytes, as arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import Tensor
+
+from timm_varchan.channels import RGB, ChannelSet
+from timm_varchan.data.images import (
+    DECODE_ERRORS,
+    Planes,
+    decode_planes,
+    fit_planes,
+    planes_from_array,
+    to_stored_values,
+)
+
+_NUM_LOOKED_AT = 16
+
+
+class RowSource:
+    """Raw images of one split, by row.
+
+    Args:
+        table: The rows.
+        column: The column of the images: `Image`, binary, text (a path) or `Array2D`/`Array3D`.
+        split: Name of the split, for errors.
+        folder: What relative paths start from.
+
+    Raises:
+        ValueError: The column holds no images.
+    """
+
+    def __init__(self, table: datasets.Dataset, column: str, split: str, folder: Path) -> None:
+        feature = table.features[column]
+        self._column, self._split, self._folder = column, split, folder
+        self._array_type: str | None = None
+        table = table.select_columns([column])
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(feature, (datasets.Array2D, datasets.Array3D)):
+            self._array_type = feature.dtype
+            table = table.with_format("numpy")
+        elif getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
+            raise ValueError(
+                f"Column {column!r} of {split} holds {feature}, not images. Name the column with "
+                f"--image-column: Image, binary, paths, Array2D or Array3D."
+            )
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def planes(self, row: int, num_channels: int | None = None) -> Planes:
+        """Decode a row.
+
+        Raises:
+            ValueError: It cannot be read; names the split, the row, the file and the cure.
+        """
+        value: Any = None
+        try:
+            value = self._table[row][self._column]
+            if self._array_type is not None:
+                array = np.asarray(value).astype(self._array_type)
+                return Planes(planes_from_array(array, num_channels))
+            return decode_planes(self._bytes(value), num_channels)
+        except DECODE_ERRORS as error:
+            raise self.error(row, f"cannot be read: {_reason(error)}", value) from error
+
+    def _bytes(self, value: Any) -> bytes:
+        if value is None:
+            raise ValueError("the row is empty")
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, dict):
+            if value["bytes"] is not None:
+                return value["bytes"]
+            value = value["path"]
+        return (self._folder / value).read_bytes()
+
+    def error(self, row: int, problem: str, value: Any = None) -> ValueError:
+        """An error that names the split, the row, the file and the cure."""
+        if isinstance(value, dict):
+            value = value.get("path")
+        file = f" ({value})" if isinstance(value, str) else ""
+        return ValueError(
+            f"{self._split} row {row}{file} {problem}. Repair it or take it out, or leave such "
+            f"rows out with --skip-corrupt (skip_corrupt=True)."
+        )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    # Pillow names a BytesIO at some address, and torchvision adds lines of C++ frames.
+    if "cannot identify image file" in str(error):
+        return "it is no image"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class RowReader:
+    """Reads the image of a row with the channels of the data set.
+
+    Args:
+        source: The raw images.
+        channels: The planes of every image.
+        value_scale: What stored numbers are divided by, or None.
+    """
+
+    def __init__(
+        self, source: RowSource, channels: ChannelSet, value_scale: float | None = None
+    ) -> None:
+        self.source, self.channels, self._value_scale = source, channels, value_scale
+
+    def __call__(self, row: int) -> Tensor:
+        """The image `(C, H, W)` of a row; a `ValueError` names the row, the file, the cure."""
+        planes = self.source.planes(row, len(self.channels))
+        try:
+            image = fit_planes(planes, self.channels)
+        except ValueError as error:
+            raise self.source.error(row, f"does not fit: {error}; see --channels") from error
+        return to_stored_values(image, self._value_scale)
+
+
+def guess_channels(source: RowSource) -> ChannelSet:
+    """The channels of images about which nothing was said: RGB for three planes, else anonymous.
+
+    A look at some rows spread over the split: gray images among coloured ones count as RGB.
+
+    Raises:
+        ValueError: None of them can be read, or they differ in their number of planes.
+    """
+    num_rows = len(source)
+    counts: dict[int, int] = {}
+    failure: ValueError | None = None
+    for row in range(0, num_rows, max(1, num_rows // _NUM_LOOKED_AT)):
+        try:
+            counts.setdefault(source.planes(row).num_planes, row)
+        except ValueError as error:
+            failure = error
+    if not counts and failure is not None:
+        raise failure
+    if 3 in counts and set(counts) <= {1, 3}:
+        return RGB
+    if len(counts) > 1:
+        found = ", ".join(f"{count} in row {row}" for count, row in counts.items())
+        raise ValueError(f"The images differ in their number of planes ({found}). Say --channels.")
+    return ChannelSet.anonymous(next(iter(counts)))

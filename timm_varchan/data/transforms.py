@@ -1,0 +1,200 @@
+"""Transforms for any number of planes and any bit depth, on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from timm_varchan.channels import ChannelSet
+
+_UINT8_MAX, _UINT16_MAX = 255.0, 65535.0
+
+
+def scale_values(image: Tensor) -> Tensor:
+    """To float32: 8 bits / 255, 16 bits / 65535, floats as they are.
+
+    Args:
+        image: Any shape; uint8, uint16 or floating point.
+
+    Returns:
+        The same shape, float32.
+
+    Raises:
+        ValueError: Another type, whose range nothing tells.
+    """
+    if image.dtype == torch.uint8:
+        return image.to(torch.float32) / _UINT8_MAX
+    if image.dtype == torch.uint16:
+        return image.to(torch.float32) / _UINT16_MAX
+    if image.is_floating_point():
+        return image.to(torch.float32)
+    raise ValueError(
+        f"The image is {image.dtype}, whose range nothing tells. Give uint8, uint16 or floats; "
+        f"load_data(value_scale=...) divides other numbers."
+    )
+
+
+class ScaleValues(nn.Module):
+    """`scale_values` as a step. torchvision resizes no uint16, so that it comes first."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(C, H, W)` to float32."""
+        return scale_values(image)
+
+
+class NormalizeChannels(nn.Module):
+    """Subtract every channel's mean and divide by its deviation: by name, in the set's order.
+
+    Args:
+        channels: The planes, each with mean and std in the units of the scaled values.
+
+    Raises:
+        ValueError: A channel without mean and std; an image with another number of planes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: ChannelSet) -> None:
+        super().__init__()
+        self.channels = channels
+        means, stds = _stats(channels)
+        self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(C, H, W)` scaled values to normalised ones."""
+        _check_planes(image, self.channels)
+        return (image - self.mean) / self.std
+
+
+class ChannelShuffle(nn.Module):
+    """Put the planes in random order, each as it is (the reference report's augmentation).
+
+    After the normalisation, which goes by name: the order alone is lost.
+    Source: Chia-Ming Lee, Deep Learning Assignment II, github.com/ming0531/DL-Assignment-2.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(C, H, W)` with the planes permuted."""
+        return image[torch.randperm(image.shape[0])]
+
+
+def train_transform(
+    img_size: int,
+    channels: ChannelSet,
+    *,
+    scale: tuple[float, float] = (0.35, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    rotation_degrees: float = 15.0,
+    channel_shuffle: bool = False,
+) -> nn.Module:
+    """The reference report's augmentation: crop, flip, rotation, normalisation, channel shuffling.
+
+    Args:
+        img_size: Height and width of the result.
+        channels: The planes, each with mean and std.
+        scale: Share of the area that a crop keeps, least and most.
+        ratio: Width over height of a crop, least and most.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip (images from above have no up).
+        rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
+        channel_shuffle: Whether the planes come in random order.
+
+    Returns:
+        A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
+
+    Raises:
+        ValueError: A channel without mean and std.
+    """
+    means, _ = _stats(channels)
+    steps: list[nn.Module] = [
+        ScaleValues(),
+        _CheckPlanes(channels),
+        v2.RandomResizedCrop(img_size, scale=scale, ratio=ratio, antialias=True),
+    ]
+    if hflip > 0:
+        steps.append(v2.RandomHorizontalFlip(hflip))
+    if vflip > 0:
+        steps.append(v2.RandomVerticalFlip(vflip))
+    if rotation_degrees > 0:
+        bilinear = InterpolationMode.BILINEAR
+        steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=list(means)))
+    return _finish(steps, channels, channel_shuffle)
+
+
+def eval_transform(
+    img_size: int,
+    channels: ChannelSet,
+    *,
+    crop_pct: float = 0.875,
+    channel_shuffle: bool = False,
+) -> nn.Module:
+    """Resize the shorter side to `img_size / crop_pct`, crop the centre, normalise.
+
+    Args:
+        img_size: Height and width of the result.
+        channels: The planes, each with mean and std.
+        crop_pct: Share of the resized image's side that the crop keeps; 1 for small images.
+        channel_shuffle: Whether the planes come in random order, as in the report's evaluation;
+            else nothing is random.
+
+    Returns:
+        A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
+
+    Raises:
+        ValueError: A channel without mean and std, a share out of 0..1.
+    """
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
+    _stats(channels)
+    steps: list[nn.Module] = [
+        ScaleValues(),
+        _CheckPlanes(channels),
+        v2.Resize(round(img_size / crop_pct), antialias=True),
+        v2.CenterCrop(img_size),
+    ]
+    return _finish(steps, channels, channel_shuffle)
+
+
+def _finish(steps: list[nn.Module], channels: ChannelSet, channel_shuffle: bool) -> nn.Module:
+    steps.append(NormalizeChannels(channels))
+    if channel_shuffle:
+        steps.append(ChannelShuffle())
+    return nn.Sequential(*steps)
+
+
+class _CheckPlanes(nn.Module):
+    """A wrong number of planes said in the words of the channels, before torchvision meets it."""
+
+    def __init__(self, channels: ChannelSet) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        _check_planes(image, self.channels)
+        return image
+
+
+def _check_planes(image: Tensor, channels: ChannelSet) -> None:
+    if image.dim() != 3 or image.shape[0] != len(channels):
+        raise ValueError(
+            f"The image has shape {tuple(image.shape)}, but the channels are {channels}: give "
+            f"({len(channels)}, H, W), or say the channels of this image."
+        )
+
+
+def _stats(channels: ChannelSet) -> tuple[Sequence[float], Sequence[float]]:
+    mean, std = channels.mean, channels.std
+    if mean is None or std is None:
+        without = [c.label for c in channels if c.mean is None]
+        raise ValueError(
+            f"Channels {channels}: no mean and std for {', '.join(without) or 'any channel'}. "
+            f"Measure them: channels.with_stats(*channel_stats(split))."
+        )
+    return mean, std
