@@ -63,14 +63,14 @@ def set_channels(model: nn.Module, channels: ChannelsLike | tuple[ChannelSet, ..
 def _record(model: nn.Module, channels: ChannelSet | None, default: ChannelSet) -> None:
     """Keep the channel set where timm keeps what a model was built with."""
     arguments: dict[str, Any] = dict(model._model_args)  # type: ignore[arg-type]
-    arguments.pop("channels", None)
+    arguments.pop("channel_set", None)
     if channels is None:
         model.in_chans = len(default)  # type: ignore[assignment]
     elif channels.channels:
         model.in_chans = len(channels)  # type: ignore[assignment]
-        arguments["channels"] = channels.to_config()
+        arguments["channel_set"] = channels.to_config()
     else:
-        arguments["channels"] = "anonymous"
+        arguments["channel_set"] = "anonymous"
     arguments["in_chans"] = model.in_chans
     model._model_args = arguments  # type: ignore[assignment]
 

@@ -9,6 +9,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -24,6 +25,8 @@ from timm.models import (
     register_model,
     resolve_pretrained_cfg,
 )
+from timm.models._builder import load_state_dict_from_path
+from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSetLike
@@ -35,12 +38,16 @@ PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
 LINEAR_FAMILIES = frozenset({"naflexvit", "gemma4_vit"})
 
+#: What a configuration says of where it and its weights come from.
+SOURCE_KEYS = frozenset(
+    {"architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source"}
+)
 #: Read by timm's `register_model`.
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
 def base_architectures() -> list[str]:
-    """timm's architectures that get a twin."""
+    """List the architectures of timm that get a twin."""
     linear = {name for family in LINEAR_FAMILIES for name in timm.list_models(module=family)}
     return [
         name
@@ -78,8 +85,8 @@ def _split_twin_weights(
     return base, mixers
 
 
-def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, Tensor] | None:
-    """The state dict behind a configuration, if it may be that of a twin.
+def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, Any] | None:
+    """Read the state dict behind a configuration, if it may be that of a twin.
 
     Weights that timm publishes for the base architecture are left to timm's own loading.
     """
@@ -87,25 +94,19 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, Te
         return None
     if cfg.state_dict is not None:
         return dict(cfg.state_dict)
-    if cfg.file is not None and cfg.source != "hf-hub":
-        return load_state_dict_from(cfg)
-    own = {known.hf_hub_id for known in get_arch_pretrained_cfgs(base).values()}
-    if cfg.hf_hub_id is None or cfg.hf_hub_id in own:
-        return None
-    args = (cfg.hf_hub_id, *([cfg.hf_hub_filename] if cfg.hf_hub_filename else []))
-    return load_state_dict_from_hf(*args, weights_only=True, cache_dir=cache_dir)
-
-
-def load_state_dict_from(cfg: PretrainedCfg) -> dict[str, Tensor]:
-    """Read a local file, or the weights in a local folder in hub form."""
-    from timm.models._builder import load_state_dict_from_path
-
-    assert cfg.file is not None
     if cfg.source == "local-dir":
-        from pathlib import Path
-
-        return load_state_dict_from_path(Path(cfg.file))
-    return load_state_dict(cfg.file)
+        return load_state_dict_from_path(Path(str(cfg.file)))
+    if cfg.file is not None and cfg.source is None:
+        return load_state_dict(cfg.file)
+    published = {known.hf_hub_id for known in get_arch_pretrained_cfgs(base).values()}
+    if cfg.hf_hub_id is None or cfg.hf_hub_id in published:
+        return None
+    return load_state_dict_from_hf(
+        cfg.hf_hub_id,
+        cfg.hf_hub_filename or HF_WEIGHTS_NAME,
+        weights_only=True,
+        cache_dir=cache_dir,
+    )
 
 
 def _build_twin(
@@ -116,7 +117,7 @@ def _build_twin(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: Any = None,
     in_chans: int | None = None,
-    channels: ChannelSetLike | None = None,
+    channel_set: ChannelSetLike | None = None,
     channel_names: tuple[str, ...] = (),
     **kwargs: Any,
 ) -> nn.Module:
@@ -128,61 +129,53 @@ def _build_twin(
         pretrained_cfg: As in `timm.create_model`.
         pretrained_cfg_overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
-        in_chans: The default number of channels; a number other than 3 without `channels` means
+        in_chans: The default number of channels; a number other than 3 without `channel_set` means
             anonymous channels. The kernel bank always has the base's 3.
-        channels: The channels of the input; None for the default rule.
+        channel_set: The channels of the input (`channels` is taken: it is ResNet's widths); None
+            for the default rule.
         channel_names: Names without a wavelength that the model learns a code for.
         **kwargs: Every other keyword of the base architecture.
     """
-    twin = PREFIX + base
-    cfg = resolve_pretrained_cfg(twin, pretrained_cfg, pretrained_cfg_overlay)
-    first_conv = get_pretrained_cfg(base).first_conv
-    base_cfg = replace(cfg, architecture=base, first_conv=first_conv)
+    cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
+    registered = get_pretrained_cfg(base)
+    assert registered is not None
+    base_cfg = replace(cfg, architecture=base, first_conv=registered.first_conv)
+    weights = _read_weights(cfg, base, cache_dir) if pretrained else None
     mixers: dict[str, dict[str, Tensor]] = {}
-    if pretrained:
-        weights = _read_weights(cfg, base, cache_dir)
-        if weights is not None:
-            weights, mixers = _split_twin_weights(weights)
-            base_cfg = replace(base_cfg, state_dict=weights, file=None, url=None, hf_hub_id=None,
-                               source=None)  # fmt: skip
+    if weights is not None:
+        weights, mixers = _split_twin_weights(weights)
+        nowhere: dict[str, Any] = dict.fromkeys(("url", "file", "hf_hub_id", "source"))
+        base_cfg = replace(base_cfg, state_dict=weights, **nowhere)
     traced = kwargs.get("features_only") and kwargs.get("feature_cls") == "fx"
-    feature_kwargs = {}
     if traced:
-        for key in ("features_only", "feature_cls", "out_indices"):
-            feature_kwargs[key] = kwargs.pop(key, None)
+        out_indices = kwargs.pop("out_indices", (0, 1, 2, 3, 4))
+        del kwargs["features_only"], kwargs["feature_cls"]
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
-    adapt(model, "dwg", channels=channels, in_chans=in_chans, channel_names=channel_names)
-    own = {key: value for key, value in cfg.to_dict().items() if key != "state_dict"}
-    own.update(architecture=twin, first_conv=())
-    model.pretrained_cfg = {
-        **model.pretrained_cfg,
-        **{k: v for k, v in own.items() if k in model.pretrained_cfg},
-    }
-    model.default_cfg = model.pretrained_cfg
-    if mixers:
-        _load_mixers(model, mixers)
-    if traced:
-        return _trace_features(model, feature_kwargs["out_indices"])
-    return model
+    adapt(model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names)
+    _load_mixers(model, mixers)
+    source = {key: value for key, value in cfg.to_dict().items() if key in SOURCE_KEYS}
+    kept = {key: v for key, v in model.pretrained_cfg.items() if key != "state_dict"}
+    model.pretrained_cfg = model.default_cfg = {**kept, **source}
+    return _trace_features(model, out_indices) if traced else model
 
 
 def _load_mixers(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None:
-    """Load the stems' own weights; stems stand in the order of their paths."""
+    """Load the stems' own weights, if there are any; stems stand in the order of their paths."""
     mixers = stems(model)
-    if len(mixers) != len(weights):
+    if weights and len(mixers) != len(weights):
         raise ValueError(
             f"The weights hold {len(weights)} stems, but the model has {len(mixers)}: they belong "
             f"to another architecture."
         )
-    for mixer, path in zip(mixers, sorted(weights), strict=True):
+    for mixer, path in zip(mixers, sorted(weights), strict=False):
         mixer.load_state_dict(weights[path])
 
 
-def _trace_features(model: nn.Module, out_indices: tuple[int, ...] | None) -> nn.Module:
-    """timm's feature extraction by torch.fx, made from the adapted model."""
-    features = FeatureGraphNet(model, out_indices=out_indices or (0, 1, 2, 3, 4))
+def _trace_features(model: nn.Module, out_indices: tuple[int, ...]) -> nn.Module:
+    """Extract features by torch.fx, on a graph made from the adapted model."""
+    features = FeatureGraphNet(model, out_indices=out_indices)
     for name in ("pretrained_cfg", "default_cfg", "in_chans", "_traits", "_model_args"):
         setattr(features, name, getattr(model, name))
     return features
@@ -203,7 +196,9 @@ def register_twins() -> None:
     """Register the twins with timm, under the tags of their base architectures."""
     for base in base_architectures():
         cfgs = get_arch_pretrained_cfgs(base)
-        tags = {name.partition(".")[2]: replace(cfg, first_conv=()) for name, cfg in cfgs.items()}
+        for cfg in cfgs.values():
+            cfg.first_conv = ()  # type: ignore[assignment]  # not None: timm shall do no surgery on a stem
+        tags = {name.partition(".")[2]: cfg for name, cfg in cfgs.items()}
         default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
         globals()[PREFIX + base] = register_model(_entrypoint(base))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -81,15 +82,17 @@ class DWGMixer(Mixer):
         self.channel_names = tuple(channel_names)
         self.num_frequencies = num_frequencies
         super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
-        options = {"device": device, "dtype": dtype}
-        self.content = nn.Linear(NUM_STATISTICS, width, **options)
-        self.identity = nn.Linear(2 * num_frequencies, width, bias=False, **options)
+        linear = partial(nn.Linear, device=device, dtype=dtype)
+        self.content = linear(NUM_STATISTICS, width)
+        self.identity = linear(2 * num_frequencies, width, bias=False)
         # Row 0 is that of channels outside the vocabulary; its gate is always 0.
         words = len(self.channel_names) + 1
-        self.vocabulary = nn.Embedding(words, width, **options) if channel_names else None
-        self.own = nn.Linear(width, width, **options)
-        self.context = nn.Linear(width, width, bias=False, **options)
-        self.out = nn.Linear(width, self.num_virtual, **options)
+        self.vocabulary = (
+            nn.Embedding(words, width, device=device, dtype=dtype) if channel_names else None
+        )
+        self.own = linear(width, width)
+        self.context = linear(width, width, bias=False)
+        self.out = linear(width, self.num_virtual)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

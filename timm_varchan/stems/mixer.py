@@ -96,9 +96,10 @@ class Mixer(nn.Module):
         self.num_virtual = len(self.virtual_channels)
         self.mixed = False
         self.channels = None
-        options = {"device": device, "dtype": dtype or torch.get_default_dtype()}
+        dtype = dtype or torch.get_default_dtype()
         for name in self.table_names():
-            self.register_buffer(name, torch.empty(0, **options), persistent=False)
+            empty = torch.empty(0, device=device, dtype=dtype)
+            self.register_buffer(name, empty, persistent=False)
         self._build_tables()
 
     @classmethod

@@ -15,6 +15,11 @@ from timm_varchan.stems.mixer import ChannelsLike, Mixer
 
 __all__ = ["Stem"]
 
+#: What backbones and checkpoint filters of timm read from a first convolution.
+BANK_ATTRIBUTES = frozenset(
+    {"weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding"}
+)
+
 
 class _RecordWeight(TorchFunctionMode):
     """Notes the weight that a convolution is called with, standardised or not."""
@@ -45,10 +50,6 @@ class Stem(nn.Module):
         mixer: Makes K virtual channels of C.
         bank: The original convolution for K channels, or the block that begins with it.
     """
-
-    __jit_unused_properties__ = (
-        "weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding",
-    )  # fmt: skip
 
     def __init__(self, mixer: Mixer, bank: nn.Module) -> None:
         super().__init__()
@@ -89,40 +90,11 @@ class Stem(nn.Module):
         assert record.weight is not None
         return torch.einsum("bck,okij->bocij", self.mixer.coefficients(x), record.weight)
 
-    @property
-    def weight(self) -> Tensor:
-        """The bank's weight, `(out, K, kh, kw)`."""
-        return self.bank.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bank's bias, `(out,)`."""
-        return self.bank.bias
-
-    @property
-    def in_channels(self) -> int:
-        """K, the channels that the bank takes."""
-        return self.mixer.num_virtual
-
-    @property
-    def out_channels(self) -> int:
-        """The channels that the bank makes."""
-        return self.bank.out_channels
-
-    @property
-    def kernel_size(self) -> tuple[int, int]:
-        """The bank's kernel size in pixels."""
-        return self.bank.kernel_size
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """The bank's stride in pixels."""
-        return self.bank.stride
-
-    @property
-    def padding(self) -> tuple[int, int] | str:
-        """The bank's padding in pixels."""
-        return self.bank.padding
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the bank where a backbone reads attributes of its first convolution."""
+        if name in BANK_ATTRIBUTES:
+            return getattr(self.bank, name)
+        return super().__getattr__(name)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
