@@ -1,0 +1,196 @@
+"""Classification metrics that work offline, with 95 % intervals, and paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import datasets
+import evaluate
+import numpy as np
+from scipy import sparse, stats
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
+__all__ = [
+    "METRICS",
+    "ChannelSetMetrics",
+    "Difference",
+    "Estimate",
+    "classification_metrics",
+    "paired_difference",
+    "wilson_interval",
+]
+
+#: The metrics of every result, in the order of the tables.
+METRICS = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+NUM_BOOTSTRAP_DRAWS = 1000
+_BOOTSTRAP_CHUNK = 100  # draws at once: bounds the memory with many classes
+_Z95 = float(stats.norm.ppf(0.975))
+
+
+class Estimate(NamedTuple):
+    """A metric in 0..1 and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """Accuracy of a minus accuracy of b on the same images, its 95 % interval, and a p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
+    """Accuracy and macro precision, recall and f1 as an `evaluate` module without the hub.
+
+    It lives in memory and in one process: gather predictions first, every process then computes the
+    same values. `compute` takes `num_classes`; a class that no image has counts as 0 in the means.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(keep_in_memory=True, num_process=1, **kwargs)
+
+    def _info(self) -> Any:
+        label = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description="Accuracy and macro-averaged precision, recall and f1.",
+            citation="",
+            inputs_description="Predicted and true class indices.",
+            features=datasets.Features({"predictions": label, "references": label}),
+        )
+
+    def _compute(
+        self, predictions: Sequence[int], references: Sequence[int], num_classes: int
+    ) -> dict[str, float]:
+        """The metrics by name (`METRICS`)."""
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, labels=range(num_classes), average="macro", zero_division=0
+        )
+        accuracy = accuracy_score(references, predictions)
+        values = (accuracy, precision, recall, f1)
+        return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+
+
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a proportion, also where it is 0 or 1.
+
+    Source: Wilson, JASA 22 (1927).
+    """
+    if total < 1:
+        raise ValueError(f"A proportion needs at least one image, not {total}.")
+    share, square = successes / total, _Z95**2
+    centre = (share + square / (2 * total)) / (1 + square / total)
+    half = _Z95 * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
+    half /= 1 + square / total
+    # Rounding must not put the estimate outside its own interval.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def _bootstrap(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Macro precision, recall and f1 of resampled confusion matrices, `(draws, 3)` at a time."""
+    true, predicted = np.nonzero(counts)
+    cells = counts[true, predicted]
+    num_cells, num_classes = len(cells), len(counts)
+    rows = np.arange(num_cells)
+    of_true = sparse.csr_array((np.ones(num_cells), (rows, true)), (num_cells, num_classes))
+    of_predicted = sparse.csr_array(
+        (np.ones(num_cells), (rows, predicted)), (num_cells, num_classes)
+    )
+    hits = sparse.csr_array(
+        ((true == predicted).astype(float), (rows, true)), (num_cells, num_classes)
+    )
+    rng = np.random.default_rng(seed)
+    for _ in range(0, NUM_BOOTSTRAP_DRAWS, _BOOTSTRAP_CHUNK):
+        drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=_BOOTSTRAP_CHUNK)
+        hit, support, guessed = drawn @ hits, drawn @ of_true, drawn @ of_predicted
+        precision = np.divide(hit, guessed, out=np.zeros_like(hit), where=guessed > 0)
+        recall = np.divide(hit, support, out=np.zeros_like(hit), where=support > 0)
+        both = support + guessed
+        f1 = np.divide(2 * hit, both, out=np.zeros_like(hit), where=both > 0)
+        yield np.stack([precision.mean(1), recall.mean(1), f1.mean(1)], axis=1)
+
+
+def classification_metrics(
+    predictions: Sequence[int] | np.ndarray,
+    references: Sequence[int] | np.ndarray,
+    num_classes: int,
+    *,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """The metrics of `METRICS` with 95 % intervals.
+
+    Args:
+        predictions: Predicted class of every image.
+        references: True class of every image.
+        num_classes: How many classes there are, also those that no image has.
+        seed: Of the bootstrap.
+
+    Returns:
+        By name: the Wilson interval for accuracy, for macro means the percentile interval of 1,000
+        resampled confusion matrices (widened to hold the estimate where it is at an end).
+
+    Raises:
+        ValueError: No images, or classes outside `range(num_classes)`.
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    if not len(references) or len(references) != len(predictions):
+        raise ValueError(
+            f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
+            f"for at least one image."
+        )
+    top = int(max(predictions.max(), references.max()))
+    if top >= num_classes or min(predictions.min(), references.min()) < 0:
+        raise ValueError(f"Class {top} is outside the {num_classes} classes; raise num_classes.")
+    values = ChannelSetMetrics().compute(
+        predictions=predictions, references=references, num_classes=num_classes
+    )
+    counts = confusion_matrix(references, predictions, labels=range(num_classes))
+    draws = np.concatenate(list(_bootstrap(counts, seed)))
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    intervals = [wilson_interval(int(np.trace(counts)), len(references))]
+    intervals += [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return {
+        name: Estimate(values[name], min(low, values[name]), max(high, values[name]))
+        for name, (low, high) in zip(METRICS, intervals, strict=True)
+    }
+
+
+def paired_difference(
+    correct_a: Sequence[bool] | np.ndarray, correct_b: Sequence[bool] | np.ndarray
+) -> Difference:
+    """Compare two models, or one on two channel sets, image by image.
+
+    Source: the exact McNemar test; interval of Agresti and Min, Statistics in Medicine 24 (2005),
+    which adds half an image to every cell.
+
+    Args:
+        correct_a: Whether a was right, one value an image.
+        correct_b: Whether b was, on the same images in the same order.
+
+    Returns:
+        The difference in accuracy (a - b), its 95 % interval and the two-sided p-value.
+
+    Raises:
+        ValueError: No images, or different numbers of them.
+    """
+    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    if a.shape != b.shape or a.ndim != 1 or not a.size:
+        raise ValueError(
+            f"Shapes {a.shape} and {b.shape} cannot be paired; give one value an image for the "
+            f"same images in the same order."
+        )
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    difference = (only_a - only_b) / a.size
+    discordant = only_a + only_b
+    p = float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    n = a.size + 2
+    centre = (only_a - only_b) / n
+    half = _Z95 * math.sqrt(discordant + 1 - (only_a - only_b) ** 2 / n) / n
+    low, high = min(centre - half, difference), max(centre + half, difference)
+    return Difference(difference, max(-1.0, low), min(1.0, high), p)
