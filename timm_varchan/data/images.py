@@ -1,7 +1,7 @@
 """Image files and arrays to tensors: any bit depth, any number of planes, plain errors.
 
-Pillow reads what has one byte a sample, torchvision 16-bit PNG (Pillow would drop eight bits of
-its colours), tifffile every TIFF, and NumPy `.npy`.
+Pillow reads pictures (16-bit colours in two passes, as it keeps one byte of each), tifffile every
+TIFF, NumPy `.npy`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import tifffile
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
-from torchvision.io import decode_png
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 
@@ -36,6 +35,8 @@ DECODE_ERRORS = (
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length and type 8, width 4, height 4
+_SIXTEEN_BITS = 16
+_ALPHA = (1, 2)  # TIFF's ExtraSamples: associated and unassociated alpha
 
 
 class Planes(NamedTuple):
@@ -69,11 +70,31 @@ def decode_planes(data: bytes, num_channels: int | None = None) -> Planes:
         return Planes(planes_from_array(array, num_channels))
     if data[:4] in _TIFF:
         return _decode_tiff(data)
-    if data[:8] == _PNG and data[_PNG_BIT_DEPTH_AT : _PNG_BIT_DEPTH_AT + 1] == b"\x10":
-        image = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        return Planes(image, has_alpha=image.shape[0] in (2, 4))
     with Image.open(io.BytesIO(data)) as picture:
+        is_png16 = data[:8] == _PNG and data[_PNG_BIT_DEPTH_AT] == _SIXTEEN_BITS
+        if is_png16 and picture.mode in ("RGB", "RGBA"):
+            return _png16(data, picture.mode)
         return _from_pillow(picture)
+
+
+def _png16(data: bytes, mode: str) -> Planes:
+    """Colours of 16 bits: Pillow takes the high byte of each, or the low one if asked to swap."""
+    passes = []
+    for raw_mode in (f"{mode};16B", f"{mode};16L"):
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.tile = [(*tile[:3], raw_mode) for tile in picture.tile]  # type: ignore[misc]
+            passes.append(np.asarray(picture).astype(np.uint16))
+    high, low = passes
+    return Planes(_to_tensor(np.moveaxis(high * 256 + low, -1, 0)), has_alpha=mode == "RGBA")
+
+
+def decode_reason(error: BaseException) -> str:
+    """One line that says what a decoder found."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if "cannot identify image file" in str(error):  # Pillow goes on with a memory address
+        return "it is no image"
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _from_pillow(picture: Image.Image) -> Planes:
@@ -101,7 +122,9 @@ def _decode_tiff(data: bytes) -> Planes:
                 raise
             return _pillow_tiff(data, error)
         axes = series.axes
-    return Planes(_to_tensor(_planes_first(array, axes)))
+        extra = tuple(getattr(series.keyframe, "extrasamples", ()))
+    is_rgba = photometric == tifffile.PHOTOMETRIC.RGB and extra[-1:] in [(a,) for a in _ALPHA]
+    return Planes(_to_tensor(_planes_first(array, axes)), has_alpha=is_rgba)
 
 
 def _pillow_tiff(data: bytes, cause: ValueError | None = None) -> Planes:
@@ -228,7 +251,7 @@ def read_image(
         image = fit_planes(decode_planes(data, len(wanted)), wanted)
     except DECODE_ERRORS as error:
         raise ValueError(
-            f"Cannot read {named}: {error}. Give a JPEG, PNG, TIFF or .npy file with the planes "
-            f"{wanted}."
+            f"Cannot read {named}: {decode_reason(error)}. Give a JPEG, PNG, TIFF or .npy file "
+            f"with the planes {wanted}."
         ) from error
     return to_stored_values(image, value_scale)

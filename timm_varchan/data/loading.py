@@ -13,7 +13,7 @@ from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.data.labels import LabelColumn, balanced_indices, resolve_labels
 from timm_varchan.data.rows import RowReader, RowSource, guess_channels
 from timm_varchan.data.sources import Tables, load_tables
-from timm_varchan.data.split import ImageData, ImageSplit
+from timm_varchan.data.split import ROW_CURE, ImageData, ImageSplit
 from timm_varchan.data.synthetic import synthetic_data
 
 
@@ -178,10 +178,10 @@ def _find_column(table: datasets.Dataset, asked: str | None, rule: _ColumnRule, 
 
 
 def _labelled_split(reader: RowReader, labels: LabelColumn, skip_corrupt: bool) -> ImageSplit:
-    problems = [str(reader.source.error(row, text)) for row, text in labels.problems.items()]
+    problems = [reader.source.where(row, text) for row, text in labels.problems.items()]
     if problems and not skip_corrupt:
-        more = f" {len(problems) - 1} further rows have no valid label." if problems[1:] else ""
-        raise ValueError(problems[0] + more)
+        more = f" (and {len(problems) - 1} rows more)" if problems[1:] else ""
+        raise ValueError(problems[0] + more + ROW_CURE)
     rows = [row for row, index in enumerate(labels.indices) if index >= 0]
     return ImageSplit(reader, labels.indices, rows=rows, skipped=problems)
 

@@ -14,10 +14,12 @@ from timm_varchan.data.images import (
     DECODE_ERRORS,
     Planes,
     decode_planes,
+    decode_reason,
     fit_planes,
     planes_from_array,
     to_stored_values,
 )
+from timm_varchan.data.split import ROW_CURE
 
 _NUM_LOOKED_AT = 16
 
@@ -61,7 +63,6 @@ class RowSource:
         Raises:
             ValueError: It cannot be read; names the split, the row, the file and the cure.
         """
-        value: Any = None
         try:
             value = self._table[row][self._column]
             if self._array_type is not None:
@@ -69,7 +70,7 @@ class RowSource:
                 return Planes(planes_from_array(array, num_channels))
             return decode_planes(self._bytes(value), num_channels)
         except DECODE_ERRORS as error:
-            raise self.error(row, f"cannot be read: {_reason(error)}", value) from error
+            raise self.error(row, f"cannot be read: {decode_reason(error)}") from error
 
     def _bytes(self, value: Any) -> bytes:
         if value is None:
@@ -82,24 +83,17 @@ class RowSource:
             value = value["path"]
         return (self._folder / value).read_bytes()
 
-    def error(self, row: int, problem: str, value: Any = None) -> ValueError:
+    def where(self, row: int, problem: str) -> str:
+        """A problem with the split, the row and the file in front of it."""
+        file = self._table[row][self._column] if self._array_type is None else None
+        if isinstance(file, dict):
+            file = file.get("path")
+        named = f" ({file})" if isinstance(file, str) else ""
+        return f"{self._split} row {row}{named} {problem}"
+
+    def error(self, row: int, problem: str) -> ValueError:
         """An error that names the split, the row, the file and the cure."""
-        if isinstance(value, dict):
-            value = value.get("path")
-        file = f" ({value})" if isinstance(value, str) else ""
-        return ValueError(
-            f"{self._split} row {row}{file} {problem}. Repair it or take it out, or leave such "
-            f"rows out with --skip-corrupt (skip_corrupt=True)."
-        )
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    # Pillow names a BytesIO at some address, and torchvision adds lines of C++ frames.
-    if "cannot identify image file" in str(error):
-        return "it is no image"
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return ValueError(self.where(row, problem) + ROW_CURE)
 
 
 class RowReader:

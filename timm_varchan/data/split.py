@@ -16,6 +16,10 @@ from timm_varchan.channels import ChannelSet
 
 logger = logging.getLogger(__name__)
 
+#: How the error about a row ends.
+ROW_CURE = (
+    ". Repair it or take it out, or leave such rows out with --skip-corrupt (skip_corrupt=True)."
+)
 _NAMED_IN_WARNING = 5
 
 
@@ -105,7 +109,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         try:
             self._reader(row)
         except ValueError as error:
-            return str(error)
+            return str(error).removesuffix(ROW_CURE)
         return None
 
 

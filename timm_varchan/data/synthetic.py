@@ -79,6 +79,11 @@ _GROUNDS = np.stack([curve(_BANDS_NM) for curve in _GROUND]).astype(np.float32)
 _HAZE = ((470.0 / _BANDS_NM) ** 3).astype(np.float32)  # scattering falls off with wavelength
 
 
+def class_reflectances() -> dict[str, tuple[float, ...]]:
+    """Reflectance of every class's material in `SYNTHETIC_CHANNELS`, without marks and grain."""
+    return {name: tuple(map(float, row)) for name, row in zip(_CURVES, _MATERIALS, strict=True)}
+
+
 def synthetic_image(seed: int, split: str, index: int, img_size: int = DEFAULT_IMG_SIZE) -> Tensor:
     """One image with all bands; it depends on the arguments alone.
 
@@ -116,17 +121,24 @@ def _ground(rng: np.random.Generator, img_size: int) -> np.ndarray:
     return scene * (0.8 + 0.4 * rng.random((img_size, img_size), dtype=np.float32))
 
 
-def _shape(rng: np.random.Generator, img_size: int, low: float, high: float) -> np.ndarray:
-    """Mask of a blob with a wavy outline; its radius is `low` to `high` of the image's side."""
+def _shape(
+    rng: np.random.Generator, img_size: int, low: float, high: float
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Box and mask in it of a blob with a wavy outline, of `low` to `high` sides' radius."""
     radius = img_size * rng.uniform(low, high)
-    row, column = rng.uniform(radius, img_size - radius, size=2)
-    axis = np.arange(img_size, dtype=np.float32)
-    down, across = axis[:, None] - np.float32(row), axis[None] - np.float32(column)
-    waves = int(rng.integers(2, 6))
-    edge = 1 + rng.uniform(0.0, 0.3) * np.cos(
-        waves * np.arctan2(down, across) + rng.uniform(0, 2 * np.pi)
+    place = rng.uniform(radius, img_size - radius, size=2)
+    waves, depth, turn = int(rng.integers(2, 6)), rng.uniform(0, 0.3), rng.uniform(0, 2 * np.pi)
+    reach = radius * (1 + depth)
+    starts = np.maximum(0, np.floor(place - reach)).astype(int)
+    stops = np.minimum(img_size, np.ceil(place + reach) + 1).astype(int)
+    down, across = (
+        np.arange(start, stop, dtype=np.float32) - np.float32(centre)
+        for start, stop, centre in zip(starts, stops, place, strict=True)
     )
-    return np.hypot(down, across) < radius * edge
+    angle = np.arctan2(down[:, None], across[None])
+    edge = np.float32(radius) * (1 + np.float32(depth) * np.cos(waves * angle + np.float32(turn)))
+    box = (slice(starts[0], stops[0]), slice(starts[1], stops[1]))
+    return box, down[:, None] ** 2 + across[None] ** 2 < edge**2
 
 
 def _texture(rng: np.random.Generator, name: str, img_size: int) -> np.ndarray:
@@ -147,10 +159,15 @@ def _texture(rng: np.random.Generator, name: str, img_size: int) -> np.ndarray:
 
 
 def _paint(
-    scene: np.ndarray, mask: np.ndarray, curve: np.ndarray, texture: np.ndarray | None = None
+    scene: np.ndarray,
+    shape: tuple[tuple[slice, slice], np.ndarray],
+    curve: np.ndarray,
+    texture: np.ndarray | None = None,
 ) -> None:
-    inside = np.ones(int(mask.sum()), np.float32) if texture is None else texture[mask]
-    scene[:, mask] = curve[:, None] * inside
+    box, mask = shape
+    inside = curve[:, None, None] if texture is None else curve[:, None, None] * texture[box]
+    view = scene[:, box[0], box[1]]
+    np.copyto(view, inside, where=mask)
 
 
 def _sense(rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:

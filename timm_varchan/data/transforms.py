@@ -94,7 +94,7 @@ def train_transform(
     rotation_degrees: float = 15.0,
     channel_shuffle: bool = False,
 ) -> nn.Module:
-    """The reference report's augmentation: crop, flip, rotation, normalisation, channel shuffling.
+    """The reference report's augmentation: crop, flip, normalisation, rotation, channel shuffling.
 
     Args:
         img_size: Height and width of the result.
@@ -112,7 +112,6 @@ def train_transform(
     Raises:
         ValueError: A channel without mean and std.
     """
-    means, _ = _stats(channels)
     steps: list[nn.Module] = [
         ScaleValues(),
         _CheckPlanes(channels),
@@ -122,10 +121,15 @@ def train_transform(
         steps.append(v2.RandomHorizontalFlip(hflip))
     if vflip > 0:
         steps.append(v2.RandomVerticalFlip(vflip))
+    steps.append(NormalizeChannels(channels))
     if rotation_degrees > 0:
+        # After the normalisation, so that corners are the mean, 0. Not fill=: torchvision blends
+        # the rim twice then, and it comes out below both the image and the fill.
         bilinear = InterpolationMode.BILINEAR
-        steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=list(means)))
-    return _finish(steps, channels, channel_shuffle)
+        steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=None))
+    if channel_shuffle:
+        steps.append(ChannelShuffle())
+    return nn.Sequential(*steps)
 
 
 def eval_transform(
@@ -152,18 +156,13 @@ def eval_transform(
     """
     if not 0 < crop_pct <= 1:
         raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
-    _stats(channels)
     steps: list[nn.Module] = [
         ScaleValues(),
         _CheckPlanes(channels),
         v2.Resize(round(img_size / crop_pct), antialias=True),
         v2.CenterCrop(img_size),
+        NormalizeChannels(channels),
     ]
-    return _finish(steps, channels, channel_shuffle)
-
-
-def _finish(steps: list[nn.Module], channels: ChannelSet, channel_shuffle: bool) -> nn.Module:
-    steps.append(NormalizeChannels(channels))
     if channel_shuffle:
         steps.append(ChannelShuffle())
     return nn.Sequential(*steps)
