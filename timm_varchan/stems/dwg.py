@@ -1,10 +1,9 @@
 """The dynamic weight-generating stem: coefficients from each channel's content and identity."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,6 @@ __all__ = ["DWGMixer", "fourier_features"]
 
 #: Statistics of a plane that describe its content.
 NUM_STATISTICS = 2
-#: Statistics are clamped to this before their logarithm: no finite input may give NaN.
-STATISTIC_LIMIT = 1e4
-#: Added to the variance: constant planes need a finite gradient.
-VARIANCE_EPS = 1e-6
 
 
 def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor:
@@ -64,6 +59,10 @@ class DWGMixer(Mixer):
     """
 
     content_dependent = True
+    #: Statistics are clamped to this before their logarithm: no finite input may give NaN.
+    statistic_limit: Final[float] = 1e4
+    #: Added to the variance: constant planes need a finite gradient.
+    variance_eps: Final[float] = 1e-6
 
     code: Tensor
     word: Tensor
@@ -146,8 +145,8 @@ class DWGMixer(Mixer):
         planes = x.flatten(2).float()
         mean = planes.mean(-1)
         variance = (planes - mean.unsqueeze(-1)).square().mean(-1)
-        mean = mean.clamp(-STATISTIC_LIMIT, STATISTIC_LIMIT)
-        deviation = (variance.clamp(max=STATISTIC_LIMIT**2) + VARIANCE_EPS).sqrt()
+        mean = mean.clamp(-self.statistic_limit, self.statistic_limit)
+        deviation = (variance.clamp(max=self.statistic_limit**2) + self.variance_eps).sqrt()
         statistics = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
         return statistics.to(self.content.weight.dtype)
 

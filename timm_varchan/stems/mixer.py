@@ -4,8 +4,6 @@ Axes: B batch, S channel sets at once (1, or B for mixed batches), P rows of a t
 K virtual channels, H W pixels, D width.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -72,7 +70,7 @@ class Mixer(nn.Module):
     #: The coefficients depend on the content of the image, not only on the channel set.
     content_dependent: ClassVar[bool] = False
 
-    channels: ChannelSet | tuple[ChannelSet, ...] | None
+    # No postponed annotations in this package: TorchScript reads these as types.
     prior: Tensor
     present: Tensor
     num_named: Tensor
@@ -95,7 +93,7 @@ class Mixer(nn.Module):
             )
         self.num_virtual = len(self.virtual_channels)
         self.mixed = False
-        self.channels = None
+        self.channels: ChannelSet | tuple[ChannelSet, ...] | None = None
         dtype = dtype or torch.get_default_dtype()
         for name in self.table_names():
             empty = torch.empty(0, device=device, dtype=dtype)

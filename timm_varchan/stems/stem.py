@@ -1,7 +1,5 @@
 """Mixer and kernel bank as one module, in the place and under the name of a first convolution."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

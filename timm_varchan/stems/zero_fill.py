@@ -1,7 +1,5 @@
 """The naive way with missing channels: planes of zeros in their place."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
