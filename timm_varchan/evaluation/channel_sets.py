@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet
@@ -170,7 +171,7 @@ def predict_channel_sets(
     )
     device = next(model.parameters()).device
     own = {
-        key: share(accelerator.unwrap_model(model) if accelerator else model, statistics=buffers)
+        key: share(unwrap_model(model), statistics=buffers)
         for key, buffers in (statistics or {}).items()
     }
     gathered: list[Tensor] = []

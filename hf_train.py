@@ -1,0 +1,41 @@
+"""Train a model for any number of channels and evaluate it on every channel set.
+
+python hf_train.py                        one process
+accelerate launch hf_train.py             as `accelerate config`, or --config_file configs/*.yaml
+"""
+
+import logging
+import shlex
+import sys
+
+from timm_varchan.training import (
+    Interrupted,
+    NonFiniteLossError,
+    SetupError,
+    TrainConfig,
+    accuracy_table,
+    run,
+    size_table,
+)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse, train, evaluate, report."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    config = TrainConfig.from_args(args)
+    try:
+        outcome = run(config)
+    except (SetupError, NonFiniteLossError) as error:
+        raise SystemExit(f"hf_train: {error}") from error
+    except Interrupted:
+        flags = shlex.join([*config.to_args(), *([] if config.resume else ["--resume", "auto"])])
+        print(f"Stopped; a checkpoint is saved. Resume with: {sys.argv[0]} {flags}")
+        return
+    if outcome.is_main:
+        print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")
+        print(f"Accuracy in per cent, 95 % intervals. Everything is in {outcome.folder}/")
+
+
+if __name__ == "__main__":
+    main()

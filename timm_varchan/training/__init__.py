@@ -1,0 +1,21 @@
+"""Training and evaluation of one run, under `accelerate`."""
+
+from timm_varchan.training.channel_draws import CHANNEL_AUGS, DrawKey, draw_channels
+from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
+from timm_varchan.training.results import accuracy_table, size_table
+from timm_varchan.training.run import Outcome, SetupError, run
+
+__all__ = [
+    "CHANNEL_AUGS",
+    "DrawKey",
+    "Interrupted",
+    "NonFiniteLossError",
+    "Outcome",
+    "SetupError",
+    "TrainConfig",
+    "accuracy_table",
+    "draw_channels",
+    "run",
+    "size_table",
+]
