@@ -12,7 +12,7 @@ import datasets
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.data.labels import LabelColumn, balanced_indices, resolve_labels
 from timm_varchan.data.rows import RowReader, RowSource, guess_channels
-from timm_varchan.data.sources import Tables, load_tables
+from timm_varchan.data.sources import Tables, empty_split, load_tables
 from timm_varchan.data.split import ROW_CURE, ImageData, ImageSplit
 from timm_varchan.data.synthetic import synthetic_data
 
@@ -123,13 +123,14 @@ def _make_splits(
     for split, table in tables.splits.items():
         where = f"{tables.name}/{split}"
         if len(table) == 0:
-            raise ValueError(
-                f"{where} is empty. Fill it, or leave it out with splits={{{split!r}: None}}."
-            )
+            raise empty_split(where, split)
         image = _find_column(table, options.image_column, _IMAGE_RULE, where)
         sources[split] = RowSource(table, image, where, tables.folder)
         label = _find_column(table, options.label_column, _LABEL_RULE, where)
-        columns[split] = (table.features[label], list(table.with_format(None)[label]))
+        columns[split] = (
+            table.features[label],
+            table.select_columns([label]).with_format(None)[:][label],
+        )
     names, labels = resolve_labels(columns, options.class_names)
     if channels is None or not channels.channels:
         guessed = guess_channels(next(iter(sources.values())))

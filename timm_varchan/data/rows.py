@@ -135,7 +135,7 @@ def guess_channels(source: RowSource) -> ChannelSet:
         try:
             counts.setdefault(source.planes(row).num_planes, row)
         except ValueError as error:
-            failure = error
+            failure = failure or error
     if not counts and failure is not None:
         raise failure
     if 3 in counts and set(counts) <= {1, 3}:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import datasets
+import pyarrow.parquet as parquet
 from datasets.exceptions import DatasetGenerationError
 
 from timm_varchan.data.images import IMAGE_SUFFIXES
@@ -164,16 +165,36 @@ def _load_parquet(
         name = file.parent.name if stem not in known and file.parent != folder else stem
         found.setdefault(name if name in known else stem, []).append(str(file))
     chosen = choose_splits(found, splits, folder or files[0])
+    for split, group in chosen.items():
+        if sum(_num_rows(file) for file in group) == 0:
+            raise empty_split(f"{', '.join(group)} ({split})", split)
     try:
         tables = datasets.load_dataset("parquet", data_files=chosen, cache_dir=cache_dir)
     except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"Cannot read the Parquet files of {folder or files[0]} "
-            f"({', '.join(Path(f).name for group in found.values() for f in group)}): {reason}. "
-            f"Check the files; all of them need the same columns."
+            f"({', '.join(file.name for file in files)}): {reason}. Check the files; all of them "
+            f"need the same columns."
         ) from error
     return dict(tables)
+
+
+def _num_rows(file: str) -> int:
+    try:
+        return parquet.read_metadata(file).num_rows
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"Cannot read the Parquet file {file}: {reason}. Write it again, or take it out."
+        ) from error
+
+
+def empty_split(where: str, split: str) -> ValueError:
+    """The error for a split without rows."""
+    return ValueError(
+        f"{where} is empty. Fill it, or leave it out with splits={{{split!r}: None}}."
+    )
 
 
 def _read_list(path: Path) -> datasets.Dataset:
