@@ -1,0 +1,115 @@
+"""Build every twin and run it with several numbers of channels; write what happened as CSV.
+
+    python bench/sweep.py --output bench/results/twins-timm1.0.31.csv
+
+Architectures with at most `--max-params` million parameters run for real, with one image; larger
+ones on the meta device, which checks shapes alone. Rows already in the file are not repeated, so an
+interrupted sweep goes on where it stopped. Backbones of free input size run at the smallest of
+96, 128, 192 px and their own size that they take, the others at their own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import time
+import warnings
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import timm_varchan
+
+COUNTS = (1, 2, 3, 5)
+COLUMNS = (
+    "model", "base_params", "stem_params", "device", "img_size", "channels", "outcome", "reason",
+    "seconds",
+)  # fmt: skip
+
+
+def sizes(model: nn.Module) -> list[int]:
+    """Image sizes to try, in pixels, smallest first."""
+    own = max(model.pretrained_cfg["input_size"][-2:])
+    if model.pretrained_cfg.get("fixed_input_size"):
+        return [own]
+    return [size for size in (96, 128, 192) if size < own] + [own]
+
+
+def run(model: nn.Module, device: str) -> int:
+    """Run the model with every number of channels; returns the image size that it took."""
+    tried = sizes(model)
+    for size in tried:
+        try:
+            shapes = {
+                tuple(model(torch.randn(1, count, size, size, device=device)).shape)
+                for count in COUNTS
+            }
+        except (RuntimeError, AssertionError, ValueError):
+            if size == tried[-1]:
+                raise
+            continue
+        if len(shapes) > 1:
+            raise RuntimeError(f"The shape of the answer depends on the channels: {shapes}")
+        return size
+    raise AssertionError("unreachable")
+
+
+@torch.inference_mode()
+def examine(name: str, max_params: int) -> dict[str, object]:
+    """Build one twin, run it, and say what happened."""
+    row: dict[str, object] = {"model": name, "channels": "+".join(map(str, COUNTS))}
+    start = time.perf_counter()
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name).eval()
+        stem = sum(p.numel() for m in model.modules() if isinstance(m, timm_varchan.DWGMixer)
+                   for p in m.parameters())  # fmt: skip
+        total = sum(p.numel() for p in model.parameters())
+        device = "meta" if total > max_params else "cpu"
+        row |= {"base_params": total - stem, "stem_params": stem, "device": device}
+        if device == "cpu":
+            model = timm.create_model(name).eval()
+        row |= {"img_size": run(model, device), "outcome": "ok"}
+    except Exception as error:  # noqa: BLE001  the reason of every failure is the result
+        row |= {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+    row["seconds"] = f"{time.perf_counter() - start:.1f}"
+    return row
+
+
+def main() -> None:
+    """Parse the command line and sweep."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="CSV file, appended to")
+    parser.add_argument("--filter", default="dwg_*", help="which models, by wildcard")
+    parser.add_argument("--max-params", type=int, default=100_000_000, help="largest real forward")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if args.output.exists():
+        with args.output.open() as file:
+            done = {row["model"] for row in csv.DictReader(file)}
+    with args.output.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if not done:
+            writer.writeheader()
+        for name in tqdm([n for n in timm.list_models(args.filter) if n not in done]):
+            writer.writerow(examine(name, args.max_params))
+            file.flush()
+            gc.collect()
+    with args.output.open() as file:
+        rows = list(csv.DictReader(file))
+    failed = [row for row in rows if row["outcome"] != "ok"]
+    print(f"{len(rows) - len(failed)} of {len(rows)} twins ran ({1 - len(failed) / len(rows):.2%})")
+    for row in failed:
+        print(f"  {row['model']}: {row['reason']}")
+
+
+if __name__ == "__main__":
+    main()
