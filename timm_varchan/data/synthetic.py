@@ -200,7 +200,8 @@ class SyntheticReader:
 
     def __call__(self, row: int) -> Tensor:
         """The image `(C, img_size, img_size)` of a row, uint16."""
-        return synthetic_image(self._seed, self._split, row, self._img_size)[self._bands]
+        image = synthetic_image(self._seed, self._split, row, self._img_size)
+        return torch.from_numpy(image.numpy()[self._bands])  # few operations of torch take uint16
 
 
 def synthetic_data(
