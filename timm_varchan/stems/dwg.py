@@ -61,6 +61,8 @@ class DWGMixer(Mixer):
     content_dependent = True
     #: Statistics are clamped to this before their logarithm: no finite input may give NaN.
     statistic_limit: Final[float] = 1e4
+    #: Values are clamped to this before their statistics: sums of squares of any plane stay finite.
+    value_limit: Final[float] = 1e15
     #: Added to the variance: constant planes need a finite gradient.
     variance_eps: Final[float] = 1e-6
 
@@ -142,7 +144,7 @@ class DWGMixer(Mixer):
         Returns:
             `(B, C, 2)`: logarithms of the mean (signed) and of the standard deviation.
         """
-        planes = x.flatten(2).float()
+        planes = x.flatten(2).float().clamp(-self.value_limit, self.value_limit)
         mean = planes.mean(-1)
         variance = (planes - mean.unsqueeze(-1)).square().mean(-1)
         mean = mean.clamp(-self.statistic_limit, self.statistic_limit)

@@ -60,7 +60,8 @@ class Mixer(nn.Module):
         dtype: Their type.
 
     Raises:
-        ValueError: `virtual_channels` without a count.
+        ValueError: `virtual_channels` without a count, or default channels that the mixer cannot
+            serve.
     """
 
     #: Takes channels that have neither name nor wavelength.
@@ -92,6 +93,7 @@ class Mixer(nn.Module):
                 "virtual_channels needs a count: name them, or use ChannelSet.anonymous(K)."
             )
         self.num_virtual = len(self.virtual_channels)
+        self._check_channels(self.default_channels)
         self.mixed = False
         self.channels: ChannelSet | tuple[ChannelSet, ...] | None = None
         dtype = dtype or torch.get_default_dtype()

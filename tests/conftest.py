@@ -1,0 +1,98 @@
+"""What the tests of the core share: the architectures, small models of them, comparison."""
+
+import copy
+import functools
+
+import pytest
+import timm
+import torch
+
+import timm_varchan
+
+#: One architecture of each kind of first layer and of each way to normalise.
+ARCHS = (
+    "densenet121",
+    "resnet18",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "efficientnet_b0",
+    "mobileone_s0",
+    "swin_tiny_patch4_window7_224",
+    "nfnet_l0",
+)
+#: Arguments that make a model fit 64 px, and shallower where its family lets it.
+SMALL = {
+    "resnet18": {"layers": (1, 1, 1, 1)},
+    "convnext_atto": {"depths": (1, 1, 1, 1)},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64, "depths": (1, 1, 1, 1), "strict_img_size": False,
+    },
+}  # fmt: skip
+NUM_CLASSES = 7
+
+
+def small_model(name, **kwargs):
+    """A model for 64 px and `NUM_CLASSES` classes, in evaluation mode."""
+    small = SMALL.get(name.removeprefix("dwg_"), {})
+    return timm.create_model(name, **{"num_classes": NUM_CLASSES, **small, **kwargs}).eval()
+
+
+def randomise(model, seed=0):
+    """Make everything that starts at zero or one differ, so that no path is silent.
+
+    Afterwards the logits have about the scale of one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+                module.reset_running_stats()
+        # statistics that fit the random weights: else activations vanish or explode with depth
+        model.train()(torch.randn(4, 3, 64, 64, generator=generator))
+        model.eval()
+        logits = model(torch.randn(4, 3, 64, 64, generator=generator))
+        classifier = model.get_classifier()
+        classifier.weight.div_(logits.std())
+        classifier.bias.div_(logits.std())
+    return model
+
+
+def wake(model, seed=0):
+    """Give the residuals of all stems random last layers, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for mixer in timm_varchan.models.stems(model):
+        for parameter in mixer.out.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data.copy_(noise.to(parameter))
+    return model
+
+
+def assert_same(actual, expected, tolerance=1e-5):
+    """Equal within a tolerance that is relative to the largest expected value."""
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=tolerance * expected.abs().max().item()
+    )
+
+
+@functools.cache
+def _pair(arch):
+    base = randomise(small_model(arch))
+    twin = small_model(f"dwg_{arch}")
+    twin.load_state_dict(base.state_dict())
+    return base, twin
+
+
+@pytest.fixture
+def pair():
+    """A function that gives a base model and its twin with equal weights; neither is cached."""
+    return lambda arch: copy.deepcopy(_pair(arch))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -1,0 +1,273 @@
+"""Channels and channel sets: what people may write, what is refused, and chance from a seed."""
+
+import collections
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+
+from timm_varchan import channels as channels_module
+from timm_varchan.channels import (
+    ANONYMOUS,
+    RGB,
+    Channel,
+    ChannelSet,
+    known_channels,
+    register_channel,
+    seeded_rng,
+)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(channels_module, "_registry", known_channels())
+
+
+@pytest.mark.parametrize(
+    ("spec", "labels"),
+    [
+        ("RGB", ("R", "G", "B")),
+        ("GB", ("G", "B")),
+        ("B", ("B",)),
+        ("BGR", ("B", "G", "R")),
+        ("B02+B08", ("B02", "B08")),
+        ("R,G,NIR", ("R", "G", "NIR")),
+        ("RGB+NIR", ("R", "G", "B", "NIR")),
+        (" R , NIR ", ("R", "NIR")),
+        ("B8A,RG+SWIR1", ("B8A", "R", "G", "SWIR1")),
+        (["R", "B08"], ("R", "B08")),
+        (("G",), ("G",)),
+        ([660, 550.5], ("660nm", "550.5nm")),
+        ([None, None], ("?", "?")),
+        (["R", None, 865.0, Channel("DNA", 461)], ("R", "?", "865nm", "DNA")),
+        ((name for name in "RG"), ("R", "G")),
+        (RGB, ("R", "G", "B")),
+    ],
+)
+def test_parse_reads_what_people_write(spec, labels):
+    parsed = ChannelSet.parse(spec)
+    assert parsed.labels == labels
+    assert len(parsed) == len(labels)
+    assert [c.label for c in parsed] == list(labels)
+
+
+def test_parsed_channels_know_their_wavelengths_and_imagenet_statistics():
+    assert RGB.wavelengths_nm == (660.0, 550.0, 470.0)
+    assert RGB.mean == (0.485, 0.456, 0.406)
+    assert RGB.std == (0.229, 0.224, 0.225)
+    assert ChannelSet.parse("B02+B08").mean is None
+    assert ChannelSet.parse("R+B08").std is None
+    assert ANONYMOUS.mean is None
+
+
+def test_anonymous_sets():
+    assert ChannelSet.parse("anonymous") is ANONYMOUS
+    assert len(ANONYMOUS) == 0
+    assert bool(ANONYMOUS)
+    assert ANONYMOUS.is_anonymous
+    four = ChannelSet.anonymous(4)
+    assert len(four) == 4
+    assert four.is_anonymous
+    assert four != ANONYMOUS
+    assert not ChannelSet.parse([None, "R"]).is_anonymous
+    with pytest.raises(ValueError, match="at least one"):
+        ChannelSet.anonymous(0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("RGX", "Unknown channel 'RGX'.*Known: .*NIR.*B8A.*register_channel"),
+        ("R+", "Unknown channel ''"),
+        ("", "Unknown channel ''"),
+        ("rgb", "Unknown channel 'rgb'"),
+        (["R", "Infrared"], "Unknown channel 'Infrared'.*Known: "),
+        ("RGR", "R comes more than once"),
+        ("B02+B08+B02", "B02 comes more than once"),
+        ([], "at least one channel"),
+        ([0.66], "micrometres.*660"),
+        ([math.nan], "not a finite number"),
+        ([math.inf], "not a finite number"),
+        ([-500.0], "below 100 nm"),
+        ([True], "not bool"),
+        ([["R"]], "not list"),
+        (3, "not int"),
+    ],
+)
+def test_parse_refuses_with_the_reason(spec, message):
+    with pytest.raises(ValueError, match=message):
+        ChannelSet.parse(spec)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": ""}, "empty"),
+        ({"name": "a b"}, "separate channels"),
+        ({"name": "a+b"}, "separate channels"),
+        ({"name": "a,b"}, "separate channels"),
+        ({"wavelength_nm": 0.55}, "multiply by 1000"),
+        ({"wavelength_nm": math.nan}, "wavelength_nm is nan"),
+        ({"wavelength_nm": -math.inf}, "wavelength_nm is -inf"),
+        ({"mean": math.nan, "std": 1.0}, "mean is nan"),
+        ({"mean": 0.0, "std": math.inf}, "std is inf"),
+        ({"mean": 0.0, "std": 0.0}, "above 0"),
+        ({"mean": 0.0, "std": -1.0}, "above 0"),
+        ({"mean": 0.0}, "together"),
+        ({"std": 1.0}, "together"),
+    ],
+)
+def test_channel_refuses_impossible_values(values, message):
+    with pytest.raises(ValueError, match=message):
+        Channel(**values)
+
+
+def test_satellite_names():
+    sentinel = "B01+B02+B03+B04+B05+B06+B07+B08+B8A+B09+B10+B11+B12"
+    assert len(ChannelSet.parse(sentinel)) == 13
+    assert known_channels()["B08"].wavelength_nm == 832.8
+    assert known_channels()["B8A"].wavelength_nm == 864.7
+    for satellite in (8, 9):
+        landsat = ChannelSet.parse([f"L{satellite}_B{band}" for band in range(1, 12)])
+        assert landsat.wavelengths_nm[1:5] == (482.0, 561.5, 654.5, 865.0)
+        assert landsat.wavelengths_nm[9] == 10895.0
+
+
+def test_register_channel_makes_a_name_known():
+    added = register_channel("DNA", 461, mean=0.1, std=0.2)
+    assert added == Channel("DNA", 461, 0.1, 0.2)
+    assert ChannelSet.parse("DNA+RG").labels == ("DNA", "R", "G")
+    assert register_channel("DNA", 461, mean=0.1, std=0.2) == added
+    with pytest.raises(ValueError, match=r"known already.*overwrite"):
+        register_channel("DNA", 470)
+    register_channel("DNA", 470, overwrite=True)
+    assert ChannelSet.parse("DNA").wavelengths_nm == (470,)
+    register_channel("VV")
+    assert ChannelSet.parse("VV").wavelengths_nm == (None,)
+
+
+@pytest.mark.parametrize("name", ["GB", "anonymous", "Anonymous", "a+b", ""])
+def test_register_channel_keeps_specifications_readable(name):
+    with pytest.raises(ValueError, match=r"already reads as|reserved|separate channels"):
+        register_channel(name)
+    assert name not in known_channels()
+
+
+def test_known_channels_is_a_copy():
+    known_channels()["X"] = Channel("X")
+    with pytest.raises(ValueError, match="Unknown"):
+        ChannelSet.parse("X")
+
+
+def test_text_form_reads_back():
+    for text in ("RGB", "GB", "B02+B08", "R+G+NIR", "anonymous"):
+        assert str(ChannelSet.parse(text)) == text
+        assert ChannelSet.parse(str(ChannelSet.parse(text))) == ChannelSet.parse(text)
+
+
+def test_subsets_come_largest_first():
+    assert [str(s) for s in RGB.subsets()] == ["RGB", "RG", "RB", "GB", "R", "G", "B"]
+    assert [str(s) for s in RGB.subsets(2)] == ["RG", "RB", "GB"]
+    assert RGB.subset_indices(1) == [(0,), (1,), (2,)]
+    for size in (0, 4, -1):
+        with pytest.raises(ValueError, match="1 to 3"):
+            RGB.subsets(size)
+
+
+def test_index_finds_channels_of_another_set():
+    assert RGB.index("BR") == (2, 0)
+    assert RGB.take((2, 0)) == ChannelSet.parse("BR")
+    assert ChannelSet.parse([500, "R", 600]).index([600]) == (2,)
+    plain = ChannelSet((Channel("R", 660.0),))
+    assert RGB.index(plain) == (0,), "statistics are no part of a channel's identity"
+    for other in ("NIR", [None], "anonymous", [660.0]):
+        with pytest.raises(ValueError, match=r"not among RGB.*R, G, B"):
+            RGB.index(other)
+
+
+def test_with_stats_and_without_identity():
+    changed = RGB.with_stats([1, 2, 3], [4, 5, 6])
+    assert changed.names == RGB.names
+    assert changed.wavelengths_nm == RGB.wavelengths_nm
+    assert changed.mean == (1.0, 2.0, 3.0)
+    assert changed.std == (4.0, 5.0, 6.0)
+    assert RGB.mean == (0.485, 0.456, 0.406)
+    anonymous = changed.without_identity()
+    assert anonymous.is_anonymous
+    assert anonymous.mean == changed.mean
+    assert anonymous.std == changed.std
+    with pytest.raises(ValueError, match="3 channels, but 2 means"):
+        RGB.with_stats([1, 2], [1, 2, 3])
+
+
+def test_sizes_are_drawn_uniformly():
+    rng, draws = seeded_rng("sizes"), 4000
+    sets = ChannelSet.anonymous(4)
+    drawn = [sets.sample_indices(rng) for _ in range(draws)]
+    sizes = collections.Counter(map(len, drawn))
+    # five standard deviations of a binomial count
+    slack = 5 * math.sqrt(draws * 0.25 * 0.75)
+    assert sorted(sizes) == [1, 2, 3, 4]
+    assert all(abs(count - draws / 4) < slack for count in sizes.values())
+    pairs = collections.Counter(indices for indices in drawn if len(indices) == 2)
+    share = sizes[2] / 6
+    assert len(pairs) == 6
+    assert all(abs(count - share) < 5 * math.sqrt(share) for count in pairs.values())
+    assert all(list(indices) == sorted(set(indices)) for indices in drawn)
+
+
+def test_shuffles_reach_every_order():
+    rng = seeded_rng("shuffle")
+    orders = collections.Counter(RGB.shuffled_indices(rng) for _ in range(1200))
+    assert len(orders) == 6
+    assert all(abs(count - 200) < 5 * math.sqrt(200) for count in orders.values())
+
+
+def _draws():
+    rng = seeded_rng(7, "train", 3)
+    ten = ChannelSet.anonymous(10)
+    draws = (RGB.sample_indices, ten.sample_indices, ten.shuffled_indices)
+    return [[list(draw(rng)) for draw in draws] for _ in range(20)]
+
+
+def test_chance_is_equal_in_another_process():
+    code = "import json, test_channels as t; print(json.dumps(t._draws()))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=__file__.rpartition("/")[0],
+        env={"PYTHONHASHSEED": "17", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(answer.stdout) == _draws()
+
+
+def test_chance_hangs_on_every_part_of_the_key():
+    draws = {
+        seeded_rng(*key).random() for key in [(1, "a"), (1, "b"), (2, "a"), ("1a",), (1, "a", 0)]
+    }
+    assert len(draws) == 5
+    assert seeded_rng(1, "a").random() == seeded_rng(1, "a").random()
+    state = random.getstate()
+    seeded_rng(1).random()
+    assert random.getstate() == state
+
+
+def test_config_round_trip_needs_no_registration():
+    mixed = ChannelSet.parse(["R", None, 865.0, Channel("DNA"), Channel("ER", 510, 0.1, 0.2)])
+    config = json.loads(json.dumps(mixed.to_config()))
+    assert ChannelSet.from_config(config) == mixed
+    assert ChannelSet.from_config(ANONYMOUS.to_config()) == ANONYMOUS
+    assert config[1] == {}
+
+
+def test_sets_are_values():
+    assert ChannelSet.parse("RGB") == RGB
+    assert len({RGB, ChannelSet.parse("RGB"), ChannelSet.parse("BGR")}) == 2
+    with pytest.raises(AttributeError):
+        RGB.channels = ()

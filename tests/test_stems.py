@@ -1,0 +1,441 @@
+"""Stems alone, in an ordinary network: prior, residual, kernels, gradients, odd values."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d, pad_same
+from torch import nn
+
+from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
+from timm_varchan.stems import MIXERS, DWGMixer, Mixer, Stem, ZeroFillMixer
+from timm_varchan.stems.dwg import fourier_features
+
+DNA = Channel("DNA")
+#: Modes by what they ask of a mixer with the vocabulary (DNA, ER).
+MODES = {
+    "default": (None, 3),
+    "default, other count": (None, 4),
+    "anonymous": ("anonymous", 3),
+    "named": ("R+B08", 2),
+    "wavelengths": ([560, 840.0, None], 3),
+    "vocabulary": ([DNA, "G"], 2),
+    "vocabulary alone": ([DNA, Channel("ER")], 2),
+    "mixed": ((RGB, ChannelSet.parse([DNA])), 3),
+}
+
+
+def awake(**kwargs):
+    """A mixer whose residual is not zero."""
+    mixer = DWGMixer(channel_names=("DNA", "ER"), **kwargs)
+    nn.init.normal_(mixer.out.weight)
+    nn.init.normal_(mixer.out.bias)
+    return mixer
+
+
+def network(mixer, out=8):
+    """An ordinary network that begins with a stem."""
+    bank = nn.Conv2d(mixer.num_virtual, out, 3, stride=2, padding=1)
+    return nn.Sequential(
+        Stem(mixer, bank), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, 5)
+    )
+
+
+def prior_of(spec, mixer=None):
+    mixer = mixer or DWGMixer()
+    mixer.set_channels(spec)
+    count = 4 if spec is None or not len(ChannelSet.parse(spec)) else len(ChannelSet.parse(spec))
+    return mixer.coefficients(torch.randn(1, count, 4, 4))[0].detach()
+
+
+@pytest.mark.parametrize("make", [DWGMixer, Mixer])
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("RGB", [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ("BGR", [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
+        ("G", [[1, 1, 1]]),
+        ("RG", [[1, 0, 0], [0, 1, 1]]),
+        ("NIR", [[1, 1, 1]]),
+        ("RGB+NIR", [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        ("B04+B08", [[1, 1, 1], [0, 0, 0]]),
+        (["G", None], [[1, 1, 1], [0, 0, 0]]),
+        ([None, None], [[0.5] * 3, [0.5] * 3]),
+        ([540, 560], [[0, 0.5, 1], [1, 0.5, 0]]),
+        ([655, 665, 470], [[0.5, 0, 0], [0.5, 0, 0], [0, 1, 1]]),  # green is nearer to blue
+        ("anonymous", [[0.25] * 3] * 4),
+        (None, [[0.25] * 3] * 4),
+    ],
+)
+def test_prior_takes_the_nearest_channel(make, spec, expected):
+    assert torch.equal(prior_of(spec, make()), torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_prior_sums_to_one(count, seed):
+    generator = torch.Generator().manual_seed(100 * seed + count)
+    wavelengths = torch.empty(count).uniform_(350, 2500, generator=generator).tolist()
+    known = torch.rand(count, generator=generator) < 0.7
+    spec = [nm if keep else None for nm, keep in zip(wavelengths, known.tolist(), strict=True)]
+    prior = prior_of(spec)
+    torch.testing.assert_close(prior.sum(0), torch.ones(3))
+    if known.any():
+        assert (prior[~known] == 0).all()
+
+
+def test_vocabulary_channels_start_at_zero_beside_light():
+    mixer = DWGMixer(channel_names=("DNA",))
+    assert torch.equal(prior_of([DNA, "R"], mixer), torch.tensor([[0.0] * 3, [1.0] * 3]))
+    assert torch.equal(prior_of([DNA], mixer), torch.ones(1, 3))
+
+
+def test_default_rule_reads_three_channels_as_rgb():
+    for make in (DWGMixer, Mixer):
+        x = torch.randn(2, 3, 5, 6)
+        assert torch.equal(make()(x), x)
+
+
+@pytest.mark.parametrize("bank", [nn.Conv2d, Conv2dSame, StdConv2d, ScaledStdConv2d])
+@pytest.mark.parametrize("mode", ["default", "default, other count", "named", "vocabulary"])
+def test_factored_path_equals_generated_kernels(bank, mode):
+    spec, count = MODES[mode]
+    padding = {} if bank is Conv2dSame else {"padding": 1}
+    stem = Stem(awake(), bank(3, 6, 3, stride=2, bias=True, **padding))
+    stem.set_channels(spec)
+    x = torch.randn(3, count, 9, 8)
+    kernels = stem.generated_kernels(x)
+    assert kernels.shape == (3, 6, count, 3, 3)
+    padded = pad_same(x, (3, 3), (2, 2)) if bank is Conv2dSame else F.pad(x, (1, 1, 1, 1))
+    B, C, H, W = padded.shape
+    grouped = F.conv2d(padded.view(1, B * C, H, W), kernels.flatten(0, 1), stride=2, groups=B)
+    explicit = grouped.view(B, 6, *grouped.shape[2:]) + stem.bank.bias[:, None, None]
+    torch.testing.assert_close(stem(x), explicit, rtol=1e-4, atol=1e-4)
+
+
+def test_generated_kernels_of_a_block_are_refused():
+    stem = Stem(Mixer(), nn.Sequential(nn.Conv2d(3, 4, 1)))
+    with pytest.raises(ValueError, match=r"not one convolution.*coefficients"):
+        stem.generated_kernels(torch.randn(1, 3, 4, 4))
+
+
+def residual(mixer, spec, x):
+    mixer.set_channels(spec)
+    return (mixer.coefficients(x) - mixer.prior[:, : x.shape[1]]).detach()
+
+
+def test_residual_hangs_on_content_identity_and_set():
+    mixer, x = awake(), torch.randn(1, 2, 6, 6)
+    here = residual(mixer, "RG", x)
+    brighter = torch.stack([x[:, 0] * 3 + 1, x[:, 1]], 1)
+    assert (residual(mixer, "RG", brighter) - here).abs().min() > 1e-5, "content, also the other's"
+    assert (residual(mixer, ["R", 840], x) - here).abs().min() > 1e-5, "identity"
+    assert (residual(mixer, [DNA, "G"], x) - here).abs().min() > 1e-5, "vocabulary"
+    assert (residual(mixer, [DNA, "G"], x) - residual(mixer, [Channel("ER"), "G"], x)).any()
+    alone = residual(mixer, "R", x[:, :1])
+    assert (here[:, :1] * 2 - alone).abs().min() > 1e-5, "set, beyond the division by its size"
+
+
+def test_residual_starts_at_zero_and_is_divided_by_the_count():
+    mixer = DWGMixer()
+    x = torch.randn(2, 3, 6, 6)
+    assert not residual(mixer, "RGB", x).any()
+    nn.init.ones_(mixer.out.bias)
+    torch.testing.assert_close(residual(mixer, "RGB", x), torch.full((2, 3, 3), 1 / 3))
+
+
+def test_anonymous_is_blind_to_order_and_duplicates():
+    mixer = awake()
+    mixer.set_channels("anonymous")
+    for count in (1, 3, 5):
+        x = torch.randn(2, count, 6, 6)
+        expected = mixer(x)
+        torch.testing.assert_close(mixer(x[:, torch.randperm(count)]), expected)
+        torch.testing.assert_close(mixer(torch.cat([x, x], 1)), expected)
+
+
+def test_named_channels_permute_with_their_names():
+    mixer, names = awake(), ["R", DNA, "B08", None]
+    x = torch.randn(2, 4, 6, 6)
+    mixer.set_channels(names)
+    expected = mixer(x)
+    order = [2, 0, 3, 1]
+    mixer.set_channels([names[i] for i in order])
+    torch.testing.assert_close(mixer(x[:, order]), expected)
+    mixer.set_channels(names)
+    assert (mixer(x[:, order]) - expected).abs().max() > 1e-3, "without the names it does change"
+
+
+def test_mixed_batches_equal_each_sample_alone():
+    mixer = awake()
+    sets = (RGB, ChannelSet.parse([DNA]), ChannelSet.parse("B08+B02"), ChannelSet.anonymous(2))
+    x = torch.full((4, 3, 6, 6), math.nan)
+    alone = []
+    for sample, channels in zip(x, sets, strict=True):
+        sample[: len(channels)] = torch.randn(len(channels), 6, 6)
+        mixer.set_channels(channels)
+        alone.append(mixer(sample[None, : len(channels)]))
+    mixer.set_channels(sets)
+    x.requires_grad_()
+    together = mixer(x)
+    torch.testing.assert_close(together, torch.cat(alone))
+    together.sum().backward()
+    assert x.grad.isfinite().all()
+    assert not x.grad[1, 1:].any()
+
+
+@pytest.mark.parametrize("count", [15, 16, 17, 33])
+def test_tables_grow_in_steps(count):
+    mixer = awake()
+    wavelengths = torch.linspace(400, 2400, count).tolist()
+    mixer.set_channels(wavelengths)
+    x = torch.randn(1, count, 4, 4)
+    assert mixer.prior.shape[1] == math.ceil(count / 16) * 16
+    expected = mixer(x)
+    assert expected.isfinite().all()
+    order = torch.randperm(count).tolist()
+    mixer.set_channels([wavelengths[i] for i in order])
+    torch.testing.assert_close(mixer(x[:, order]), expected, rtol=1e-4, atol=1e-4)
+    mixer.set_channels(None)
+    assert mixer(x).isfinite().all()
+
+
+COMMON = [
+    {"virtual_channels": "RG"},
+    {"default_channels": "BGR"},
+    {"device": "meta"},
+    {"dtype": torch.float64},
+]
+OWN = [{"channel_names": ("DNA",)}, {"width": 16}, {"num_frequencies": 4}]
+
+
+@pytest.mark.parametrize(
+    ("make", "kwargs"),
+    [(make, kwargs) for make in MIXERS.values() for kwargs in COMMON]
+    + [(DWGMixer, kwargs) for kwargs in OWN],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.__name__,
+)
+def test_every_argument_changes_something(make, kwargs):
+    kwargs = dict(kwargs)
+    if make is ZeroFillMixer and "virtual_channels" in kwargs:
+        kwargs["default_channels"] = "R"
+
+    def signature(mixer):
+        tensors = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
+        tables = [(n, t.shape, t.dtype, t.device.type) for n, t in tensors.items()]
+        return tables, mixer.prior.tolist() if mixer.prior.device.type == "cpu" else None
+
+    assert signature(make(**kwargs)) != signature(make())
+    if {"device", "dtype"} & set(kwargs):
+        tensors = [*make(**kwargs).parameters(), *make(**kwargs).buffers()]
+        for tensor in tensors:
+            assert tensor.device.type == kwargs.get("device", "cpu")
+            assert not tensor.is_floating_point() or tensor.dtype == kwargs.get(
+                "dtype", tensor.dtype
+            )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_parameter_takes_part_in_every_mode(mode):
+    spec, count = MODES[mode]
+    model = network(DWGMixer(channel_names=("DNA", "ER")))
+    model[0].set_channels(spec)
+    model(torch.randn(2, count, 8, 8)).sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_all_gradients_live_after_one_step():
+    model = network(DWGMixer(channel_names=("DNA",)))
+    model[0].set_channels([DNA, "G", "B08"])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(model(torch.randn(2, 3, 8, 8) + 1), torch.tensor([0, 1])).backward()
+        dead = [name for name, p in model.named_parameters() if not p.grad.any()]
+        optimiser.step()
+    assert not dead
+
+
+ODD = {
+    "width 1": torch.randn(2, 3, 5, 1),
+    "height 1": torch.randn(2, 3, 1, 5),
+    "one pixel": torch.randn(2, 3, 1, 1),
+    "zeros": torch.zeros(2, 3, 6, 6),
+    "constant": torch.full((2, 3, 6, 6), 0.3),
+    "tiny": torch.randn(2, 3, 6, 6) * 1e-38,
+    "huge": torch.randn(2, 3, 6, 6) * 1e30,
+    "one bright pixel": F.pad(torch.full((2, 3, 1, 1), 1e20), (0, 5, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("spec", ["RGB", "anonymous", None])
+def test_finite_input_never_gives_nan(odd, spec):
+    mixer = awake()
+    mixer.set_channels(spec)
+    x = ODD[odd].clone().requires_grad_()
+    y = mixer(x)
+    assert y.isfinite().all()
+    y.mean().backward()
+    assert x.grad.isfinite().all()
+    assert not [name for name, p in mixer.named_parameters() if p.grad.isnan().any()]
+
+
+@pytest.mark.parametrize("value", [1e38, 3e38])
+def test_the_largest_values_are_still_described(value):
+    x = torch.tensor([value, -value]).repeat(2, 3, 4, 8)
+    for spec in ("RGB", "anonymous"):
+        mixer = awake()
+        mixer.set_channels(spec)
+        assert mixer.coefficients(x).isfinite().all()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_nan_in_the_input_propagates(name):
+    mixer = MIXERS[name]()
+    x = torch.randn(2, 3, 4, 4)
+    x[0, 1, 2, 3] = math.nan
+    y = mixer(x)
+    assert y[0, :, 2, 3].isnan().any()
+    assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(2, 0, 4, 4), r"shape \(2, 0, 4, 4\).*at least one channel"),
+        (torch.randn(2, 3, 0, 4), r"shape \(2, 3, 0, 4\)"),
+        (torch.randn(3, 4, 4), r"shape \(3, 4, 4\).*x\[None\]"),
+        (torch.randn(1, 1, 3, 4, 4), "needed is"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), r"torch.uint8.*/ 255"),
+    ],
+)
+def test_unfit_inputs_are_refused(name, x, message):
+    stem = Stem(MIXERS[name](), nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match=message):
+        stem(x)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_count_that_contradicts_the_names_is_refused(name):
+    mixer = MIXERS[name]()
+    mixer.set_channels("RG")
+    with pytest.raises(ValueError, match=r"3 channels, but the channel set is RG.*set_channels"):
+        mixer(torch.randn(1, 3, 4, 4))
+    mixer.set_channels((RGB, ChannelSet.parse("R")))
+    for shape in [(2, 2, 4, 4), (3, 3, 4, 4)]:
+        with pytest.raises(ValueError, match=r"2 sets of up to 3 channels.*Pad"):
+            mixer(torch.randn(shape))
+
+
+def test_a_contradiction_is_loud_where_it_cannot_raise():
+    mixer = DWGMixer()
+    mixer.set_channels("RG")
+    compiled = torch.compile(mixer, backend="eager", fullgraph=True)
+    assert compiled(torch.randn(1, 2, 4, 4)).isfinite().all()
+    assert compiled(torch.randn(1, 3, 4, 4)).isnan().all()
+
+
+def test_unknown_vocabulary_is_refused():
+    mixer = DWGMixer(channel_names=("DNA",))
+    for spec in ([Channel("VV")], (RGB, ChannelSet.parse([Channel("VV")]))):
+        with pytest.raises(ValueError, match=r"'VV' has no wavelength.*knows: DNA.*channel_names"):
+            mixer.set_channels(spec)
+    assert mixer.channels is None, "a refused set changes nothing"
+    with pytest.raises(ValueError, match="'VV'"):
+        DWGMixer(default_channels=[Channel("VV")])
+
+
+def test_zero_fill_rescales_and_refuses_what_it_has_no_place_for():
+    mixer = ZeroFillMixer()
+    assert torch.equal(prior_of("RGB", mixer), torch.eye(3))
+    assert torch.equal(prior_of("BR", mixer), torch.tensor([[0, 0, 1.5], [1.5, 0, 0]]))
+    for spec, message in [
+        ("NIR", "no place for NIR"),
+        ("anonymous", "anonymous"),
+        ([None], "anon"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            mixer.set_channels(spec)
+    with pytest.raises(ValueError, match="4 channels"):
+        ZeroFillMixer()(torch.randn(1, 4, 4, 4))
+    with pytest.raises(ValueError, match="anonymous"):
+        ZeroFillMixer(default_channels=ChannelSet.anonymous(5))
+
+
+def test_mixer_needs_a_count_of_virtual_channels():
+    with pytest.raises(ValueError, match="needs a count"):
+        DWGMixer(ANONYMOUS)
+    assert DWGMixer(ChannelSet.anonymous(6))(torch.randn(1, 2, 4, 4)).shape == (1, 6, 4, 4)
+
+
+def test_stem_loads_the_keys_of_the_convolution_and_its_own():
+    conv = nn.Conv2d(3, 4, 3)
+    model = nn.Sequential(Stem(awake(), nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    residual = model[0].mixer.out.weight.clone()
+    base = nn.Sequential(conv, nn.BatchNorm2d(4)).state_dict()
+    keys = set(base)
+    model.load_state_dict(base)
+    assert set(base) == keys, "the caller's state dict stays as it was"
+    assert torch.equal(model[0].bank.weight, conv.weight)
+    assert torch.equal(model[0].mixer.out.weight, residual), "the mixer stays"
+    other = nn.Sequential(Stem(awake(), nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other[0].mixer.out.weight, residual)
+    assert torch.equal(other[0].bank.weight, conv.weight)
+    with pytest.raises(RuntimeError, match="Missing"):
+        other.load_state_dict({k: v for k, v in base.items() if k != "0.weight"})
+
+
+def test_stem_answers_for_its_convolution():
+    conv = nn.Conv2d(3, 4, 5, stride=2, padding=1)
+    stem = Stem(Mixer(), conv)
+    assert stem.weight is conv.weight
+    assert stem.bias is conv.bias
+    assert (stem.in_channels, stem.out_channels) == (3, 4)
+    assert (stem.kernel_size, stem.stride, stem.padding) == ((5, 5), (2, 2), (1, 1))
+    with pytest.raises(AttributeError):
+        _ = stem.dilation_rate
+
+
+def test_tables_are_not_saved_and_follow_the_module():
+    mixer = awake()
+    assert not set(mixer.state_dict()) & set(mixer.table_names())
+    mixer.set_channels("RG")
+    assert copy.deepcopy(mixer).channels == mixer.channels
+    half = copy.deepcopy(mixer).to(torch.bfloat16)
+    half.set_channels("RGB")
+    assert {t.dtype for n, t in half.named_buffers() if n != "word"} == {torch.bfloat16}
+    assert half(torch.randn(1, 3, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_tables_come_back_after_meta():
+    mixer = DWGMixer(device="meta")
+    mixer.set_channels("GB")
+    mixer.to_empty(device="cpu")
+    mixer.init_non_persistent_buffers()
+    expected = DWGMixer()
+    expected.set_channels("GB")
+    for name in mixer.table_names():
+        table, wanted = getattr(mixer, name), getattr(expected, name)
+        torch.testing.assert_close(table, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+def test_fourier_features_tell_wavelengths_apart():
+    features = fourier_features(torch.tensor([470.0, 550.0, 560.0, 2200.0, 5.6e7, math.nan]), 8)
+    assert features.shape == (6, 16)
+    distances = torch.cdist(features[:5], features[:5]) + torch.eye(5)
+    assert distances.min() > 0.1
+    assert not features[5].any()
+
+
+def test_print_names_the_channels():
+    mixer = DWGMixer()
+    assert "virtual=RGB, channels=default RGB" in repr(mixer)
+    mixer.set_channels("B02+B08")
+    assert "channels=B02+B08" in repr(mixer)
+    mixer.set_channels((RGB, RGB))
+    assert "channels=2 sets" in repr(mixer)
