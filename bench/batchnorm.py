@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -225,6 +226,83 @@ def run(args: argparse.Namespace) -> None:
             np.savez_compressed(target, meta=json.dumps(meta), **results)
 
 
+def read_runs(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Correctness by arm and by `set|statistics`, `(seeds, images)`; checks one setting for all."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    settings = set()
+    for path in sorted(folder.glob("*-seed*.npz")):
+        arm = path.stem.rpartition("-seed")[0]
+        with np.load(path) as run_file:
+            settings.add(str(run_file["meta"]))
+            for key in run_file.files:
+                if key != "meta":
+                    found.setdefault(arm, {}).setdefault(key, []).append(run_file[key])
+    if len(settings) != 1:
+        raise SystemExit(f"{folder} holds runs of {len(settings)} settings; one is needed.")
+    stacked = {arm: {k: np.stack(v) for k, v in sets.items()} for arm, sets in found.items()}
+    return {"": {"settings": np.array(settings.pop())}, **stacked}
+
+
+def interval(per_image: np.ndarray) -> dict[str, float]:
+    """Mean of a per-image figure with its 95 % interval over the choice of images, in per cent."""
+    mean, error = 100 * per_image.mean(), 100 * per_image.std(ddof=1) / len(per_image) ** 0.5
+    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+
+
+def gap(arm: dict[str, np.ndarray], runs: dict[str, dict[str, np.ndarray]], sets: list[str],
+        kind: str) -> dict[str, float] | None:  # fmt: skip
+    """Mean loss to the experts over some sets, in points, on the same images and seeds."""
+    differences = []
+    for name in sets:
+        expert, own = runs.get(f"expert-{name}", {}).get(f"{name}|running"), arm[f"{name}|{kind}"]
+        if expert is None:
+            return None
+        seeds = min(len(expert), len(own))
+        differences.append(expert[:seeds].mean(0) - own[:seeds].mean(0))
+    return interval(np.mean(differences, axis=0)) | {"seeds": seeds}
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write accuracies and paired gaps of all finished runs as JSON and print the table."""
+    runs = read_runs(args.output)
+    summary: dict[str, object] = {
+        "settings": json.loads(str(runs.pop("")["settings"])),
+        "command": "python bench/batchnorm.py run, then report",
+        "machine": f"{platform.machine()}, torch {torch.__version__}, one thread a run",
+        "test_images": next(iter(next(iter(runs.values())).values())).shape[1],
+    }
+    arms: dict[str, object] = {}
+    header = ["trained as", "statistics", "seeds", *map(str, TEST_SETS), "loss on RGB",
+              "mean loss on R, G, B"]  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name in (n for n in ARMS if n in runs):
+        arm, rows = runs[name], {}
+        for kind in sorted({key.partition("|")[2] for key in arm}, reverse=True):
+            row: dict[str, object] = {
+                str(s): interval(arm[f"{s}|{kind}"].mean(0))
+                | {"by_seed": (100 * arm[f"{s}|{kind}"].mean(1)).tolist()}
+                for s in TEST_SETS if f"{s}|{kind}" in arm
+            }  # fmt: skip
+            cells = [f"{row[str(s)]['mean']:.1f}" if str(s) in row else "" for s in TEST_SETS]  # type: ignore[index]
+            losses = [None, None]
+            if ARMS[name].stem is not None:
+                losses = [gap(arm, runs, ["RGB"], kind), gap(arm, runs, ["R", "G", "B"], kind)]
+                row |= {"loss_rgb": losses[0], "loss_singles": losses[1]}
+            cells += [
+                "" if g is None else f"{g['mean']:.1f} ({g['low']:.1f} to {g['high']:.1f})"
+                for g in losses
+            ]
+            seeds = len(next(iter(arm.values())))
+            lines.append(f"| {name} | {kind} | {seeds} | " + " | ".join(cells) + " |")
+            rows[kind] = row
+        arms[name] = rows
+    summary["arms"] = arms
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(summary, indent=1) + "\n")
+    args.json.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -239,6 +317,12 @@ def main() -> None:
     runs.add_argument("--img-size", type=int, default=32)
     runs.add_argument("--threads", type=int, default=1)
     runs.set_defaults(func=run)
+    reports = commands.add_parser("report", help="tables of all finished runs")
+    reports.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
+    reports.add_argument(
+        "--json", type=Path, required=True, help="file; the table beside it as .md"
+    )
+    reports.set_defaults(func=report)
     args = parser.parse_args()
     args.func(args)
 
