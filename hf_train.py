@@ -4,7 +4,9 @@ python hf_train.py                        one process
 accelerate launch hf_train.py             as `accelerate config`, or --config_file configs/*.yaml
 """
 
+import dataclasses
 import logging
+import os
 import shlex
 import sys
 
@@ -22,15 +24,18 @@ from timm_varchan.training import (
 def main(args: list[str] | None = None) -> None:
     """Parse, train, evaluate, report."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "accelerate"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     config = TrainConfig.from_args(args)
     try:
         outcome = run(config)
     except (SetupError, NonFiniteLossError) as error:
         raise SystemExit(f"hf_train: {error}") from error
     except Interrupted:
-        flags = shlex.join([*config.to_args(), *([] if config.resume else ["--resume", "auto"])])
-        print(f"Stopped; a checkpoint is saved. Resume with: {sys.argv[0]} {flags}")
+        if os.environ.get("RANK", "0") == "0":
+            flags = shlex.join(dataclasses.replace(config, resume="auto").to_args())
+            print("Stopped; a checkpoint is saved. Launch as before to resume, with:")
+            print(f"{sys.argv[0]} {flags}", flush=True)
         return
     if outcome.is_main:
         print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")

@@ -91,8 +91,7 @@ def plot_channel_sets(results: Sequence[SetResult], path: str | Path, title: str
         _draw_sets(axes, results)
     if title:
         axes.set_title(title)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0 if not title else 1.06), ncols=2,
-                frameon=False)  # fmt: skip
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)
     return Path(path)
 

@@ -51,7 +51,8 @@ def create_accelerator(expect_processes: int | None = None) -> Accelerator:
         )
     if problem is not None:
         accelerator.end_training()
-        raise SystemExit(f"hf_train: {problem}")
+        # One process speaks; processes that ignore each other know their place from here only.
+        raise SystemExit(problem if os.environ.get("RANK", "0") == "0" else 1)
     return accelerator
 
 
