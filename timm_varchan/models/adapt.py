@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from timm.models import FeatureGraphNet
@@ -33,7 +34,7 @@ def stems(model: nn.Module) -> list[Mixer]:
     return found
 
 
-def set_channels(model: nn.Module, channels: ChannelsLike | tuple[ChannelSet, ...]) -> None:
+def set_channels(model: nn.Module, channels: ChannelsLike | Sequence[ChannelSet]) -> None:
     """Say which channels the input of a model has from now on.
 
     The choice is part of the model's construction arguments, so saving keeps it. A copy made
@@ -43,8 +44,8 @@ def set_channels(model: nn.Module, channels: ChannelsLike | tuple[ChannelSet, ..
         model: A model with at least one stem.
         channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`: any count,
             no identity; None, the default rule: an input with exactly as many channels as the
-            model's default set (RGB) is that set, any other count is anonymous; or a tuple of
-            `ChannelSet`, one a sample, for a mixed batch.
+            model's default set (RGB) is that set, any other count is anonymous; or a
+            sequence of `ChannelSet`, one a sample, for a mixed batch.
 
     Raises:
         ValueError: The model has no stem, or its stem cannot serve these channels.

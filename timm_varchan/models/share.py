@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -22,7 +22,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def share(
     model: ModuleT,
-    channels: ChannelsLike | tuple[ChannelSet, ...] = None,
+    channels: ChannelsLike | Sequence[ChannelSet] = None,
     *,
     statistics: Mapping[str, Tensor] | None = None,
 ) -> ModuleT:
@@ -32,7 +32,7 @@ def share(
 
     Args:
         model: A model with a stem.
-        channels: What `set_channels` takes; for a mixed batch a tuple of one `ChannelSet` a sample.
+        channels: What `set_channels` takes; for a mixed batch one `ChannelSet` a sample.
         statistics: BatchNorm buffers for this channel set, from `channel_statistics`; the copy
             then has its own statistics and the model keeps its own.
 

@@ -59,10 +59,8 @@ class DWGMixer(Mixer):
     """
 
     content_dependent = True
-    #: Statistics are clamped to this before their logarithm: no finite input may give NaN.
-    statistic_limit: Final[float] = 1e4
-    #: Values are clamped to this before their statistics: sums of squares of any plane stay finite.
-    value_limit: Final[float] = 1e15
+    #: Mean and root mean square are clamped to this: no finite input may give NaN.
+    value_limit: Final[float] = 1e8
     #: Added to the variance: constant planes need a finite gradient.
     variance_eps: Final[float] = 1e-6
 
@@ -144,11 +142,13 @@ class DWGMixer(Mixer):
         Returns:
             `(B, C, 2)`: logarithms of the mean (signed) and of the standard deviation.
         """
-        planes = x.flatten(2).float().clamp(-self.value_limit, self.value_limit)
-        mean = planes.mean(-1)
-        variance = (planes - mean.unsqueeze(-1)).square().mean(-1)
-        mean = mean.clamp(-self.statistic_limit, self.statistic_limit)
-        deviation = (variance.clamp(max=self.statistic_limit**2) + self.variance_eps).sqrt()
+        planes = x.flatten(2)
+        # From the norm rather than from deviations: reductions alone, no copy of the planes.
+        norm = torch.linalg.vector_norm(planes, dim=[-1], dtype=torch.float32)
+        mean = planes.mean(-1, dtype=torch.float32).masked_fill(norm.isinf(), 0.0)
+        mean = mean.clamp(-self.value_limit, self.value_limit)
+        mean_square = (norm / planes.shape[-1] ** 0.5).clamp(max=self.value_limit).square()
+        deviation = ((mean_square - mean.square()).clamp(min=0.0) + self.variance_eps).sqrt()
         statistics = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
         return statistics.to(self.content.weight.dtype)
 

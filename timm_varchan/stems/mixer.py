@@ -45,6 +45,19 @@ def nearest_prior(wavelengths_nm: Tensor, present: Tensor, virtual_nm: Tensor) -
     return chosen / chosen.sum(1, keepdim=True)
 
 
+def _parse_channels(
+    channels: ChannelsLike | Sequence[ChannelSet],
+) -> ChannelSet | tuple[ChannelSet, ...] | None:
+    """Tell the three things that `set_channels` takes apart."""
+    if channels is None:
+        return None
+    if isinstance(channels, (list, tuple)) and channels:
+        sets = tuple(s for s in channels if isinstance(s, ChannelSet))
+        if len(sets) == len(channels):
+            return sets
+    return ChannelSet.parse(channels)  # type: ignore[arg-type]  # no channel sets in it
+
+
 class Mixer(nn.Module):
     """Mixes any number of channels into the K virtual channels that a kernel bank was made for.
 
@@ -107,22 +120,18 @@ class Mixer(nn.Module):
         """The buffers that `tables` fills; all are derived, none is saved."""
         return ("prior", "present", "num_named", "fallback")
 
-    def set_channels(self, channels: ChannelsLike | tuple[ChannelSet, ...]) -> None:
+    def set_channels(self, channels: ChannelsLike | Sequence[ChannelSet]) -> None:
         """Say which channels the input has from now on.
 
         Args:
             channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`; None
-                for the default rule; or a tuple of `ChannelSet`, one for each sample of the batch,
-                whose planes come first in that sample (what stands in further planes is ignored).
+                for the default rule; or a sequence of `ChannelSet`, one for each sample, whose planes
+                come first in that sample (what stands in further planes is ignored).
 
         Raises:
             ValueError: Channels that this mixer cannot tell apart.
         """
-        mixed = isinstance(channels, tuple) and all(isinstance(s, ChannelSet) for s in channels)
-        if mixed and channels:
-            parsed: ChannelSet | tuple[ChannelSet, ...] | None = channels  # type: ignore[assignment]
-        else:
-            parsed = None if channels is None else ChannelSet.parse(channels)  # type: ignore[arg-type]
+        parsed = _parse_channels(channels)
         self._check_channels(parsed)
         self.channels, self.mixed = parsed, isinstance(parsed, tuple)
         self._build_tables()
