@@ -125,7 +125,7 @@ class Mixer(nn.Module):
 
         Args:
             channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`; None
-                for the default rule; or a sequence of `ChannelSet`, one for each sample, whose planes
+                for the default rule; or a sequence of `ChannelSet`, one a sample, whose planes
                 come first in that sample (what stands in further planes is ignored).
 
         Raises:
