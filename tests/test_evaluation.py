@@ -234,9 +234,7 @@ def test_errors_say_what_there_is(twin):
 
 
 def test_sizes_are_summarised_over_their_sets():
-    results = evaluate_channel_sets(
-        Weighted(3), batches(), RGB, num_classes=4, orders=["in order"]
-    )
+    results = evaluate_channel_sets(Weighted(3), batches(), RGB, num_classes=4, orders=["in order"])
     summaries = summarise_sizes(results)
     assert [(s.size, s.num_sets) for s in summaries] == [(3, 1), (2, 3), (1, 3)]
     pairs = [r.metrics["accuracy"].value for r in results if r.size == 2]

@@ -48,8 +48,10 @@ class EpochSampler(Sampler[int]):
 def tell_all_channels(model: nn.Module, channels: ChannelSet, identity: str) -> None:
     """Tell a model that it gets all channels of the data, or that it will not be told."""
     if has_stems(model):
-        named = identity == "named" and not channels.is_anonymous
-        set_channels(model, channels if named else ANONYMOUS)
+        set_channels(model, channels)
+        if identity == "anonymous" or channels.is_anonymous:
+            # After the above, which leaves the number of channels in what is saved.
+            set_channels(model, ANONYMOUS)
 
 
 @dataclass

@@ -1,0 +1,380 @@
+"""Configuration, channel draws, checkpoints, results and whole runs in this process."""
+
+import dataclasses
+import json
+import math
+import signal
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+
+import timm_varchan
+from timm_varchan import ANONYMOUS, RGB, ChannelSet
+from timm_varchan.hub import save_model
+from timm_varchan.training import (
+    CHANNEL_AUGS,
+    DrawKey,
+    Interrupted,
+    NonFiniteLossError,
+    SetupError,
+    TrainConfig,
+    draw_channels,
+    run,
+)
+from timm_varchan.training import loop as training_loop
+from timm_varchan.training.checkpoint import RunFolder, read_progress
+from timm_varchan.training.loop import EpochSampler
+
+BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
+TINY = TrainConfig(
+    channels="RG", limit=30, img_size=16, workers=0, epochs=2, batch_size=8, eval_batch_size=16,
+    eval_modes=("named",), eval_orders=("in order",), model="dwg_test_resnet", warmup_epochs=0,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch):
+    """The accelerator's state is global; every run begins without one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._shared_state.clear()
+
+
+# ---- configuration
+
+
+def test_every_flag_reads_back_to_the_same_configuration():
+    config = TrainConfig(
+        dataset="a folder", channels="B02+B08", limit=3, skip_corrupt=True, pretrained=True,
+        model_kwargs={"drop_rate": 0.1, "global_pool": "max"}, clip_grad=1.0, lr=0.5,
+        eval_modes=("named", "mask"), eval_orders=("shuffled",), resume="auto",
+    )  # fmt: skip
+    assert TrainConfig.from_args(config.to_args()) == config
+    assert TrainConfig.from_args([]) == TrainConfig()
+    assert TrainConfig().to_args() == []
+    assert json.loads(json.dumps(config.to_json()))["eval_modes"] == ["named", "mask"]
+
+
+def test_help_has_groups_and_a_text_for_every_field(capsys):
+    with pytest.raises(SystemExit):
+        TrainConfig.from_args(["--help"])
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(TrainConfig):
+        assert "--" + field.name.replace("_", "-") in text
+        assert field.metadata["help"]
+    for group in ("data:", "model:", "training:", "evaluation:", "run:"):
+        assert group in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--epochs", "0"], "--epochs is 0; it must be 1 or more"),
+        (["--smoothing", "1"], "--smoothing"),
+        (["--lr", "nan"], "--lr is nan"),
+        (["--channel-aug", "cutmix"], "invalid choice"),
+        (["--model-kwargs", "drop"], "needs the form name=value"),
+    ],
+)
+def test_wrong_flags_are_refused(args, message, capsys):
+    with pytest.raises(SystemExit):
+        TrainConfig.from_args(args)
+    assert message in capsys.readouterr().err
+
+
+# ---- draws
+
+
+@pytest.mark.parametrize("name", CHANNEL_AUGS)
+def test_draws_depend_on_the_key_alone_and_change_with_it(name):
+    x = torch.randn(6, 5, 4, 4)
+    for identity in ("named", "anonymous"):
+        first, told = draw_channels(name, x, BANDS, DrawKey(0, 1, 2), identity=identity)
+        torch.manual_seed(99)
+        again, told_again = draw_channels(name, x, BANDS, DrawKey(0, 1, 2), identity=identity)
+        assert torch.equal(first, again)
+        assert told == told_again
+    if name != "none":
+        others = [
+            draw_channels(name, x, BANDS, DrawKey(0, 1, step), identity="named")[0]
+            for step in range(8)
+        ]
+        assert any(o.shape != first.shape or not torch.equal(o, first) for o in others)
+
+
+def test_the_draw_of_a_sample_does_not_depend_on_the_process_that_has_it():
+    x = torch.randn(6, 5, 4, 4)
+    for name in ("shuffle", "hcs-sample"):
+        whole, told = draw_channels(name, x, BANDS, DrawKey(3, 0, 0, 0), identity="named")
+        part, told_part = draw_channels(name, x[4:], BANDS, DrawKey(3, 0, 0, 4), identity="named")
+        width = part.shape[1]
+        assert torch.equal(whole[4:, :width], part)
+        assert told is told_part is None or told[4:] == told_part
+
+
+def test_sampled_planes_are_those_of_the_told_sets():
+    x = torch.randn(64, 5, 2, 2)
+    drawn, told = draw_channels("hcs-sample", x, BANDS, DrawKey(0, 0, 0), identity="named")
+    assert {len(s) for s in told} == {1, 2, 3, 4, 5}
+    for sample, planes, channel_set in zip(x, drawn, told, strict=True):
+        indices = BANDS.index(channel_set)
+        assert torch.equal(planes[: len(indices)], sample[list(indices)])
+        assert not planes[len(indices) :].any()
+    _, told = draw_channels("hcs-sample", x, BANDS, DrawKey(0, 0, 0), identity="anonymous")
+    assert all(s.is_anonymous for s in told)
+
+
+def test_what_the_model_is_told():
+    x = torch.randn(2, 5, 2, 2)
+    key = DrawKey(0, 0, 0)
+    drawn, told = draw_channels("hcs", x, BANDS, key, identity="named")
+    assert torch.equal(drawn, x[:, BANDS.index(told)])
+    assert draw_channels("none", x, BANDS, key, identity="named")[1] == BANDS
+    assert draw_channels("shuffle", x, BANDS, key, identity="named")[1] is None
+    for name in ("none", "shuffle", "hcs"):
+        assert draw_channels(name, x, BANDS, key, identity="anonymous")[1] == ANONYMOUS
+    masked, told = draw_channels("hcs-mask", x, BANDS, key, identity="named")
+    there = masked.flatten(2).any(-1)[0]
+    assert told == BANDS
+    assert torch.allclose(masked[:, there], x[:, there] * 5 / there.sum())
+
+
+def test_the_order_of_images_depends_on_seed_and_epoch():
+    sampler = EpochSampler(20, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(20))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(EpochSampler(20, seed=2)) != first
+
+
+# ---- hub form
+
+
+@pytest.mark.parametrize("told", ["named", "anonymous"])
+def test_a_saved_model_gives_equal_logits(tmp_path, told):
+    channels = BANDS.with_stats((0.1, 0.2, 0.3, 0.4, 0.5), (1.0,) * 5)
+    model = timm.create_model("dwg_test_resnet", num_classes=3, in_chans=5).eval()
+    timm_varchan.set_channels(model, channels if told == "named" else "anonymous")
+    for _ in range(2):  # the second replaces the first
+        save_model(model, tmp_path / "m", class_names="abc", channels=channels, img_size=32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    x = torch.randn(2, 5, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), loaded(x))
+    assert loaded.num_classes == 3
+    assert loaded.pretrained_cfg["input_size"] == (5, 32, 32)
+    assert tuple(loaded.pretrained_cfg["mean"]) == channels.mean
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["label_names"] == list("abc")
+
+
+def test_a_folder_with_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    model = timm.create_model("dwg_test_resnet", num_classes=3)
+    with pytest.raises(ValueError, match="no saved model"):
+        save_model(model, tmp_path, class_names="abc", channels=RGB, img_size=32)
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        return run(dataclasses.replace(TINY, output_dir=str(folder)))
+
+
+def test_everything_is_written(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert names == {
+        "run.json", "summary.csv", "results.json", "results.md", "curves.png", "channel_sets.png",
+        "model", "checkpoints",
+    }  # fmt: skip
+    lines = (finished.folder / "summary.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,train_loss,train_accuracy,eval_loss,eval_accuracy,lr,")
+    assert len(lines) == 3
+    text = (finished.folder / "results.md").read_text()
+    assert "| RG " in text
+    assert "30 images (test)" in text
+
+
+def test_results_follow_the_documented_schema(finished):
+    def reject(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (finished.folder / "results.json").read_text()
+    results = json.loads(text, parse_constant=reject)
+    assert list(results) == [
+        "schema_version", "created", "config", "seeds", "model", "data", "training", "evaluation",
+        "machine", "versions", "git_commit",
+    ]  # fmt: skip
+    assert results["schema_version"] == 1
+    assert results["config"] == json.loads((finished.folder / "run.json").read_text())
+    assert results["seeds"] == [0]
+    assert set(results["model"]) == {"name", "num_parameters", "folder"}
+    data = results["data"]
+    assert set(data) == {"name", "class_names", "channels", "num_images", "num_skipped"}
+    assert data["num_images"] == {"train": 30, "validation": 30, "test": 30, "evaluated": 30}
+    assert ChannelSet.from_config(data["channels"]).names == ("R", "G")
+    assert set(results["training"]) == {
+        "epochs", "updates", "history", "seconds", "images_per_second",
+    }  # fmt: skip
+    assert [entry["epoch"] for entry in results["training"]["history"]] == [0, 1]
+    evaluation = results["evaluation"]
+    assert set(evaluation) == {"split", "checkpoint", "seconds", "sets", "sizes"}
+    assert [entry["channels"] for entry in evaluation["sets"]] == ["RG", "R", "G"]
+    for entry in evaluation["sets"]:
+        assert set(entry) == {
+            "channels", "indices", "size", "mode", "order", "num_images", "accuracy",
+            "precision_macro", "recall_macro", "f1_macro",
+        }  # fmt: skip
+        assert entry["accuracy"]["low"] <= entry["accuracy"]["value"] <= entry["accuracy"]["high"]
+    assert set(evaluation["sizes"][0]) == {
+        "size", "mode", "order", "num_sets", "mean", "std", "worst", "worst_set",
+    }  # fmt: skip
+    assert set(results["machine"]) == {
+        "platform", "processor", "device", "num_processes", "distributed_type",
+    }  # fmt: skip
+
+
+def test_the_saved_model_has_the_results(finished, tmp_path):
+    config = dataclasses.replace(
+        TINY, eval_only=str(finished.folder / "model"), output_dir=str(tmp_path / "e")
+    )
+    again = run(config)
+    assert [s.to_json() for s in again.sets] == [s.to_json() for s in finished.sets]
+    assert again.results["training"] is None
+
+
+def test_another_run_in_the_same_folder_is_refused(finished):
+    config = dataclasses.replace(TINY, output_dir=str(finished.folder))
+    with pytest.raises(SetupError, match="--resume auto"):
+        run(config)
+    with pytest.raises(SetupError, match=r"lr 0.002 -> 0.5"):
+        run(dataclasses.replace(config, lr=0.5, resume="auto"))
+
+
+def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match=r"not empty and holds no run.*--output-dir"):
+        run(dataclasses.replace(TINY, output_dir=str(tmp_path)))
+    with pytest.raises(SetupError, match=r"cannot be written.*--output-dir"):
+        run(dataclasses.replace(TINY, output_dir=str(tmp_path / "file" / "run")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "test_resnet"}, "Choose dwg_test_resnet"),
+        ({"batch_size": 31}, "Lower --batch-size"),
+        ({"model": "no_such_model"}, "no_such_model"),
+        ({"channels": "RGX"}, "X"),
+        ({"resume": "nowhere"}, "no checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_said_before_training(tmp_path, changes, message):
+    with pytest.raises(SetupError, match=message):
+        run(dataclasses.replace(TINY, output_dir=str(tmp_path / "run"), **changes))
+
+
+def interrupt_at(monkeypatch, update):
+    """Send this process SIGTERM in the middle of a step."""
+    original = training_loop.draw_channels
+    count = iter(range(1000))
+
+    def draw(*args, **kwargs):
+        if next(count) == update:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(training_loop, "draw_channels", draw)
+
+
+@pytest.mark.parametrize("update", [1, 2, 4])  # in an epoch, at its end, in the second one
+def test_a_resumed_run_equals_one_that_nothing_disturbed(finished, tmp_path, monkeypatch, update):
+    config = dataclasses.replace(TINY, output_dir=str(tmp_path / "run"))
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, update)
+        with pytest.raises(Interrupted):
+            run(config)
+    assert signal.getsignal(signal.SIGTERM) is before
+    checkpoint = RunFolder(tmp_path / "run").last()
+    assert read_progress(checkpoint).updates == update + 1
+    AcceleratorState._reset_state(reset_partial_state=True)
+    outcome = run(dataclasses.replace(config, resume="auto"))
+    for key in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr"):
+        assert [e[key] for e in outcome.results["training"]["history"]] == pytest.approx(
+            [e[key] for e in finished.results["training"]["history"]], rel=1e-6
+        )
+    assert [s.to_json() for s in outcome.sets] == [s.to_json() for s in finished.sets]
+
+
+def test_a_half_written_checkpoint_is_none(finished, tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints" / ".writing-step-00000009").mkdir(parents=True)
+    assert folder.last() is None
+    assert folder.best() is None
+    kept = RunFolder(finished.folder).checkpoints()
+    assert 1 <= len(kept) <= 2
+    assert kept[-1].name == "step-00000006"
+
+
+def test_a_loss_that_is_no_number_stops_with_step_channels_and_cure(tmp_path, monkeypatch):
+    original = training_loop.draw_channels
+    count = iter(range(1000))
+
+    def draw(*args, **kwargs):
+        x, told = original(*args, **kwargs)
+        return (x * math.nan if next(count) == 4 else x), told
+
+    monkeypatch.setattr(training_loop, "draw_channels", draw)
+    config = dataclasses.replace(TINY, output_dir=str(tmp_path / "run"), channel_aug="none")
+    with pytest.raises(
+        NonFiniteLossError, match=r"epoch 2, step 2 \(channels RG, lr .*--clip-grad.*step-00000003"
+    ):
+        run(config)
+    assert RunFolder(tmp_path / "run").last().name == "step-00000003"
+
+
+@pytest.mark.parametrize("aug", ["shuffle", "hcs-sample"])
+def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
+    config = dataclasses.replace(
+        TINY, output_dir=str(tmp_path / "run"), channel_aug=aug, channel_identity="anonymous",
+        eval_checkpoint="best", eval_modes=None, smoothing=0.1, clip_grad=1.0, epochs=1,
+    )  # fmt: skip
+    outcome = run(config)
+    assert {s.mode for s in outcome.sets} == {"named", "anonymous"}
+    saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert saved["model_args"]["channel_set"] == "anonymous"
+
+
+def test_a_plain_model_on_a_folder_of_images(tmp_path):
+    for split, count in (("train", 8), ("val", 4)):
+        for label in ("cat", "dog"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for number in range(count):
+                colour = (number * 9, 255 * (label == "cat"), 90)
+                path = tmp_path / "data" / split / label / f"{number}.png"
+                Image.new("RGB", (20, 24), colour).save(path)
+    config = TrainConfig(
+        dataset=str(tmp_path / "data"), model="test_resnet", channel_aug="hcs-mask", epochs=1,
+        batch_size=4, img_size=32, workers=0, output_dir=str(tmp_path / "run"), warmup_epochs=0,
+    )  # fmt: skip
+    outcome = run(config)
+    assert {s.mode for s in outcome.sets} == {"mask"}
+    assert outcome.results["evaluation"]["split"] == "validation"
+    assert outcome.results["data"]["class_names"] == ["cat", "dog"]
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
+    assert loaded.num_classes == 2
