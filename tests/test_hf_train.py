@@ -59,7 +59,7 @@ def test_two_processes_train_and_one_finds_exactly_their_metrics(tmp_path):
 
 def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
     folder = tmp_path / "a run"
-    args = [*TINY, "--epochs", "30", "--output-dir", str(folder)]
+    args = [*TINY, "--epochs", "8", "--output-dir", str(folder)]
     process = subprocess.Popen(
         [sys.executable, "hf_train.py", *args], cwd=ROOT, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -80,15 +80,10 @@ def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
     assert f"Everything is in {folder}/" in resumed.stdout
     assert "| RGB " in resumed.stdout
     history = results(folder)["training"]["history"]
-    assert [entry["epoch"] for entry in history] == list(range(30))
-    assert results(folder)["training"]["updates"] == 30 * (47 // 8)
+    assert [entry["epoch"] for entry in history] == list(range(8))
+    assert results(folder)["training"]["updates"] == 8 * (47 // 8)
     for name in ("results.md", "summary.csv", "curves.png", "channel_sets.png", "model"):
         assert (folder / name).exists()
-
-    again = launched([sys.executable], args)
-    assert again.returncode == 1
-    assert again.stderr.splitlines()[-1].startswith("hf_train: ")
-    assert "--resume auto" in again.stderr
 
 
 def test_two_processes_that_ignore_each_other_are_refused(tmp_path):

@@ -1,9 +1,11 @@
 """Configuration, channel draws, checkpoints, results and whole runs in this process."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import signal
+from pathlib import Path
 
 import pytest
 import timm
@@ -263,6 +265,16 @@ def test_another_run_in_the_same_folder_is_refused(finished):
         run(config)
     with pytest.raises(SetupError, match=r"lr 0.002 -> 0.5"):
         run(dataclasses.replace(config, lr=0.5, resume="auto"))
+
+
+def test_the_script_ends_with_one_line_where_the_flags_are_wrong(finished):
+    path = Path(__file__).parents[1] / "hf_train.py"
+    spec = importlib.util.spec_from_file_location("hf_train", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    args = dataclasses.replace(TINY, output_dir=str(finished.folder)).to_args()
+    with pytest.raises(SystemExit, match=r"^hf_train: .* holds a run already.*--resume auto"):
+        script.main(args)
 
 
 def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
