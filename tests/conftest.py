@@ -6,6 +6,7 @@ import functools
 import pytest
 import timm
 import torch
+from timm.models.byobnet import model_cfgs
 
 import timm_varchan
 
@@ -24,10 +25,12 @@ ARCHS = (
 SMALL = {
     "resnet18": {"layers": (1, 1, 1, 1)},
     "convnext_atto": {"depths": (1, 1, 1, 1)},
-    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 3, "dynamic_img_size": True},
+    "mobileone_s0": {"blocks": tuple(b[:2] for b in model_cfgs["mobileone_s0"].blocks)},
     "swin_tiny_patch4_window7_224": {
         "img_size": 64, "depths": (1, 1, 1, 1), "strict_img_size": False,
     },
+    "nfnet_l0": {"depths": (1, 1, 1, 1)},
 }  # fmt: skip
 NUM_CLASSES = 7
 

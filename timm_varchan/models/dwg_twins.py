@@ -139,7 +139,11 @@ def _build_twin(
     cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
     registered = get_pretrained_cfg(base)
     assert registered is not None
-    base_cfg = replace(cfg, architecture=base, first_conv=registered.first_conv)
+    # A saved twin's configuration holds its own count; the bank keeps the base's.
+    input_size = (registered.input_size[0], *cfg.input_size[1:])
+    base_cfg = replace(
+        cfg, architecture=base, first_conv=registered.first_conv, input_size=input_size
+    )
     weights = _read_weights(cfg, base, cache_dir) if pretrained else None
     mixers: dict[str, dict[str, Tensor]] = {}
     if weights is not None:
@@ -148,7 +152,9 @@ def _build_twin(
         base_cfg = replace(base_cfg, state_dict=weights, **nowhere)
     traced = kwargs.get("features_only") and kwargs.get("feature_cls") == "fx"
     if traced:
-        out_indices = kwargs.pop("out_indices", (0, 1, 2, 3, 4))
+        if "out_indices" not in kwargs:  # each family has its own default
+            kwargs["out_indices"] = model_entrypoint(base)(**kwargs).feature_info.out_indices
+        out_indices = kwargs.pop("out_indices")
         del kwargs["features_only"], kwargs["feature_cls"]
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs

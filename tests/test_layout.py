@@ -1,0 +1,89 @@
+"""The shape of the package: direction of imports, names and sizes of files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import timm.models
+
+import timm_varchan
+
+PACKAGE = Path(timm_varchan.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+#: A row imports only itself and rows before it. A new file must be given its place here.
+ROWS = (
+    {"version"},
+    {"channels"},
+    {"stems"},
+    {"models"},
+    {"data"},
+    {"complexity", "evaluation", "plots"},
+    {"training"},
+    {"cards", "hub", "export", "predict", "__main__"},
+)
+ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}
+MAX_LINES = 300
+#: Known deviations, each an open question to the design.
+PENDING = {
+    "plots.py": "plots imports evaluation, which stands in its own row",
+    "training/run.py": "training imports hub, which stands right of it",
+    "channels.py": "385 lines",
+}
+
+
+def part_of(module):
+    """The part of the package that a dotted module name belongs to."""
+    return module.split(".")[1]
+
+
+def imported_modules(tree):
+    """Absolute names of everything that a file imports from the package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            known = node.module == "timm_varchan"
+            names = [f"{node.module}.{a.name}" for a in node.names] if known else [node.module]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == "timm_varchan")
+
+
+def name_of(file):
+    return str(file.relative_to(PACKAGE))
+
+
+def files():
+    """Every file as a test parameter; the known deviations may fail."""
+    for file in FILES:
+        reason = PENDING.get(name_of(file))
+        yield pytest.param(
+            file, id=name_of(file), marks=[pytest.mark.xfail(reason=reason)] if reason else []
+        )
+
+
+@pytest.mark.parametrize("file", list(files()))
+def test_imports_point_left(file):
+    if file == PACKAGE / "__init__.py":
+        return
+    own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert own in ROW_OF, f"{own} has no place in ROWS"
+    for module in imported_modules(ast.parse(file.read_text())):
+        assert module != "timm_varchan", "a file of the package imports the package itself"
+        part = part_of(module)
+        assert part in ROW_OF, f"{module} has no place in ROWS"
+        left = ROW_OF[part] < ROW_OF[own]
+        assert part == own or left, f"{own} imports {module}, which stands beside or right of it"
+
+
+def test_no_file_is_named_like_a_module_of_timm():
+    theirs = {path.stem for path in Path(timm.models.__file__).parent.rglob("*.py")}
+    ours = {file.stem for file in FILES}
+    # hub stands in timm as a shim that registers nothing, as ours does
+    assert ours & theirs <= {"__init__", "hub"}, "timm's registry keys modules by their last name"
+
+
+@pytest.mark.parametrize("file", list(files()))
+def test_files_are_short(file):
+    assert len(file.read_text().splitlines()) <= MAX_LINES
