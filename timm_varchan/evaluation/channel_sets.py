@@ -193,6 +193,13 @@ def predict_channel_sets(
     return whole[:, :-1], whole[:, -1]
 
 
+def _default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
+    """What a model can do with these channels."""
+    if not has_stems(model):
+        return ("mask",)
+    return ("anonymous",) if channels.is_anonymous else ("named", "anonymous")
+
+
 def evaluate_channel_sets(
     model: nn.Module,
     loader: Iterable[tuple[Tensor, Tensor]],
@@ -230,9 +237,7 @@ def evaluate_channel_sets(
     Raises:
         ValueError: Unknown modes or orders, no images.
     """
-    if modes is None:
-        modes = ("named", "anonymous") if has_stems(model) else ("mask",)
-        modes = [mode for mode in modes if mode != "named" or not channels.is_anonymous]
+    modes = _default_modes(model, channels) if modes is None else modes
     for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
         unknown = [name for name in given if name not in known]
         if unknown or not given:

@@ -44,6 +44,7 @@ from accelerate import Accelerator
 
 from timm_varchan.data import ImageData
 from timm_varchan.evaluation import METRICS, Estimate, SetResult, summarise_sizes
+from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.version import __version__
 
@@ -67,7 +68,7 @@ def build_results(
     results: Sequence[SetResult],
     *,
     model: Mapping[str, Any],
-    training: Mapping[str, Any] | None,
+    progress: Progress | None,
     evaluation: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `results.json`; see the module for the schema.
@@ -78,30 +79,17 @@ def build_results(
         accelerator: Where it ran.
         results: From `evaluate_channel_sets`.
         model: The entry `model`.
-        training: The entry `training`, without what follows from its history.
+        progress: How training went; None if nothing was trained.
         evaluation: The entry `evaluation`, without the results.
     """
-    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    num_images = {name: len(split) if split else 0 for name, split in splits.items()}
-    if training is not None:
-        speeds = [entry["images_per_second"] for entry in training["history"]]
-        seconds = sum(entry["seconds"] for entry in training["history"])
-        speed = statistics.median(speeds) if speeds else None
-        training = {**training, "seconds": seconds, "images_per_second": speed}
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": config.to_json(),
         "seeds": [config.seed],
         "model": dict(model),
-        "data": {
-            "name": data.name,
-            "class_names": list(data.class_names),
-            "channels": data.channels.to_config(),
-            "num_images": {**num_images, "evaluated": results[0].num_images},
-            "num_skipped": sum(split.num_skipped for split in splits.values() if split),
-        },
-        "training": training,
+        "data": _data_entry(data, results[0].num_images),
+        "training": None if progress is None else _training_entry(progress),
         "evaluation": {
             **evaluation,
             "sets": [result.to_json() for result in results],
@@ -120,6 +108,28 @@ def build_results(
             **{name: metadata.version(name) for name in _PACKAGES},
         },
         "git_commit": _git_commit(),
+    }
+
+
+def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    num_images = {name: len(split) if split else 0 for name, split in splits.items()}
+    return {
+        "name": data.name,
+        "class_names": list(data.class_names),
+        "channels": data.channels.to_config(),
+        "num_images": {**num_images, "evaluated": num_evaluated},
+        "num_skipped": sum(split.num_skipped for split in splits.values() if split),
+    }
+
+
+def _training_entry(progress: Progress) -> dict[str, Any]:
+    return {
+        "epochs": progress.epoch,
+        "updates": progress.updates,
+        "seconds": sum(entry["seconds"] for entry in progress.history),
+        "images_per_second": statistics.median(e["images_per_second"] for e in progress.history),
+        "history": progress.history,
     }
 
 

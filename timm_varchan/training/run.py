@@ -178,14 +178,35 @@ def _finish(
     bare = unwrap_model(model)
     if checkpoint is not None and config.eval_checkpoint == "best":
         load_model(bare, checkpoint / "model.safetensors")
-    name, split = _evaluation_split(data)
-    loader = accelerator.prepare(eval_loader(config, split, data.channels))
     if progress is None:
         model = bare.to(accelerator.device)
     started = time.perf_counter()
+    name, sets = _evaluate(config, accelerator, model, data)
+    evaluation = {
+        "split": name,
+        "checkpoint": checkpoint.name if checkpoint else None,
+        "seconds": time.perf_counter() - started,
+    }
+    num_parameters = sum(p.numel() for p in bare.parameters())
+    about = {"name": config.model, "num_parameters": num_parameters, "folder": "model"}
+    results = build_results(
+        config, data, accelerator, sets, model=about, progress=progress, evaluation=evaluation
+    )
+    if accelerator.is_main_process:
+        tell_all_channels(bare, data.channels, config.channel_identity)
+        _write(folder.path, results, sets, bare, data, config)
+    accelerator.wait_for_everyone()
+    return Outcome(folder.path, results, sets, accelerator.is_main_process)
+
+
+def _evaluate(
+    config: TrainConfig, accelerator: Accelerator, model: nn.Module, data: ImageData
+) -> tuple[str, list[SetResult]]:
+    """The split that was evaluated on, and the result of every channel set."""
+    name, split = _evaluation_split(data)
     sets = evaluate_channel_sets(
         model,
-        loader,
+        accelerator.prepare(eval_loader(config, split, data.channels)),
         data.channels,
         num_classes=len(data.class_names),
         accelerator=accelerator,
@@ -194,26 +215,7 @@ def _finish(
         max_sets=config.eval_max_sets,
         seed=config.seed,
     )
-    evaluation = {
-        "split": name,
-        "checkpoint": checkpoint.name if checkpoint else None,
-        "seconds": time.perf_counter() - started,
-    }
-    training = None
-    if progress is not None:
-        training = {
-            "epochs": progress.epoch, "updates": progress.updates, "history": progress.history,
-        }  # fmt: skip
-    num_parameters = sum(p.numel() for p in bare.parameters())
-    about = {"name": config.model, "num_parameters": num_parameters, "folder": "model"}
-    results = build_results(
-        config, data, accelerator, sets, model=about, training=training, evaluation=evaluation
-    )
-    if accelerator.is_main_process:
-        tell_all_channels(bare, data.channels, config.channel_identity)
-        _write(folder.path, results, sets, bare, data, config)
-    accelerator.wait_for_everyone()
-    return Outcome(folder.path, results, sets, accelerator.is_main_process)
+    return name, sets
 
 
 def _chosen_checkpoint(config: TrainConfig, folder: RunFolder) -> Path | None:
