@@ -125,7 +125,7 @@ def hub_reason(error: BaseException, repo_id: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "there is no such revision. Check what stands after the @."
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no repository {repo_id} that you can see. Check the name. {login} if it is private."
+        return f"you can see no repository {repo_id}. Check the name. {login} if it is private."
     if isinstance(error, HFValidationError):
         return f"{line}. Give ORG/NAME."
     if isinstance(error, EntryNotFoundError) and not _is_offline(error):

@@ -1,0 +1,297 @@
+"""Export to ONNX and to `torch.export`, checked against the model before anything is written."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.models import share
+from timm_varchan.stems import Mixer
+
+__all__ = ["Check", "Exported", "export"]
+
+#: Channel counts that a file for any number of channels is checked with.
+CHECK_COUNTS = (1, 3, 5, 12)
+FORMATS = (".onnx", ".pt2")
+#: Largest difference from the model's answers, relative to the largest of them.
+TOLERANCE = 1e-3
+#: A batch or channel count of 1 would be frozen; 5 channels are no model's default.
+_EXAMPLE_BATCH, _EXAMPLE_CHANNELS = 2, 5
+_CAUSE_LENGTH = 200
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of the written file with the model, on random input.
+
+    Args:
+        shape: `(B, C, H, W)` of the input.
+        difference: Largest absolute difference of the outputs.
+        scale: Largest absolute output of the model.
+    """
+
+    shape: tuple[int, ...]
+    difference: float
+    scale: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance; NaN is not."""
+        return self.difference <= TOLERANCE * max(self.scale, 1e-6)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: The file.
+        num_channels: How many channels it takes; None for any number.
+        img_size: Height and width that it takes, in pixels; None for any that the backbone takes.
+        fixed_because: Why height and width are fixed, None where they are not.
+        checks: The comparisons, all within the tolerance.
+    """
+
+    path: Path
+    num_channels: int | None
+    img_size: tuple[int, int] | None
+    fixed_because: str | None
+    checks: tuple[Check, ...]
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    channels: ChannelSetLike | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    dynamic_size: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+) -> Exported:
+    """Write a model as ONNX (`.onnx`) or as a program of `torch.export` (`.pt2`).
+
+    The batch is dynamic. So is the number of channels under the default rule and for `"anonymous"`;
+    a named set has its own number. Height and width are dynamic where the backbone takes others.
+    The file is compared with the model (onnxruntime, or `torch.export.load`) for 1, 3, 5 and 12
+    channels and two sizes, and stands in its place only if they agree.
+
+    Args:
+        model: A classifier with or without a stem; it is not changed.
+        path: Where to; the ending says the format.
+        channels: The channel set; by default what `set_channels` told the model.
+        img_size: Height and width, in pixels; the model's own by default.
+        dynamic_size: Whether to try other heights and widths at all.
+        metadata: What a user of the file should know (class names, channels), JSON-serialisable;
+            under the key `timm_varchan` of the file's metadata.
+
+    Returns:
+        What was written and checked.
+
+    Raises:
+        ValueError: Another ending, or channels that the model cannot serve.
+        RuntimeError: A package is missing, the model cannot be exported, or the file does not
+            answer as the model does.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
+    _require(["onnx", "onnxruntime", "onnxscript"] if path.suffix == ".onnx" else [])
+    model = _for_channels(model, channels)
+    counts = _counts(model)
+    sizes, because = _sizes(model, counts[-1], img_size, dynamic_size)
+    text = json.dumps(dict(metadata or {}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        new = Path(folder) / path.name
+        try:
+            _write(model, new, counts, sizes, text)
+        except RuntimeError as error:
+            if len(sizes) == 1:
+                raise
+            sizes, because = sizes[:1], f"with others {error}"
+            _write(model, new, counts, sizes, text)
+        checks = tuple(_checks(model, new, counts, sizes))
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            worst = max(failed, key=lambda check: check.difference)
+            raise RuntimeError(
+                f"The exported model differs from the model by {worst.difference:.2g} (outputs up "
+                f"to {worst.scale:.2g}) for an input {worst.shape}; nothing was written. Try the "
+                f"other format of {', '.join(FORMATS)}, or fold the model first."
+            )
+        for file in Path(folder).iterdir():  # weights above 2 GB stand beside the file
+            os.replace(file, path.parent / file.name)
+    return Exported(
+        path=path,
+        num_channels=None if len(counts) > 1 else counts[0],
+        img_size=None if len(sizes) > 1 else sizes[0],
+        fixed_because=because,
+        checks=checks,
+    )
+
+
+def _require(packages: Sequence[str]) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise RuntimeError(
+                f"Exporting to ONNX needs {package}: pip install 'timm-varchan[export]'."
+            ) from error
+
+
+def _mixer(model: nn.Module) -> Mixer | None:
+    return next((module for module in model.modules() if isinstance(module, Mixer)), None)
+
+
+def _for_channels(model: nn.Module, channels: ChannelSetLike | None) -> nn.Module:
+    """A copy over the same weights, in evaluation mode, told its channels."""
+    mixer = _mixer(model)
+    if mixer is None:
+        if channels is not None and len(ChannelSet.parse(channels)) != model.in_chans:
+            raise ValueError(
+                f"The model takes {model.in_chans} channels and has no stem for others, but the "
+                f"channels are {ChannelSet.parse(channels)}. Export a dwg_ twin."
+            )
+        if model.training:
+            raise ValueError("The model is in training mode. Call model.eval() first.")
+        return model
+    if channels is None and isinstance(mixer.channels, tuple):
+        raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
+    current = mixer.channels if channels is None else channels
+    return share(model, current).eval()  # type: ignore[arg-type]
+
+
+def _counts(model: nn.Module) -> tuple[int, ...]:
+    """The numbers of channels that the model takes: one, or any."""
+    mixer = _mixer(model)
+    if mixer is None:
+        return (int(model.in_chans),)  # type: ignore[arg-type]
+    if isinstance(mixer.channels, ChannelSet) and len(mixer.channels):
+        return (len(mixer.channels),)
+    return CHECK_COUNTS if mixer.supports_anonymous else (len(mixer.default_channels),)
+
+
+def _sizes(
+    model: nn.Module, num_channels: int, img_size: int | tuple[int, int] | None, dynamic: bool
+) -> tuple[list[tuple[int, int]], str | None]:
+    """The model's height and width, another one if it takes any, and why not if it does not."""
+    if img_size is None:
+        img_size = tuple(model.pretrained_cfg["input_size"][-2:])  # type: ignore[index,call-overload]
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    _try(model, num_channels, (height, width))
+    if not dynamic:
+        return [(height, width)], "so asked for"
+    cause = ""
+    for other in ((height + 32, width + 64), (2 * height, width)):
+        try:
+            _try(model, num_channels, other)
+        except ValueError as error:
+            cause = str(error)
+        else:
+            return [(height, width), other], None
+    return [(height, width)], cause
+
+
+@torch.no_grad()
+def _try(model: nn.Module, num_channels: int, size: tuple[int, int]) -> None:
+    try:
+        model(_input(model, (1, num_channels, *size)))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f"the backbone does not take {size[0]} x {size[1]} px ({_line(error)})"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:_CAUSE_LENGTH]
+
+
+def _input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    like = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(like)
+
+
+def _write(
+    model: nn.Module,
+    path: Path,
+    counts: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+    metadata: str,
+) -> None:
+    """Export with the dynamic axes that are wanted."""
+    num_channels = counts[0] if len(counts) == 1 else _EXAMPLE_CHANNELS
+    example = _input(model, (_EXAMPLE_BATCH, num_channels, *sizes[-1]))
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if len(counts) > 1:
+        axes[1] = torch.export.Dim("channels")
+    if len(sizes) > 1:
+        axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    write = _write_onnx if path.suffix == ".onnx" else _write_program
+    try:
+        write(model, example, axes, path, metadata)
+    except Exception as error:  # the exporters raise what the traced code raises
+        raise RuntimeError(
+            f"the model cannot be exported as {path.suffix} ({type(error).__name__}: "
+            f"{_line(error)})"
+        ) from error
+
+
+def _write_program(
+    model: nn.Module, example: Tensor, axes: dict[int, Any], path: Path, metadata: str
+) -> None:
+    program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
+    torch.export.save(program, path, extra_files={"timm_varchan": metadata})
+
+
+def _write_onnx(
+    model: nn.Module, example: Tensor, axes: dict[int, Any], path: Path, metadata: str
+) -> None:
+    program = torch.onnx.export(
+        model,
+        (example,),
+        dynamo=True,
+        dynamic_shapes=(axes,),
+        input_names=["image"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props["timm_varchan"] = metadata
+    program.save(str(path))
+
+
+def _checks(
+    model: nn.Module, path: Path, counts: Sequence[int], sizes: Sequence[tuple[int, int]]
+) -> Iterator[Check]:
+    """Compare the written file with the model: every count at every size, batches of 1 and 3."""
+    answer = _reader(path)
+    for batch, size in zip((1, 3), sizes, strict=False):
+        for num_channels in counts:
+            x = _input(model, (batch, num_channels, *size))
+            with torch.no_grad():
+                expected = model(x)
+                actual = answer(x)
+            difference = (actual.to(expected) - expected).abs().max().item()
+            yield Check(tuple(x.shape), difference, expected.abs().max().item())
+
+
+def _reader(path: Path) -> Callable[[Tensor], Tensor]:
+    """The written file as a function."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.cpu().numpy()})[0])

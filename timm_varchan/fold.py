@@ -1,0 +1,302 @@
+"""Fold a stem for one channel set into a plain timm model with a static first convolution."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2dSame
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.evaluation import Difference, paired_difference
+from timm_varchan.models import share
+from timm_varchan.stems import Mixer, Stem
+
+__all__ = ["FoldChange", "fold", "measure_change"]
+
+PREFIX = "dwg_"
+#: Largest relative difference between a folded layer and the stem with the same coefficients.
+TOLERANCE = 1e-3
+_NO_COUNT = "{} has no count. Give ChannelSet.anonymous(n), or a text such as 'GB'."
+
+
+@dataclass(frozen=True)
+class FoldChange:
+    """What folding changed, measured on images.
+
+    Args:
+        num_images: How many images.
+        max_logit: Largest absolute change of a logit.
+        mean_logit: Mean absolute change of the logits.
+        logit_std: Standard deviation of the model's own logits, to compare with.
+        agreement: Share of images whose first class is the same.
+        accuracy: Share of images that the model has right; None without labels.
+        folded_accuracy: The same of the folded model.
+        difference: Folded minus the model's accuracy, with its 95 % interval and p-value.
+    """
+
+    num_images: int
+    max_logit: float
+    mean_logit: float
+    logit_std: float
+    agreement: float
+    accuracy: float | None = None
+    folded_accuracy: float | None = None
+    difference: Difference | None = None
+
+
+class _FixedMixer(Mixer):
+    """Mixes with given coefficients `(C, K)`."""
+
+    def __init__(self, coefficients: Tensor) -> None:
+        num_channels, num_virtual = coefficients.shape
+        super().__init__(
+            ChannelSet.anonymous(num_virtual),
+            ChannelSet.anonymous(num_channels),
+            device=coefficients.device,
+            dtype=coefficients.dtype,
+        )
+        self.fixed = coefficients
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The coefficients, whatever the input."""
+        return self.fixed[None]
+
+
+@torch.no_grad()
+def fold(
+    model: nn.Module,
+    channels: ChannelSetLike,
+    calibration: Iterable[Tensor] | None = None,
+) -> nn.Module:
+    """Make a plain timm model with a static first convolution for one channel set.
+
+    `W[:, c] = sum_k a[c, k] bank[:, k]`, exact where the coefficients `a` do not depend on the
+    content of the image (an untrained stem, the fixed prior), else with their mean over the
+    calibration images: `measure_change` says what that costs. The result has the architecture of
+    the base and `in_chans` channels; timm saves and loads it without timm_varchan.
+
+    Convolutions with standardised weights (`StdConv2d`, `ScaledStdConv2d`) standardise whatever
+    they load. Where no weight gives the wanted kernels, a plain convolution takes their place: as
+    exact, but no architecture of timm, so its name gets the ending `_folded` and timm refuses to
+    load it rather than load it wrongly. Export such a model instead.
+
+    Args:
+        model: A model with stems; it is not changed.
+        channels: The channel set; `ChannelSet.anonymous(n)` for n channels without identity.
+        calibration: Normalised batches `(B, C, H, W)` of these channels, or None.
+
+    Returns:
+        The folded model, in evaluation mode.
+
+    Raises:
+        ValueError: No stem, channels without a count, coefficients that depend on the content
+            without calibration images, or a first layer that is no convolution of the channels (a
+            space-to-depth).
+    """
+    wanted = ChannelSet.parse(channels)
+    if not len(wanted):
+        raise ValueError(f"The channel set {_NO_COUNT.format(wanted)}")
+    folded = copy.deepcopy(share(model, wanted).eval())
+    found = [(path, m) for path, m in folded.named_modules() if isinstance(m, Stem)]
+    coefficients = _coefficients(folded, wanted, [stem.mixer for _, stem in found], calibration)
+    plain = True
+    for (path, stem), a in zip(found, coefficients, strict=True):
+        layer = _fold_stem(stem, a)
+        plain &= _same_kind(stem.bank, layer)
+        parent, _, name = path.rpartition(".")
+        setattr(folded.get_submodule(parent), name, layer)
+    _describe(folded, wanted, plain)
+    return folded
+
+
+def _coefficients(
+    model: nn.Module,
+    channels: ChannelSet,
+    mixers: Sequence[Mixer],
+    calibration: Iterable[Tensor] | None,
+) -> list[Tensor]:
+    """The coefficients `(C, K)` of every stem, or their mean over the calibration images."""
+    like = next(model.parameters())
+    probes = torch.zeros(2, len(channels), 8, 8).to(like)
+    probes[1] = torch.linspace(-3, 5, 64).view(8, 8)
+    answers = [mixer.coefficients(probes).expand(2, -1, -1) for mixer in mixers]
+    if all(torch.equal(a[0], a[1]) for a in answers):
+        return [a[0] for a in answers]
+    if calibration is None:
+        raise ValueError(
+            "The stem's coefficients depend on the content of the image. Give calibration images: "
+            "batches (B, C, H, W) of this channel set, normalised as for the model."
+        )
+    sums = [torch.zeros_like(a[0], dtype=torch.float64) for a in answers]
+    count = 0
+
+    def gather(mixer: Mixer, inputs: tuple[Tensor, ...]) -> None:
+        a = mixer.coefficients(inputs[0]).to(torch.float64)
+        sums[mixers.index(mixer)] += a.expand(len(inputs[0]), -1, -1).sum(0)
+
+    hooks = [mixer.register_forward_pre_hook(gather) for mixer in mixers]
+    for batch in calibration:
+        model(batch.to(like))
+        count += len(batch)
+    for hook in hooks:
+        hook.remove()
+    if not count:
+        raise ValueError("There are no calibration images: give at least one batch.")
+    return [(total / count).to(like) for total in sums]
+
+
+def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
+    """The bank for C channels, compared with the stem at these coefficients."""
+    static = Stem(_FixedMixer(coefficients), copy.deepcopy(stem.bank)).eval()
+    if isinstance(stem.bank, nn.Conv2d):
+        layer: nn.Module = _fold_conv(stem.bank, coefficients)
+    else:
+        layer = copy.deepcopy(stem.bank)
+        for path, conv in list(layer.named_modules()):
+            if _takes_virtual_channels(conv, coefficients.shape[1]):
+                parent, _, name = path.rpartition(".")
+                setattr(layer.get_submodule(parent), name, _fold_conv(conv, coefficients))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, len(coefficients), 64, 64, generator=generator).to(coefficients)
+    expected = static(x)
+    try:
+        actual = layer(x)
+        same = (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    except (RuntimeError, ValueError):
+        same = torch.tensor(False)
+    if not same:
+        raise ValueError(
+            f"The first layer, a {type(stem.bank).__name__}, does more than convolve the channels "
+            f"(a space-to-depth?), so there is no static convolution to fold into. Export the "
+            f"model for the channel set: python -m timm_varchan export MODEL FILE --channels ..."
+        )
+    return layer
+
+
+def _takes_virtual_channels(module: nn.Module, num_virtual: int) -> bool:
+    """Whether a module of a block is a convolution of the block's input."""
+    is_conv = isinstance(module, nn.Conv2d)
+    return is_conv and module.in_channels == num_virtual and module.groups == 1
+
+
+def _kernels(conv: nn.Module, coefficients: Tensor) -> Tensor:
+    """The kernels that a convolution applies, mixed: `(out, C, kh, kw)`."""
+    x = coefficients.new_zeros(1, len(coefficients), 64, 64)
+    return Stem(_FixedMixer(coefficients), conv).generated_kernels(x)[0]
+
+
+def _fold_conv(conv: nn.Module, coefficients: Tensor) -> nn.Conv2d:
+    """A convolution of C channels with the mixed kernels, of the same kind where that can be."""
+    assert isinstance(conv, nn.Conv2d)
+    kernels = _kernels(conv, coefficients.to(conv.weight))
+    same_kind = copy.deepcopy(conv)
+    same_kind.in_channels = len(coefficients)
+    if isinstance(conv, ScaledStdConv2d):
+        fan_in = math.prod(kernels.shape[1:])
+        same_kind.scale = conv.scale * (conv.weight[0].numel() / fan_in) ** 0.5
+        variance, mean = torch.var_mean(kernels, (1, 2, 3), keepdim=True, correction=0)
+        deviation = variance.sqrt().clamp(min=1e-12)
+        same_kind.weight = nn.Parameter((kernels - mean) / deviation)
+        same_kind.gain = nn.Parameter(deviation / same_kind.scale)
+    else:
+        same_kind.weight = nn.Parameter(kernels)
+    identity = torch.eye(len(coefficients)).to(kernels)
+    error = (_kernels(same_kind, identity) - kernels).abs().max()
+    if error <= TOLERANCE * kernels.abs().max():
+        return same_kind
+    kind = Conv2dSame if isinstance(conv, (StdConv2dSame, ScaledStdConv2dSame)) else nn.Conv2d
+    plain = kind(
+        len(coefficients),
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        bias=conv.bias is not None,
+    ).to(kernels)
+    plain.weight = nn.Parameter(kernels)
+    plain.bias = copy.deepcopy(conv.bias)
+    return plain
+
+
+def _same_kind(bank: nn.Module, layer: nn.Module) -> bool:
+    return all(type(a) is type(b) for a, b in zip(bank.modules(), layer.modules(), strict=True))
+
+
+def _describe(model: nn.Module, channels: ChannelSet, plain: bool) -> None:
+    """Tell timm what the model is now: the base architecture with other input channels."""
+    cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
+    base = str(cfg["architecture"]).removeprefix(PREFIX)
+    registered = get_pretrained_cfg(base) if timm.is_model(base) else None
+    cfg["architecture"] = base if plain else f"{base}_folded"
+    cfg["first_conv"] = registered.first_conv if registered else None
+    cfg["input_size"] = (len(channels), *cfg["input_size"][1:])
+    if channels.mean is not None:
+        cfg |= {"mean": channels.mean, "std": channels.std}
+    model.pretrained_cfg = model.default_cfg = cfg
+    model._traits = {**getattr(model, "_traits", {}), "first_conv": cfg["first_conv"]}
+    arguments = dict(getattr(model, "_model_args", {}))
+    for ours in ("channel_set", "channel_names"):
+        arguments.pop(ours, None)
+    model._model_args = {**arguments, "in_chans": len(channels)}
+    model.in_chans = len(channels)
+
+
+@torch.no_grad()
+def measure_change(
+    model: nn.Module,
+    folded: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    channels: ChannelSetLike,
+) -> FoldChange:
+    """Compare a folded model with the model that it came from.
+
+    Args:
+        model: The model with stems; it is not changed.
+        folded: What `fold` made of it for these channels.
+        batches: Normalised batches `(B, C, H, W)`, other ones than those of the calibration, and
+            their labels `(B,)` or None.
+        channels: The channel set.
+
+    Returns:
+        The change of logits, first classes and, with labels, accuracy.
+
+    Raises:
+        ValueError: No images.
+    """
+    wanted = ChannelSet.parse(channels)
+    twin = share(model, wanted).eval()
+    before, after, labels = [], [], []
+    for x, label in batches:
+        before.append(twin(x).float())
+        after.append(folded(x).float())
+        if label is not None:
+            labels.append(label)
+    if not before:
+        raise ValueError("There are no images to compare on: give at least one batch.")
+    a, b = torch.cat(before), torch.cat(after)
+    change = (a - b).abs()
+    accuracy = folded_accuracy = difference = None
+    if labels:
+        truth = torch.cat(labels).to(a.device)
+        right, folded_right = a.argmax(1) == truth, b.argmax(1) == truth
+        accuracy, folded_accuracy = right.float().mean().item(), folded_right.float().mean().item()
+        difference = paired_difference(folded_right.cpu().numpy(), right.cpu().numpy())
+    return FoldChange(
+        num_images=len(a),
+        max_logit=change.max().item(),
+        mean_logit=change.mean().item(),
+        logit_std=a.std().item(),
+        agreement=(a.argmax(1) == b.argmax(1)).float().mean().item(),
+        accuracy=accuracy,
+        folded_accuracy=folded_accuracy,
+        difference=difference,
+    )
