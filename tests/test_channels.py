@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from timm_varchan import channels as channels_module
+from timm_varchan import bands
 from timm_varchan.channels import (
     ANONYMOUS,
     RGB,
@@ -24,7 +24,7 @@ from timm_varchan.channels import (
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(channels_module, "_registry", known_channels())
+    monkeypatch.setattr(bands, "_registry", known_channels())
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,7 @@ def test_config_round_trip_needs_no_registration():
     assert ChannelSet.from_config(config) == mixed
     assert ChannelSet.from_config(ANONYMOUS.to_config()) == ANONYMOUS
     assert config[1] == {}
+    assert ChannelSet.parse(config) == mixed, "model arguments hold it in this form"
 
 
 def test_sets_are_values():

@@ -99,7 +99,8 @@ class Stem(nn.Module):
     ) -> None:
         """Take the keys of the layer that this stem replaced; the mixer then stays as it is."""
         base_keys = [prefix + key for key in self.bank.state_dict()]
-        if base_keys and all(key in state_dict for key in base_keys):
+        mixed = any(key.startswith(f"{prefix}mixer.") for key in state_dict)
+        if not mixed and all(key in state_dict for key in base_keys):
             for key in base_keys:
                 state_dict[f"{prefix}bank.{key.removeprefix(prefix)}"] = state_dict.pop(key)
             for key, value in self.mixer.state_dict().items():
