@@ -1,4 +1,4 @@
-"""Channels and channel sets: what the planes of an input are, apart from what they contain.
+"""Channel sets: what the planes of an input are, apart from what they contain.
 
 No tensors and no modules here: a channel set is plain, hashable, JSON-serialisable data that the
 stems, the data sets, the evaluation and the configuration files all read.
@@ -7,12 +7,13 @@ stems, the data sets, the evaluation and the configuration files all read.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Union
+
+from timm_varchan.bands import Channel, known_channels, register_channel
 
 __all__ = [
     "ANONYMOUS",
@@ -26,133 +27,12 @@ __all__ = [
     "seeded_rng",
 ]
 
-#: Wavelengths below this, in nm, are refused: they are almost always micrometres.
-MIN_WAVELENGTH_NM = 100.0
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One input plane, described by a name, a centre wavelength, both, or neither (anonymous).
-
-    Args:
-        name: How people call it (`"R"`, `"B08"`, `"DNA"`).
-        wavelength_nm: Centre wavelength in nm, at least 100.
-        mean: Mean of the channel in the units of the scaled input (8-bit images scaled to 0..1).
-        std: Standard deviation in the same units, above 0.
-
-    Raises:
-        ValueError: A value that is not finite, a wavelength in micrometres, a deviation of 0.
-    """
-
-    name: str | None = None
-    wavelength_nm: float | None = None
-    mean: float | None = None
-    std: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.name is not None and (not self.name or re.search(r"[\s+,]", self.name)):
-            raise ValueError(
-                f"Channel name {self.name!r} is empty or contains a space, '+' or ',', which "
-                f"separate channels. Use letters, digits, '-' and '_'."
-            )
-        for field in ("wavelength_nm", "mean", "std"):
-            value = getattr(self, field)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"Channel {self.label}: {field} is {value}, not a finite number.")
-        if self.wavelength_nm is not None and self.wavelength_nm < MIN_WAVELENGTH_NM:
-            raise ValueError(
-                f"Channel {self.label}: wavelength {self.wavelength_nm:g} nm is below "
-                f"{MIN_WAVELENGTH_NM:g} nm. Wavelengths are in nanometres: for micrometres "
-                f"multiply by 1000 ({self.wavelength_nm * 1000:g})."
-            )
-        if self.std is not None and self.std <= 0:
-            raise ValueError(f"Channel {self.label}: std is {self.std}, it must be above 0.")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError(f"Channel {self.label}: give mean and std together, or neither.")
-
-    @property
-    def is_anonymous(self) -> bool:
-        """Whether nothing tells this channel from another."""
-        return self.name is None and self.wavelength_nm is None
-
-    @property
-    def label(self) -> str:
-        """Short text for tables and errors: the name, else the wavelength, else `?`."""
-        if self.name is not None:
-            return self.name
-        return "?" if self.wavelength_nm is None else f"{self.wavelength_nm:g}nm"
-
-
-ChannelLike = Union[Channel, str, float, int, None]
-
-_IMAGENET = {"R": (0.485, 0.229), "G": (0.456, 0.224), "B": (0.406, 0.225)}
-
-# Centre wavelengths in nm. R, G, B are those of a camera's sensor; Sentinel-2 as in the user
-# guide of its instrument (S2A); Landsat as in the handbooks of OLI and TIRS.
-_WAVELENGTHS_NM = {
-    "R": 660.0, "G": 550.0, "B": 470.0, "NIR": 850.0, "SWIR1": 1610.0, "SWIR2": 2200.0,
-    "B01": 442.7, "B02": 492.4, "B03": 559.8, "B04": 664.6, "B05": 704.1, "B06": 740.5,
-    "B07": 782.8, "B08": 832.8, "B8A": 864.7, "B09": 945.1, "B10": 1373.5, "B11": 1613.7,
-    "B12": 2202.4,
-}  # fmt: skip
-_LANDSAT_NM = (443.0, 482.0, 561.5, 654.5, 865.0, 1608.5, 2200.5, 589.5, 1373.5, 10895.0, 12005.0)
-
-_registry: dict[str, Channel] = {
-    name: Channel(name, nm, *_IMAGENET.get(name, (None, None)))
-    for name, nm in _WAVELENGTHS_NM.items()
-} | {
-    f"L{satellite}_B{band}": Channel(f"L{satellite}_B{band}", nm)
-    for satellite in (8, 9)
-    for band, nm in enumerate(_LANDSAT_NM, start=1)
-}
-
-
-def known_channels() -> dict[str, Channel]:
-    """Every channel that can be named in a specification, by name."""
-    return dict(_registry)
-
-
-def register_channel(
-    name: str,
-    wavelength_nm: float | None = None,
-    *,
-    mean: float | None = None,
-    std: float | None = None,
-    overwrite: bool = False,
-) -> Channel:
-    """Make a further name known to `ChannelSet.parse`: a stain, a radar polarisation, a band.
-
-    Args:
-        name: The name; case matters.
-        wavelength_nm: Centre wavelength in nm, or None where light has no part in it.
-        mean: Mean of the scaled input, with `std`.
-        std: Standard deviation of the scaled input, with `mean`.
-        overwrite: Replace a channel that is known by this name.
-
-    Returns:
-        The channel.
-
-    Raises:
-        ValueError: The name is taken by another channel, or is a row of known letters
-            (`"GB"` would no longer be green and blue).
-    """
-    channel = Channel(name, wavelength_nm, mean, std)
-    known = _registry.get(name)
-    if known is not None and known != channel and not overwrite:
-        raise ValueError(f"Channel {name!r} is known already ({known}). Pass overwrite=True.")
-    if len(name) > 1 and all(letter in _registry for letter in name):
-        raise ValueError(
-            f"Channel name {name!r} already reads as {'+'.join(name)}; choose another one."
-        )
-    if name.lower() == "anonymous":
-        raise ValueError("The name 'anonymous' is reserved for channels without identity.")
-    _registry[name] = channel
-    return channel
+ChannelLike = Union[Channel, str, float, int, dict[str, Any], None]
 
 
 def _unknown(name: str) -> ValueError:
     return ValueError(
-        f"Unknown channel {name!r}. Known: {', '.join(_registry)}. Make a name known by "
+        f"Unknown channel {name!r}. Known: {', '.join(known_channels())}. Make a name known by "
         f"timm_varchan.register_channel({name!r}, wavelength_nm=...), or give a wavelength in nm."
     )
 
@@ -162,10 +42,13 @@ def _channel(item: ChannelLike) -> Channel:
         return item
     if item is None:
         return Channel()
+    if isinstance(item, dict):  # an entry of `ChannelSet.to_config`, as model arguments hold it
+        return Channel(**item)
     if isinstance(item, str):
-        if item not in _registry:
+        known = known_channels()
+        if item not in known:
             raise _unknown(item)
-        return _registry[item]
+        return known[item]
     if isinstance(item, (int, float)) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
     raise ValueError(
@@ -175,13 +58,14 @@ def _channel(item: ChannelLike) -> Channel:
 
 
 def _parse_text(text: str) -> list[Channel]:
+    known = known_channels()
     channels: list[Channel] = []
     for part in re.split(r"[+,]", text):
         part = part.strip()
-        if part in _registry:
-            channels.append(_registry[part])
-        elif part and all(letter in _registry for letter in part):
-            channels.extend(_registry[letter] for letter in part)
+        if part in known:
+            channels.append(known[part])
+        elif part and all(letter in known for letter in part):
+            channels.extend(known[letter] for letter in part)
         else:
             raise _unknown(part)
     return channels

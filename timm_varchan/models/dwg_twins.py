@@ -38,9 +38,9 @@ PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
 LINEAR_FAMILIES = frozenset({"naflexvit", "gemma4_vit"})
 
-#: What a configuration says of where it and its weights come from.
-SOURCE_KEYS = frozenset(
-    {"architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source"}
+#: What a twin's configuration says otherwise than the one its base was built with.
+OWN_KEYS = frozenset(
+    {"architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "input_size"}
 )
 #: Read by timm's `register_model`.
 default_cfgs: dict[str, DefaultCfg] = {}
@@ -161,9 +161,9 @@ def _build_twin(
     )
     adapt(model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names)
     _load_mixers(model, mixers)
-    source = {key: value for key, value in cfg.to_dict().items() if key in SOURCE_KEYS}
+    own = {key: value for key, value in cfg.to_dict().items() if key in OWN_KEYS}
     kept = {key: v for key, v in model.pretrained_cfg.items() if key != "state_dict"}
-    model.pretrained_cfg = model.default_cfg = {**kept, **source}
+    model.pretrained_cfg = model.default_cfg = {**kept, **own}
     return _trace_features(model, out_indices) if traced else model
 
 
