@@ -22,9 +22,9 @@ from timm_varchan.stems import Mixer, Stem
 __all__ = ["FoldChange", "fold", "measure_change"]
 
 PREFIX = "dwg_"
-#: Largest relative difference between a folded layer and the stem with the same coefficients.
-TOLERANCE = 1e-3
-_NO_COUNT = "{} has no count. Give ChannelSet.anonymous(n), or a text such as 'GB'."
+#: Largest relative difference between a folded layer and the stem with the same coefficients, in
+#: units of the type's precision.
+TOLERANCE_EPS = 100
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def fold(
     """
     wanted = ChannelSet.parse(channels)
     if not len(wanted):
-        raise ValueError(f"The channel set {_NO_COUNT.format(wanted)}")
+        raise ValueError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     folded = copy.deepcopy(share(model, wanted).eval())
     found = [(path, m) for path, m in folded.named_modules() if isinstance(m, Stem)]
     coefficients = _coefficients(folded, wanted, [stem.mixer for _, stem in found], calibration)
@@ -169,9 +169,9 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
     expected = static(x)
     try:
         actual = layer(x)
-        same = (actual - expected).abs().max() <= TOLERANCE * expected.abs().max()
+        same = _are_close(actual, expected)
     except (RuntimeError, ValueError):
-        same = torch.tensor(False)
+        same = False
     if not same:
         raise ValueError(
             f"The first layer, a {type(stem.bank).__name__}, does more than convolve the channels "
@@ -179,6 +179,11 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
             f"model for the channel set: python -m timm_varchan export MODEL FILE --channels ..."
         )
     return layer
+
+
+def _are_close(actual: Tensor, expected: Tensor) -> bool:
+    limit = TOLERANCE_EPS * torch.finfo(expected.dtype).eps * expected.abs().max()
+    return bool((actual - expected).abs().max() <= limit)
 
 
 def _takes_virtual_channels(module: nn.Module, num_virtual: int) -> bool:
@@ -209,8 +214,7 @@ def _fold_conv(conv: nn.Module, coefficients: Tensor) -> nn.Conv2d:
     else:
         same_kind.weight = nn.Parameter(kernels)
     identity = torch.eye(len(coefficients)).to(kernels)
-    error = (_kernels(same_kind, identity) - kernels).abs().max()
-    if error <= TOLERANCE * kernels.abs().max():
+    if _are_close(_kernels(same_kind, identity), kernels):
         return same_kind
     kind = Conv2dSame if isinstance(conv, (StdConv2dSame, ScaledStdConv2dSame)) else nn.Conv2d
     plain = kind(
@@ -273,7 +277,7 @@ def measure_change(
         ValueError: No images.
     """
     wanted = ChannelSet.parse(channels)
-    twin = share(model, wanted).eval()
+    twin, folded = share(model, wanted).eval(), folded.eval()
     before, after, labels = [], [], []
     for x, label in batches:
         before.append(twin(x).float())
@@ -284,19 +288,20 @@ def measure_change(
         raise ValueError("There are no images to compare on: give at least one batch.")
     a, b = torch.cat(before), torch.cat(after)
     change = (a - b).abs()
-    accuracy = folded_accuracy = difference = None
+    accuracy: dict[str, Any] = {}
     if labels:
         truth = torch.cat(labels).to(a.device)
-        right, folded_right = a.argmax(1) == truth, b.argmax(1) == truth
-        accuracy, folded_accuracy = right.float().mean().item(), folded_right.float().mean().item()
-        difference = paired_difference(folded_right.cpu().numpy(), right.cpu().numpy())
+        right, folded_right = ((y.argmax(1) == truth).cpu().numpy() for y in (a, b))
+        accuracy = {
+            "accuracy": float(right.mean()),
+            "folded_accuracy": float(folded_right.mean()),
+            "difference": paired_difference(folded_right, right),
+        }
     return FoldChange(
         num_images=len(a),
         max_logit=change.max().item(),
         mean_logit=change.mean().item(),
         logit_std=a.std().item(),
         agreement=(a.argmax(1) == b.argmax(1)).float().mean().item(),
-        accuracy=accuracy,
-        folded_accuracy=folded_accuracy,
-        difference=difference,
+        **accuracy,
     )

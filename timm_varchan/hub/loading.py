@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,21 @@ class SavedModel:
     class_names: tuple[str, ...]
     img_size: int
     crop_pct: float
+
+    def select(self, spec: str) -> ChannelSet:
+        """Read a channel set as people write it; the data's own channels keep their statistics.
+
+        Args:
+            spec: As `ChannelSet.parse` takes it, and names that only this model's data has.
+
+        Raises:
+            ValueError: Unknown or doubled names.
+        """
+        own = {c.name: c for c in self.channels if c.name is not None}
+        parts = [part.strip() for part in re.split("[+,]", spec)]
+        if all(part in own for part in parts):
+            return ChannelSet(tuple(own[part] for part in parts))
+        return ChannelSet(tuple(own.get(c.name or "", c) for c in ChannelSet.parse(spec)))
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> SavedModel:

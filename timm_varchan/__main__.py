@@ -1,0 +1,221 @@
+"""`python -m timm_varchan`: predict, export, fold and push a model.
+
+Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some files of `predict`
+could not be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from timm_varchan import hub
+
+if TYPE_CHECKING:
+    from timm_varchan.channels import ChannelSet
+    from timm_varchan.data import ImageSplit
+
+_UNREADABLE = 3
+
+
+def _load(args: argparse.Namespace) -> hub.SavedModel:
+    return hub.load(args.model, pretrained=not args.no_pretrained)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from timm_varchan.predict import find_images, predict
+
+    saved = _load(args)
+    files = find_images(args.files)
+    predictions = predict(
+        saved.model,
+        files,
+        channels=saved.select(args.channels) if args.channels else saved.channels,
+        img_size=args.img_size or saved.img_size,
+        class_names=saved.class_names,
+        crop_pct=saved.crop_pct,
+        mean=args.mean,
+        std=args.std,
+        value_scale=args.value_scale,
+        top=args.top,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+    )
+    unreadable = 0
+    for one in tqdm(predictions, total=len(files), unit="file", disable=len(files) == 1):
+        unreadable += one.error is not None
+        classes = [{"name": name, "probability": value} for name, value in one.classes]
+        if args.json:
+            line = {"file": str(one.file), "classes": classes, "error": one.error}
+            tqdm.write(json.dumps(line))
+        elif one.error is not None:
+            tqdm.write(f"{one.file}: not read, {one.error}", file=sys.stderr)
+        else:
+            shown = "  ".join(f"{name} {value:6.1%}" for name, value in one.classes)
+            tqdm.write(f"{one.file}  {shown}")
+    if unreadable:
+        print(f"{unreadable} of {len(files)} files could not be read.", file=sys.stderr)
+    return _UNREADABLE if unreadable else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from timm_varchan.export import export
+
+    saved = _load(args)
+    result = export(
+        saved.model,
+        args.output,
+        channels=saved.select(args.channels) if args.channels else None,
+        img_size=args.img_size or saved.img_size,
+        dynamic_size=not args.fixed_size,
+        metadata={
+            "class_names": saved.class_names,
+            "channels": saved.channels.to_config(),
+            "crop_pct": saved.crop_pct,
+        },
+    )
+    for check in result.checks:
+        shape = " x ".join(map(str, check.shape))
+        print(f"input {shape:18}  largest difference {check.difference:.2e} of {check.scale:.2e}")
+    if result.fixed_because:
+        print(f"Height and width are fixed: {result.fixed_because}.")
+    takes = "any number of" if result.num_channels is None else result.num_channels
+    print(f"{result.path}: {takes} channels, checked.")
+    return 0
+
+
+def _fold(args: argparse.Namespace) -> int:
+    from timm_varchan.data import load_data
+    from timm_varchan.fold import fold, measure_change
+
+    saved = _load(args)
+    wanted = saved.select(args.channels)
+    train = test = None
+    if args.data:
+        data = load_data(
+            args.data,
+            channels=saved.channels,
+            class_names=saved.class_names or None,
+            limit=args.limit,
+            value_scale=args.value_scale,
+        )
+        train, test = data.train, data.validation or data.test
+    images = None if train is None else (x for x, _ in _batches(train, saved, wanted))
+    folded = fold(saved.model, wanted, images)
+    measured = test or train
+    if measured is not None:
+        change = measure_change(saved.model, folded, _batches(measured, saved, wanted), wanted)
+        print(
+            f"On {change.num_images} {'other' if test and train else 'the same'} images: logits "
+            f"change by {change.mean_logit:.2g} (at most {change.max_logit:.2g}; their deviation "
+            f"is {change.logit_std:.2g}), first class equal {change.agreement:.1%}"
+        )
+        if change.difference is not None:
+            low, high = change.difference.low, change.difference.high
+            print(
+                f"accuracy {change.accuracy:.1%} -> {change.folded_accuracy:.1%} "
+                f"(difference {change.difference.difference:+.1%}, 95 % interval {low:+.1%} to "
+                f"{high:+.1%})"
+            )
+    architecture = str(folded.pretrained_cfg["architecture"])  # type: ignore[index]
+    if architecture.endswith("_folded"):
+        raise ValueError(
+            f"The first convolution standardises its weights, so no plain timm model of this "
+            f"architecture has the folded kernels. Export instead: python -m timm_varchan export "
+            f"{args.model} FILE.onnx --channels {args.channels}"
+        )
+    hub.save(
+        folded,
+        args.output,
+        class_names=saved.class_names,
+        channels=wanted,
+        img_size=saved.img_size,
+        crop_pct=saved.crop_pct,
+    )
+    print(f"{args.output}: {architecture} with {len(wanted)} channels, {wanted}.")
+    return 0
+
+
+def _batches(
+    split: ImageSplit, saved: hub.SavedModel, wanted: ChannelSet
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised batches of the wanted channels, and labels."""
+    from torch.utils.data import DataLoader
+
+    from timm_varchan.data import TransformedSplit, eval_transform
+
+    transform = eval_transform(saved.img_size, saved.channels, crop_pct=saved.crop_pct)
+    planes = list(saved.channels.index(wanted))
+    for x, labels in DataLoader(TransformedSplit(split, transform), batch_size=32):
+        yield x[:, planes], labels
+
+
+def _push(args: argparse.Namespace) -> int:
+    address = hub.push(args.folder, args.repo_id, private=args.private, commit_message=args.message)
+    print(address)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m timm_varchan", description="Use a trained model."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("model", help="name, folder, local-dir:FOLDER or hf-hub:ORG/NAME")
+    model.add_argument("--no-pretrained", action="store_true", help="random weights, to try out")
+    model.add_argument("--img-size", type=int, help="height and width in pixels (the model's)")
+    model.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
+
+    predict = commands.add_parser("predict", parents=[model], help="classify image files")
+    predict.set_defaults(run=_predict)
+    predict.add_argument("files", nargs="+", help="image files and folders")
+    predict.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
+    predict.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
+    predict.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
+    predict.add_argument("--top", type=int, default=5, help="classes to show (5)")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line")
+    predict.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
+    predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+
+    export = commands.add_parser("export", parents=[model], help="write ONNX or torch.export")
+    export.set_defaults(run=_export)
+    export.add_argument("output", help="file that ends in .onnx or .pt2")
+    export.add_argument("--channels", help="one channel set, as GB (any number of channels)")
+    export.add_argument("--fixed-size", action="store_true", help="do not try other image sizes")
+
+    fold = commands.add_parser("fold", parents=[model], help="a plain timm model for one set")
+    fold.set_defaults(run=_fold)
+    fold.add_argument("output", help="folder to save to")
+    fold.add_argument("--channels", required=True, help="the channel set, as GB")
+    fold.add_argument("--data", help="images to calibrate on (train) and compare on (validation)")
+    fold.add_argument("--limit", type=int, default=512, help="images a split (512)")
+
+    push = commands.add_parser("push", help="upload a saved folder to the hub")
+    push.set_defaults(run=_push)
+    push.add_argument("folder", help="what hub.save or a training run wrote")
+    push.add_argument("repo_id", help="ORG/NAME")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--message", default="Add model", help="of the commit")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can cure are one line."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Classify image files, with any channels that the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
+from timm_varchan.data import eval_transform, read_image
+from timm_varchan.data.images import (
+    DECODE_ERRORS,
+    IMAGE_SUFFIXES,
+    decode_planes,
+    decode_reason,
+    to_stored_values,
+)
+from timm_varchan.models import share
+from timm_varchan.stems import Mixer
+
+__all__ = ["Prediction", "find_images", "predict"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one file.
+
+    Args:
+        file: The file.
+        classes: Name and probability (0..1) of the likeliest classes, likeliest first; empty for
+            a file that cannot be read.
+        error: Why it cannot be read, else None.
+    """
+
+    file: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files, and every image below the folders, sorted.
+
+    Args:
+        paths: Files, whether they are there or not, and folders.
+
+    Returns:
+        The files in the order of `paths`.
+
+    Raises:
+        ValueError: A folder without images, or no paths.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        below = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not below:
+            raise ValueError(
+                f"There are no images below {path}. Files are taken by their ending: "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
+        files += below
+    if not files:
+        raise ValueError("There are no files to predict. Give image files or folders.")
+    return files
+
+
+def predict(
+    model: nn.Module,
+    files: Sequence[str | Path],
+    *,
+    channels: ChannelSetLike,
+    img_size: int,
+    class_names: Sequence[str] = (),
+    crop_pct: float = 1.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    value_scale: float | None = None,
+    top: int = 5,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> Iterator[Prediction]:
+    """Classify image files.
+
+    Args:
+        model: A classifier with or without a stem, on any device; it is not changed. One that was
+            set to `"anonymous"` stays so, any other with a stem is told the channels.
+        files: PNG, JPEG, TIFF with any bands, `.npy`, ...
+        channels: What the planes of the files are, with mean and standard deviation;
+            `"anonymous"` for any number, also different ones, with `mean` and `std`.
+        img_size: Height and width for the model, in pixels.
+        class_names: Name of every class; numbers without.
+        crop_pct: Share of the resized image's side that the crop keeps.
+        mean: Means instead of the channels' own, one each or one for all, in the units of the
+            scaled values (8 bits / 255, 16 bits / 65535, floats as they are).
+        std: Standard deviations likewise.
+        value_scale: What stored numbers are divided by instead, such as 10000.
+        top: How many classes.
+        batch_size: Images at once.
+        num_workers: Processes that decode; 0 for none.
+
+    Yields:
+        One prediction a file, in order; a file that cannot be read has an `error`.
+
+    Raises:
+        ValueError: Channels that the model cannot serve or without mean and std, a wrong number of
+            class names, a count below 1.
+    """
+    wanted = ChannelSet.parse(channels)
+    _check_options(model, class_names, top, batch_size)
+    reader = _Files(
+        [Path(f) for f in files], wanted, (mean, std), (img_size, crop_pct), value_scale
+    )
+    ready = _for_channels(model, wanted)
+    loader = DataLoader(
+        reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_they_are
+    )
+    return _run(ready, loader, tuple(class_names), top)
+
+
+def _as_they_are(batch: list[tuple[Path, Tensor | str]]) -> list[tuple[Path, Tensor | str]]:
+    return batch
+
+
+def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
+    num_classes = int(getattr(model, "num_classes", len(class_names)))
+    if class_names and len(class_names) != num_classes:
+        raise ValueError(
+            f"{len(class_names)} class names came for {num_classes} classes. Give one a class."
+        )
+    if num_classes < 1:
+        raise ValueError("The model has no classifier. Load it with num_classes=... above 0.")
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top is {top} and batch_size {batch_size}; both must be at least 1.")
+
+
+def _for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
+    """The model in evaluation mode and told its channels, over the same weights."""
+    mixer = next((m for m in model.modules() if isinstance(m, Mixer)), None)
+    if mixer is not None:
+        anonymous = mixer.channels == ANONYMOUS
+        return share(model, ANONYMOUS if anonymous else channels).eval()
+    num_channels = getattr(model, "in_chans", len(channels))
+    if len(channels) != num_channels:
+        raise ValueError(
+            f"The model takes {num_channels} channels and has no stem for others, but the channels "
+            f"are {channels}. Use a dwg_ twin."
+        )
+    return model.eval()
+
+
+class _Files(Dataset[tuple[Path, "Tensor | str"]]):
+    """Files, decoded and normalised one by one; in place of an image the reason why there is none.
+
+    Args:
+        files: The files.
+        channels: Their planes, `ANONYMOUS` for any number.
+        stats: Means and standard deviations instead of the channels' own.
+        size: Pixels a side, and the share that the crop keeps.
+        value_scale: What stored numbers are divided by.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        channels: ChannelSet,
+        stats: tuple[Sequence[float] | None, Sequence[float] | None],
+        size: tuple[int, float],
+        value_scale: float | None,
+    ) -> None:
+        self.files, self.channels, self.stats = files, channels, stats
+        self.size, self.value_scale = size, value_scale
+        self._transform(channels if len(channels) else ChannelSet.anonymous(1))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
+        file = self.files[index]
+        try:
+            if len(self.channels):
+                image = read_image(file, self.channels, value_scale=self.value_scale)
+                return file, self._transform(self.channels)(image)
+            image = _read_any(file, self.value_scale)
+            return file, self._transform(ChannelSet.anonymous(len(image)))(image)
+        except DECODE_ERRORS as error:
+            return file, decode_reason(error)
+
+    def _transform(self, channels: ChannelSet) -> nn.Module:
+        """The transform for these channels; refuses channels without statistics."""
+        mean, std = self.stats
+        if (mean is None) != (std is None):
+            raise ValueError("Only one of mean and std came. Give both or neither.")
+        if mean is not None and std is not None:
+            spread = [v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std))]
+            channels = channels.with_stats(*spread)
+        if channels.mean is None:
+            without = [c.label for c in channels if c.mean is None]
+            raise ValueError(
+                f"There are no mean and std for the channels {', '.join(without)}. Give mean and "
+                f"std (--mean, --std), one for all or one each, in units of the scaled values."
+            )
+        return eval_transform(self.size[0], channels, crop_pct=self.size[1])
+
+
+def _read_any(file: Path, value_scale: float | None) -> Tensor:
+    """All planes of a file but alpha."""
+    planes = decode_planes(file.read_bytes())
+    return to_stored_values(planes.image[: planes.num_planes], value_scale)
+
+
+def _run(
+    model: nn.Module,
+    loader: Iterable[list[tuple[Path, Tensor | str]]],
+    class_names: tuple[str, ...],
+    top: int,
+) -> Iterator[Prediction]:
+    like = next(model.parameters())
+    for batch in loader:
+        probabilities: dict[int, Tensor] = {}
+        images = {i: image for i, (_, image) in enumerate(batch) if isinstance(image, Tensor)}
+        for count in {len(image) for image in images.values()}:
+            rows = [i for i, image in images.items() if len(image) == count]
+            with torch.inference_mode():
+                logits = model(torch.stack([images[i] for i in rows]).to(like))
+            probabilities |= dict(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
+        for i, (file, outcome) in enumerate(batch):
+            if isinstance(outcome, str):
+                yield Prediction(file, error=outcome)
+                continue
+            values, classes = probabilities[i].topk(min(top, len(probabilities[i])))
+            named = (class_names[c] if class_names else str(c) for c in classes.tolist())
+            yield Prediction(file, tuple(zip(named, values.tolist(), strict=True)))
