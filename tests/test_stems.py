@@ -412,6 +412,14 @@ def test_tables_are_not_saved_and_follow_the_module():
     assert half(torch.randn(1, 3, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_floating_type_runs(name, dtype):
+    mixer = MIXERS[name](dtype=dtype)
+    x = torch.randn(2, 3, 6, 6, dtype=dtype)
+    assert torch.equal(mixer(x), x)
+
+
 def test_tables_come_back_after_meta():
     mixer = DWGMixer(device="meta")
     mixer.set_channels("GB")

@@ -134,7 +134,7 @@ class DWGMixer(Mixer):
         return prior + self.out(token) * (present / num_present)
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Describe the content of each plane by spatially global statistics, in float32.
+        """Describe the content of each plane by spatially global statistics, in float32 at least.
 
         Args:
             x: `(B, C, H, W)`.
@@ -143,9 +143,10 @@ class DWGMixer(Mixer):
             `(B, C, 2)`: logarithms of the mean (signed) and of the standard deviation.
         """
         planes = x.flatten(2)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         # From the norm rather than from deviations: reductions alone, no copy of the planes.
-        norm = torch.linalg.vector_norm(planes, dim=[-1], dtype=torch.float32)
-        mean = planes.mean(-1, dtype=torch.float32).masked_fill(norm.isinf(), 0.0)
+        norm = torch.linalg.vector_norm(planes, dim=[-1], dtype=dtype)
+        mean = planes.mean(-1, dtype=dtype).masked_fill(norm.isinf(), 0.0)
         mean = mean.clamp(-self.value_limit, self.value_limit)
         mean_square = (norm / planes.shape[-1] ** 0.5).clamp(max=self.value_limit).square()
         deviation = ((mean_square - mean.square()).clamp(min=0.0) + self.variance_eps).sqrt()
