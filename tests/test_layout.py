@@ -21,7 +21,8 @@ ROWS = (
     {"complexity", "evaluation"},
     {"plots", "hub"},
     {"training"},
-    {"cards", "export", "fold", "predict", "__main__"},
+    {"cards", "export", "fold", "predict"},
+    {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}
 MAX_LINES = 300
