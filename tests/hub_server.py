@@ -17,10 +17,10 @@ COMMIT = "1" * 40
 
 
 class HubServer:
-    """Run in a thread as a context manager; `fail_commits` makes every commit end in a 500."""
+    """Run in a thread as a context manager. Commits to `.../failing` fail; `PUT /stop` ends it."""
 
     def __init__(self):
-        self.files, self.lfs, self.fail_commits = {}, {}, False
+        self.files, self.lfs = {}, {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -29,9 +29,13 @@ class HubServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def stop(self):
+        """Answer nobody any more."""
         self._server.shutdown()
         self._server.server_close()
+
+    def __exit__(self, *_):
+        self.stop()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -71,6 +75,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = _resolve  # noqa: N815
 
     def do_PUT(self):
+        if self.path == "/stop":
+            self._answer(200)
+            threading.Thread(target=self.hub.stop).start()
+            return
         self.hub.lfs[self.path.rpartition("/")[2]] = self._body()
         self._answer(200)
 
@@ -118,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {"transfer": "basic", "objects": answers})
 
     def _commit(self, repo, operations):
-        if self.hub.fail_commits:
+        if repo.endswith("/failing"):
             return self._answer(500, {"error": "out of order"})
         for operation in operations:
             value = operation["value"]

@@ -169,7 +169,7 @@ def _for_channels(model: nn.Module, channels: ChannelSetLike | None) -> nn.Modul
     if channels is None and isinstance(mixer.channels, tuple):
         raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
     current = mixer.channels if channels is None else channels
-    return share(model, current).eval()  # type: ignore[arg-type]
+    return share(model, current).eval()
 
 
 def _counts(model: nn.Module) -> tuple[int, ...]:
@@ -187,7 +187,7 @@ def _sizes(
 ) -> tuple[list[tuple[int, int]], str | None]:
     """The model's height and width, another one if it takes any, and why not if it does not."""
     if img_size is None:
-        img_size = tuple(model.pretrained_cfg["input_size"][-2:])  # type: ignore[index,call-overload]
+        img_size = tuple(model.pretrained_cfg["input_size"][-2:])  # type: ignore[index]
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     _try(model, num_channels, (height, width))
     if not dynamic:

@@ -29,16 +29,14 @@ TOLERANCE_EPS = 100
 
 @dataclass(frozen=True)
 class FoldChange:
-    """What folding changed, measured on images.
+    """What folding changed, measured on `num_images` images.
 
     Args:
-        num_images: How many images.
-        max_logit: Largest absolute change of a logit.
-        mean_logit: Mean absolute change of the logits.
+        max_logit: Largest absolute change of a logit; mean_logit is the mean.
         logit_std: Standard deviation of the model's own logits, to compare with.
         agreement: Share of images whose first class is the same.
-        accuracy: Share of images that the model has right; None without labels.
-        folded_accuracy: The same of the folded model.
+        accuracy: Share of images that the model has right, folded_accuracy that the folded one has;
+            None without labels.
         difference: Folded minus the model's accuracy, with its 95 % interval and p-value.
     """
 
@@ -72,9 +70,7 @@ class _FixedMixer(Mixer):
 
 @torch.no_grad()
 def fold(
-    model: nn.Module,
-    channels: ChannelSetLike,
-    calibration: Iterable[Tensor] | None = None,
+    model: nn.Module, channels: ChannelSetLike, calibration: Iterable[Tensor] | None = None
 ) -> nn.Module:
     """Make a plain timm model with a static first convolution for one channel set.
 
@@ -174,9 +170,9 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
         same = False
     if not same:
         raise ValueError(
-            f"The first layer, a {type(stem.bank).__name__}, does more than convolve the channels "
-            f"(a space-to-depth?), so there is no static convolution to fold into. Export the "
-            f"model for the channel set: python -m timm_varchan export MODEL FILE --channels ..."
+            f"The first layer is a {type(stem.bank).__name__}, not a convolution of the channels, "
+            f"so there is nothing to fold into. Export the model for the channel set instead: "
+            f"python -m timm_varchan export MODEL FILE --channels ..."
         )
     return layer
 
@@ -188,8 +184,9 @@ def _are_close(actual: Tensor, expected: Tensor) -> bool:
 
 def _takes_virtual_channels(module: nn.Module, num_virtual: int) -> bool:
     """Whether a module of a block is a convolution of the block's input."""
-    is_conv = isinstance(module, nn.Conv2d)
-    return is_conv and module.in_channels == num_virtual and module.groups == 1
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.in_channels == num_virtual and module.groups == 1
 
 
 def _kernels(conv: nn.Module, coefficients: Tensor) -> Tensor:
@@ -201,38 +198,33 @@ def _kernels(conv: nn.Module, coefficients: Tensor) -> Tensor:
 def _fold_conv(conv: nn.Module, coefficients: Tensor) -> nn.Conv2d:
     """A convolution of C channels with the mixed kernels, of the same kind where that can be."""
     assert isinstance(conv, nn.Conv2d)
-    kernels = _kernels(conv, coefficients.to(conv.weight))
+    kernels = _kernels(conv, coefficients.to(conv.weight)).contiguous()
     same_kind = copy.deepcopy(conv)
     same_kind.in_channels = len(coefficients)
     if isinstance(conv, ScaledStdConv2d):
         fan_in = math.prod(kernels.shape[1:])
-        same_kind.scale = conv.scale * (conv.weight[0].numel() / fan_in) ** 0.5
+        scale: Any = conv.scale * math.sqrt(conv.weight[0].numel() / fan_in)
+        same_kind.scale = scale
         variance, mean = torch.var_mean(kernels, (1, 2, 3), keepdim=True, correction=0)
         deviation = variance.sqrt().clamp(min=1e-12)
         same_kind.weight = nn.Parameter((kernels - mean) / deviation)
-        same_kind.gain = nn.Parameter(deviation / same_kind.scale)
+        same_kind.gain = nn.Parameter(deviation / scale)
     else:
         same_kind.weight = nn.Parameter(kernels)
     identity = torch.eye(len(coefficients)).to(kernels)
     if _are_close(_kernels(same_kind, identity), kernels):
         return same_kind
     kind = Conv2dSame if isinstance(conv, (StdConv2dSame, ScaledStdConv2dSame)) else nn.Conv2d
-    plain = kind(
-        len(coefficients),
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        bias=conv.bias is not None,
-    ).to(kernels)
+    names = ("out_channels", "kernel_size", "stride", "padding", "dilation")
+    options: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    plain = kind(len(coefficients), **options, bias=conv.bias is not None).to(kernels)
     plain.weight = nn.Parameter(kernels)
     plain.bias = copy.deepcopy(conv.bias)
     return plain
 
 
 def _same_kind(bank: nn.Module, layer: nn.Module) -> bool:
-    return all(type(a) is type(b) for a, b in zip(bank.modules(), layer.modules(), strict=True))
+    return [type(module) for module in bank.modules()] == [type(m) for m in layer.modules()]
 
 
 def _describe(model: nn.Module, channels: ChannelSet, plain: bool) -> None:
@@ -245,13 +237,18 @@ def _describe(model: nn.Module, channels: ChannelSet, plain: bool) -> None:
     cfg["input_size"] = (len(channels), *cfg["input_size"][1:])
     if channels.mean is not None:
         cfg |= {"mean": channels.mean, "std": channels.std}
-    model.pretrained_cfg = model.default_cfg = cfg
-    model._traits = {**getattr(model, "_traits", {}), "first_conv": cfg["first_conv"]}
-    arguments = dict(getattr(model, "_model_args", {}))
+    arguments = {**getattr(model, "_model_args", {}), "in_chans": len(channels)}
     for ours in ("channel_set", "channel_names"):
         arguments.pop(ours, None)
-    model._model_args = {**arguments, "in_chans": len(channels)}
-    model.in_chans = len(channels)
+    facts: dict[str, Any] = {
+        "pretrained_cfg": cfg,
+        "default_cfg": cfg,
+        "_traits": {**getattr(model, "_traits", {}), "first_conv": cfg["first_conv"]},
+        "_model_args": arguments,
+        "in_chans": len(channels),
+    }
+    for name, value in facts.items():
+        setattr(model, name, value)
 
 
 @torch.no_grad()

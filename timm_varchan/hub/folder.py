@@ -59,8 +59,10 @@ def save(
     beside = [Path(file) for file in files]
     refuse_pickles(beside)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    data_config: dict[str, Any] = {"input_size": (len(channels), img_size, img_size)}
-    if channels.mean is not None:
+    # timm wants the model's own count here; a stem may take the data's channels all the same
+    num_channels = int(getattr(model, "in_chans", len(channels)))
+    data_config: dict[str, Any] = {"input_size": (num_channels, img_size, img_size)}
+    if channels.mean is not None and len(channels) == num_channels:
         data_config |= {"mean": channels.mean, "std": channels.std}
     if crop_pct is not None:
         data_config["crop_pct"] = crop_pct

@@ -116,24 +116,31 @@ def _create(name: str, named: str, kwargs: dict[str, Any]) -> nn.Module:
 def _describe(model: nn.Module, config: dict[str, Any], kwargs: dict[str, Any]) -> SavedModel:
     """What goes in and comes out, from our configuration or from what timm knows."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    mean, std = cfg.get("mean"), cfg.get("std")
-    if config.get("channels"):
-        try:
-            channels = ChannelSet.from_config(config["channels"])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{CONFIG} describes its channels wrongly: {error}") from error
-    else:
-        num = int(cfg["input_size"][0])
-        channels = RGB if num == len(RGB) else ChannelSet.anonymous(num)
-        if mean and std and len(mean) == len(std) == num:
-            channels = channels.with_stats(mean, std)
     return SavedModel(
         model=model,
-        channels=channels,
+        channels=_channels(cfg, config, kwargs),
         class_names=_class_names(model, cfg),
         img_size=int(cfg["input_size"][-1]),
         crop_pct=float(cfg.get("crop_pct") or 1.0),
     )
+
+
+def _channels(cfg: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any]) -> ChannelSet:
+    """The channels of the input: those asked for, else those of the data, else RGB."""
+    if kwargs.get("channel_set") is not None:
+        return ChannelSet.parse(kwargs["channel_set"])
+    num = int(kwargs.get("in_chans") or cfg["input_size"][0])
+    channels = RGB if num == len(RGB) else ChannelSet.anonymous(num)
+    mean, std = cfg.get("mean"), cfg.get("std")
+    if mean and std and len(mean) == len(std) == num:
+        channels = channels.with_stats(mean, std)
+    if not config.get("channels"):
+        return channels
+    try:
+        saved = ChannelSet.from_config(config["channels"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{CONFIG} describes its channels wrongly: {error}") from error
+    return saved if len(saved) == num or not kwargs.get("in_chans") else channels
 
 
 def _class_names(model: nn.Module, cfg: dict[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,235 @@
+"""Saving, loading and pushing: real files, and a real client against a local server."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from hub_server import TOKEN, HubServer
+from safetensors.torch import save_file
+
+import timm_varchan
+from timm_varchan import RGB, ChannelSet, hub
+
+NAMES = ["cat", "dog", "emu"]
+
+
+@pytest.fixture
+def model():
+    return timm.create_model("dwg_test_resnet", num_classes=3).eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    return hub.save(
+        model, tmp_path / "m", class_names=NAMES, channels=RGB, img_size=64, crop_pct=0.9
+    )
+
+
+def test_config_holds_what_a_user_needs(model, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "dwg_test_resnet"
+    assert config["label_names"] == NAMES
+    assert config["channels"][0] == {
+        "name": "R", "wavelength_nm": 660.0, "mean": 0.485, "std": 0.229,
+    }  # fmt: skip
+    assert config["model_args"]["num_classes"] == 3
+    assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors"]
+    results = tmp_path / "results.json"
+    results.write_text("{}")
+    hub.save(model, folder, class_names=NAMES, channels=RGB, img_size=64, files=[results])
+    assert (folder / "results.json").read_text() == "{}"
+    with pytest.raises(FileNotFoundError):
+        hub.save(model, folder, class_names=NAMES, channels=RGB, img_size=64, files=["nowhere"])
+    assert (folder / "results.json").exists(), "a failed save left half a folder"
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_load_gives_back_what_was_saved(model, folder, prefix):
+    saved = hub.load(f"{prefix}{folder}")
+    x = torch.randn(2, 5, 64, 64)
+    torch.testing.assert_close(saved.model(x), model(x))
+    assert (saved.channels, saved.class_names) == (RGB, tuple(NAMES))
+    assert (saved.img_size, saved.crop_pct) == (64, 0.9)
+
+
+def test_load_with_other_arguments(folder):
+    assert hub.load(folder, in_chans=5).model(torch.randn(1, 5, 64, 64)).shape == (1, 3)
+    other = hub.load(folder, num_classes=2)
+    assert other.model(torch.randn(1, 3, 64, 64)).shape == (1, 2)
+    assert other.class_names == ()
+    features = hub.load(folder, features_only=True).model(torch.randn(1, 4, 64, 64))
+    assert len(features) == 5
+
+
+def test_load_by_name_knows_imagenet():
+    saved = hub.load("dwg_test_resnet", pretrained=False)
+    assert saved.img_size == 160
+    assert saved.class_names[0].startswith("tench")
+    assert saved.channels.mean == (0.5, 0.5, 0.5)
+    assert hub.load("dwg_test_resnet", pretrained=False, in_chans=4).channels.is_anonymous
+
+
+def test_channels_with_own_statistics(model, tmp_path):
+    stained = ChannelSet.parse(
+        [timm_varchan.Channel("ER", 500.0, 0.1, 0.2), timm_varchan.Channel("AGP", 600.0, 0.3, 0.4)]
+    )
+    folder = hub.save(model, tmp_path / "m", class_names=NAMES, channels=stained, img_size=64)
+    saved = hub.load(folder)
+    assert saved.channels == stained
+    assert saved.select("AGP") == stained.take([1])
+    assert saved.select("GB") == ChannelSet.parse("GB")
+
+
+CONFIGS = {
+    "transformers": {"architecture": None, "architectures": ["BertModel"]},
+    "newer timm": {"architecture": "resnet_of_tomorrow"},
+    "another architecture": {"architecture": "dwg_test_vit"},
+    "arguments": {"model_args": {"num_wings": 2}},
+    "channels": {"channels": [{"nm": 5}]},
+}
+
+
+def _break(folder, case):
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if case in CONFIGS:
+        config.write_text(json.dumps({**json.loads(config.read_text()), **CONFIGS[case]}))
+    elif case == "no json":
+        config.write_text("{")
+    elif case == "damaged":
+        weights.write_bytes(b"nothing")
+    elif case == "shape":
+        save_file(timm.create_model("dwg_test_resnet", num_classes=4).state_dict(), weights)
+    else:
+        weights.unlink()
+    if case == "pickled":
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "text"),
+    [
+        ("pickled", ValueError, r"pytorch_model.bin, a pickle.*convert it: python -c"),
+        ("no weights", FileNotFoundError, "no model.safetensors"),
+        ("damaged", ValueError, "damaged"),
+        ("no json", ValueError, "is no JSON"),
+        ("transformers", ValueError, "names no architecture"),
+        ("newer timm", ValueError, "'resnet_of_tomorrow', which timm"),
+        ("another architecture", ValueError, "Cannot load"),
+        ("shape", ValueError, "size mismatch for fc.weight"),
+        ("arguments", ValueError, "num_wings"),
+        ("channels", ValueError, "describes its channels wrongly"),
+    ],
+)
+def test_broken_folders_are_one_line(folder, case, kind, text):
+    _break(folder, case)
+    with pytest.raises(kind, match=text) as caught:
+        hub.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nothing_such", "org/name", "s3:bucket"])
+def test_unknown_names(name):
+    with pytest.raises(ValueError, match="hf-hub:"):
+        hub.load(name)
+
+
+def test_pickles_are_not_saved_or_pushed(model, folder, tmp_path):
+    (folder / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="is a pickle"):
+        hub.push(folder, "org/name")
+    with pytest.raises(ValueError, match="is a pickle"):
+        hub.save(
+            model, tmp_path / "n", class_names=NAMES, channels=RGB, img_size=64,
+            files=[folder / "optimizer.pt"],
+        )  # fmt: skip
+
+
+# Runs in a process of its own: the client reads its variables when it is imported.
+CLIENT = """
+import json, sys, urllib.request
+import timm, torch
+import timm_varchan
+from timm_varchan import RGB, hub
+
+folder = sys.argv[1]
+def error(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+    except (ValueError, RuntimeError, OSError) as e:
+        return f"{type(e).__name__}: {e}"
+
+model = hub.load(folder).model
+x, seen = torch.randn(2, 3, 64, 64), {}
+seen["address"] = hub.push(folder, "org/name")
+seen["again"] = hub.push(folder, "org/name")
+pulled = timm.create_model("hf-hub:org/name", pretrained=True).eval()
+seen["difference"] = (pulled(x) - model(x)).abs().max().item()
+other = timm.create_model("hf-hub:org/name", pretrained=True, in_chans=5, num_classes=2)
+seen["other"] = other(torch.randn(2, 5, 64, 64)).shape[1]
+features = timm.create_model("hf-hub:org/name", pretrained=True, features_only=True)
+seen["features"] = len(features(torch.randn(2, 7, 64, 64)))
+saved = hub.load("hf-hub:org/name@main")
+seen["saved"] = [str(saved.channels), saved.class_names, saved.img_size]
+for name in ("org/nothing", "org/name@v3", "org/pickled", "org/broken", "org/empty", "a b/c"):
+    seen[name] = error(hub.load, f"hf-hub:{name}")
+seen["wrong token"] = error(hub.push, folder, "org/name", token="hf_wrong")
+seen["no token"] = error(hub.push, folder, "org/name", token=False)
+seen["failed"] = error(hub.push, folder, "org/failing")
+urllib.request.urlopen(urllib.request.Request(sys.argv[2] + "/stop", method="PUT", data=b""))
+seen["no network"] = error(hub.push, folder, "org/name")
+seen["cached"] = str(hub.load("hf-hub:org/name").channels)
+seen["not cached"] = error(hub.load, "hf-hub:org/other")
+print(json.dumps(seen))
+"""
+
+
+def test_push_and_pull(folder, tmp_path):
+    (folder / "results.json").write_text("{}")
+    with HubServer() as server:
+        server.files = {
+            "org/pickled": {"config.json": (folder / "config.json").read_bytes(),
+                            "pytorch_model.bin": b""},
+            "org/broken": {"config.json": b"{", "model.safetensors": b""},
+            "org/empty": {},
+        }  # fmt: skip
+        variables = {
+            "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT, str(folder), server.url],
+            env={**os.environ, **variables}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    pushed = server.files["org/name"]
+    assert set(pushed) == {"config.json", "model.safetensors", "results.json"}
+    assert pushed["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert seen["address"] == seen["again"] == f"{server.url}/org/name"
+    assert seen["difference"] == 0
+    assert (seen["other"], seen["features"]) == (2, 5)
+    assert seen["saved"] == ["RGB", NAMES, 64]
+    expected = {
+        "org/nothing": "FileNotFoundError.*no repository org/nothing",
+        "org/name@v3": "no such revision",
+        "org/pickled": "ValueError.*a pickle.*convert it",
+        "org/broken": "ValueError.*is no JSON",
+        "org/empty": "FileNotFoundError.*lacks config.json",
+        "a b/c": "Give ORG/NAME",
+        "wrong token": "no valid token.*HF_TOKEN.*Nothing is lost.*repeat with: python -m",
+        "no token": "no valid token.*hf auth login.*Nothing is lost",
+        "failed": "answered 500.*Nothing is lost.*timm_varchan push .*org/failing",
+        "no network": "cannot be reached.*Check the network.*Nothing is lost",
+        "not cached": "RuntimeError.*cannot be reached",
+    }
+    for case, text in expected.items():
+        assert "\n" not in seen[case]
+        with pytest.raises(RuntimeError, match=text):
+            raise RuntimeError(seen[case])
+    assert seen["cached"] == "RGB"
+    assert (folder / "model.safetensors").exists()

@@ -1,0 +1,138 @@
+"""Predictions of real files, also by the command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import timm
+import torch
+from conftest import randomise
+from PIL import Image
+
+import timm_varchan
+from timm_varchan import RGB, ChannelSet, hub
+from timm_varchan.__main__ import main
+from timm_varchan.data import eval_transform, read_image
+from timm_varchan.predict import find_images, predict
+
+NAMES = ("ant", "bee", "cow")
+BANDS = ChannelSet.parse("B02+B03+B04+B08").with_stats([0.1] * 4, [0.2] * 4)
+
+
+@pytest.fixture
+def model():
+    return randomise(timm.create_model("dwg_test_resnet", num_classes=3).eval())
+
+
+@pytest.fixture
+def images(tmp_path):
+    """One image a format, an unreadable one and a text file, in a folder."""
+    folder = tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels).save(folder / "b.JPG", format="JPEG")
+    tifffile.imwrite(folder / "c.tif", pixels.astype(np.uint16) * 257, photometric="rgb")
+    np.save(folder / "below" / "d.npy", pixels.astype(np.float32) / 255)
+    (folder / "e.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    return folder
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    return hub.save(
+        model, tmp_path / "m", class_names=NAMES, channels=RGB, img_size=64, crop_pct=1.0
+    )
+
+
+def test_every_format_and_an_unreadable_file(model, images):
+    files = find_images([images])
+    assert [file.name for file in files] == ["a.png", "b.JPG", "d.npy", "c.tif", "e.png"]
+    options = {"channels": RGB, "img_size": 64, "class_names": NAMES, "top": 2}
+    found = {p.file.name: p for p in predict(model, files, **options, batch_size=2)}
+    assert found["e.png"].error == "it is no image" or "no image" in found["e.png"].error
+    assert found["e.png"].classes == ()
+    x = eval_transform(64, RGB, crop_pct=1.0)(read_image(images / "a.png", RGB))
+    expected = model(x[None])[0].softmax(0).topk(2)
+    assert [name for name, _ in found["a.png"].classes] == [NAMES[i] for i in expected.indices]
+    values = [value for _, value in found["a.png"].classes]
+    assert values == pytest.approx(expected.values.tolist(), rel=1e-4)
+    for other in ("c.tif", "d.npy"):  # the same values in 16 bits and in floats
+        assert found[other].classes[0][1] == pytest.approx(values[0], rel=1e-3)
+
+
+def test_channels_are_told_to_a_copy(model, tmp_path):
+    file = tmp_path / "s2.tif"
+    tifffile.imwrite(file, np.ones((4, 64, 64), np.uint16) * 3000, photometric="minisblack")
+    options = {"channels": BANDS, "img_size": 64, "value_scale": 10000}
+    (one,) = predict(model, [file], **options)
+    x = (torch.full((1, 4, 64, 64), 0.3) - 0.1) / 0.2
+    expected = timm_varchan.share(model, BANDS)(x)[0].softmax(0)
+    assert one.classes[0][0] == str(expected.argmax().item())
+    assert one.classes[0][1] == pytest.approx(expected.max().item(), rel=1e-4)
+    assert timm_varchan.models.stems(model)[0].channels is None
+
+
+def test_anonymous_files_of_different_counts(model, tmp_path):
+    files = [tmp_path / f"{n}.npy" for n in (1, 5, 2, 5)]
+    for n, file in zip((1, 5, 2, 5), files, strict=True):
+        np.save(file, np.random.default_rng(n).random((n, 40, 40), dtype=np.float32))
+    options = {"channels": "anonymous", "img_size": 32, "mean": [0.5], "std": [0.25]}
+    together = list(predict(model, files, **options, batch_size=4))
+    alone = [next(predict(model, [file], **options)) for file in files]
+    for a, b in zip(together, alone, strict=True):
+        assert a.error is None
+        assert a.classes[0][1] == pytest.approx(b.classes[0][1], rel=1e-4)
+
+
+def test_refusals(model, tmp_path):
+    good = {"channels": RGB, "img_size": 32}
+    for wrong, text in (
+        ({"class_names": ["a"]}, "1 class names came for 3"),
+        ({"top": 0}, "at least 1"),
+        ({"channels": "B02+B08"}, "no mean and std for the channels B02, B08.*--mean"),
+        ({"mean": [0.5]}, "Only one of mean and std"),
+        ({"mean": [0.5, 0.5], "std": [0.5, 0.5]}, "3 channels, but 2 means"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            predict(model, ["x.png"], **{**good, **wrong})
+    with pytest.raises(ValueError, match="has no stem for others"):
+        predict(timm.create_model("test_resnet"), ["x.png"], channels=BANDS, img_size=32)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no images below"):
+        find_images([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="no files"):
+        find_images([])
+    (missing,) = predict(model, [tmp_path / "missing.png"], **good)
+    assert "no" in missing.error
+
+
+def test_command_in_a_process(saved, images):
+    done = subprocess.run(
+        [sys.executable, "-m", "timm_varchan", "predict", str(saved), str(images), "--json"],
+        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "1 of 5 files could not be read" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 5
+    assert {c["name"] for c in lines[0]["classes"]} == set(NAMES)
+    assert [bool(line["error"]) for line in lines].count(True) == 1
+
+
+def test_command(saved, images, capsys):
+    gray = images / "gray.png"
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(gray)
+    assert main(["predict", str(saved), str(gray), "--channels", "G", "--top", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"{gray}  ")
+    assert shown.out.count("%") == 1
+    assert "file" not in shown.err, "a progress bar for one file"
+    assert main(["predict", str(images), str(gray)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
