@@ -56,16 +56,18 @@ def test_program_for_one_channel_set(model, tmp_path):
     assert extra["timm_varchan"] == "{}"
 
 
+@pytest.mark.slow
 def test_fixed_size_where_the_backbone_has_one(tmp_path):
     model = timm.create_model(
         "dwg_test_vit", num_classes=7, img_size=64, dynamic_img_size=False
     ).eval()
     result = export(model, tmp_path / "m.pt2")
-    assert result.img_size == (160, 160) or result.img_size == (64, 64)
+    assert result.img_size == (64, 64)
     assert "does not take" in result.fixed_because
     assert {check.shape[1] for check in result.checks} == set(CHECK_COUNTS)
 
 
+@pytest.mark.slow
 def test_a_wrong_file_is_not_kept(model, tmp_path, monkeypatch):
     monkeypatch.setattr("timm_varchan.export._reader", lambda path: lambda x: model(x) + 1)
     with pytest.raises(RuntimeError, match="nothing was written"):

@@ -35,7 +35,7 @@ def logits(model, x, channels):
 @pytest.mark.parametrize(
     ("arch", "channels"),
     [
-        *[(arch, "GB") for arch in PLAIN],
+        *[pytest.param(arch, "GB", marks=pytest.mark.slow) for arch in PLAIN],
         ("test_resnet", "B08"),
         ("test_resnet", [None, 500.0, "R", None]),
     ],

@@ -85,7 +85,7 @@ def _export(args: argparse.Namespace) -> int:
         shape = " x ".join(map(str, check.shape))
         print(f"input {shape:18}  largest difference {check.difference:.2e} of {check.scale:.2e}")
     if result.fixed_because:
-        print(f"Height and width are fixed: {result.fixed_because}.")
+        print(f"Height and width are fixed. {result.fixed_because}.")
     takes = "any number of" if result.num_channels is None else result.num_channels
     print(f"{result.path}: {takes} channels, checked.")
     return 0

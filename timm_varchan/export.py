@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
@@ -118,7 +119,7 @@ def export(
         except RuntimeError as error:
             if len(sizes) == 1:
                 raise
-            sizes, because = sizes[:1], f"with others {error}"
+            sizes, because = sizes[:1], f"With dynamic ones {error}"
             _write(model, new, counts, sizes, text)
         checks = tuple(_checks(model, new, counts, sizes))
         failed = [check for check in checks if not check.passed]
@@ -187,17 +188,17 @@ def _sizes(
 ) -> tuple[list[tuple[int, int]], str | None]:
     """The model's height and width, another one if it takes any, and why not if it does not."""
     if img_size is None:
-        img_size = tuple(model.pretrained_cfg["input_size"][-2:])  # type: ignore[index]
+        img_size = get_model_input_config(model)["input_size"][-2:]
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     _try(model, num_channels, (height, width))
     if not dynamic:
-        return [(height, width)], "so asked for"
+        return [(height, width)], "As asked for"
     cause = ""
     for other in ((height + 32, width + 64), (2 * height, width)):
         try:
             _try(model, num_channels, other)
         except ValueError as error:
-            cause = str(error)
+            cause = str(error).rstrip(".")
         else:
             return [(height, width), other], None
     return [(height, width)], cause
@@ -209,7 +210,7 @@ def _try(model: nn.Module, num_channels: int, size: tuple[int, int]) -> None:
         model(_input(model, (1, num_channels, *size)))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
-            f"the backbone does not take {size[0]} x {size[1]} px ({_line(error)})"
+            f"The backbone does not take {size[0]} x {size[1]} px: {_line(error)}"
         ) from error
 
 

@@ -34,10 +34,10 @@ class FoldChange:
     Args:
         max_logit: Largest absolute change of a logit; mean_logit is the mean.
         logit_std: Standard deviation of the model's own logits, to compare with.
-        agreement: Share of images whose first class is the same.
+        agreement: Share of images with the same first class.
         accuracy: Share of images that the model has right, folded_accuracy that the folded one has;
             None without labels.
-        difference: Folded minus the model's accuracy, with its 95 % interval and p-value.
+        difference: Folded minus the model's accuracy, with interval and p-value.
     """
 
     num_images: int
@@ -162,10 +162,8 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
                 setattr(layer.get_submodule(parent), name, _fold_conv(conv, coefficients))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, len(coefficients), 64, 64, generator=generator).to(coefficients)
-    expected = static(x)
     try:
-        actual = layer(x)
-        same = _are_close(actual, expected)
+        same = _are_close(layer(x), static(x))
     except (RuntimeError, ValueError):
         same = False
     if not same:
@@ -273,8 +271,7 @@ def measure_change(
     Raises:
         ValueError: No images.
     """
-    wanted = ChannelSet.parse(channels)
-    twin, folded = share(model, wanted).eval(), folded.eval()
+    twin, folded = share(model, ChannelSet.parse(channels)).eval(), folded.eval()
     before, after, labels = [], [], []
     for x, label in batches:
         before.append(twin(x).float())
@@ -284,7 +281,6 @@ def measure_change(
     if not before:
         raise ValueError("There are no images to compare on: give at least one batch.")
     a, b = torch.cat(before), torch.cat(after)
-    change = (a - b).abs()
     accuracy: dict[str, Any] = {}
     if labels:
         truth = torch.cat(labels).to(a.device)
@@ -296,8 +292,8 @@ def measure_change(
         }
     return FoldChange(
         num_images=len(a),
-        max_logit=change.max().item(),
-        mean_logit=change.mean().item(),
+        max_logit=(a - b).abs().max().item(),
+        mean_logit=(a - b).abs().mean().item(),
         logit_std=a.std().item(),
         agreement=(a.argmax(1) == b.argmax(1)).float().mean().item(),
         **accuracy,

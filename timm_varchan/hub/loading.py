@@ -10,6 +10,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset
+from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet
@@ -120,7 +121,7 @@ def _describe(model: nn.Module, config: dict[str, Any], kwargs: dict[str, Any]) 
         model=model,
         channels=_channels(cfg, config, kwargs),
         class_names=_class_names(model, cfg),
-        img_size=int(cfg["input_size"][-1]),
+        img_size=int(get_model_input_config(model)["input_size"][-1]),
         crop_pct=float(cfg.get("crop_pct") or 1.0),
     )
 
