@@ -92,6 +92,7 @@ def test_refusals(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_command(tmp_path, capsys):
     out = str(tmp_path / "m.pt2")
     arguments = ["export", "dwg_test_resnet", out, "--no-pretrained", "--img-size", "64"]
