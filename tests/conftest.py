@@ -71,7 +71,7 @@ def wake(model, seed=0):
     for mixer in timm_varchan.models.stems(model):
         for parameter in mixer.out.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data.copy_(0.2 * noise.to(parameter))
+            parameter.data.copy_((0.2 / mixer.gain) * noise.to(parameter))
     return model
 
 

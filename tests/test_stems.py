@@ -30,8 +30,8 @@ MODES = {
 def awake(**kwargs):
     """A mixer whose residual is not zero."""
     mixer = DWGMixer(channel_names=("DNA", "ER"), **kwargs)
-    nn.init.normal_(mixer.out.weight)
-    nn.init.normal_(mixer.out.bias)
+    nn.init.normal_(mixer.out.weight, std=1 / mixer.gain)
+    nn.init.normal_(mixer.out.bias, std=1 / mixer.gain)
     return mixer
 
 
@@ -143,7 +143,8 @@ def test_residual_starts_at_zero_and_is_divided_by_the_count():
     x = torch.randn(2, 3, 6, 6)
     assert not residual(mixer, "RGB", x).any()
     nn.init.ones_(mixer.out.bias)
-    torch.testing.assert_close(residual(mixer, "RGB", x), torch.full((2, 3, 3), 1 / 3))
+    expected = torch.full((2, 3, 3), mixer.gain / 3)
+    torch.testing.assert_close(residual(mixer, "RGB", x), expected)
 
 
 def test_anonymous_is_blind_to_order_and_duplicates():

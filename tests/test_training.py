@@ -15,7 +15,7 @@ from PIL import Image
 
 import timm_varchan
 from timm_varchan import ANONYMOUS, RGB, ChannelSet
-from timm_varchan.hub import save_model
+from timm_varchan.hub import save
 from timm_varchan.training import (
     CHANNEL_AUGS,
     DrawKey,
@@ -166,7 +166,7 @@ def test_a_saved_model_gives_equal_logits(tmp_path, told):
     model = timm.create_model("dwg_test_resnet", num_classes=3, in_chans=5).eval()
     timm_varchan.set_channels(model, channels if told == "named" else "anonymous")
     for _ in range(2):  # the second replaces the first
-        save_model(model, tmp_path / "m", class_names="abc", channels=channels, img_size=32)
+        save(model, tmp_path / "m", class_names="abc", channels=channels, img_size=32)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
     loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     x = torch.randn(2, 5, 32, 32)
@@ -183,7 +183,7 @@ def test_a_folder_with_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     model = timm.create_model("dwg_test_resnet", num_classes=3)
     with pytest.raises(ValueError, match="no saved model"):
-        save_model(model, tmp_path, class_names="abc", channels=RGB, img_size=32)
+        save(model, tmp_path, class_names="abc", channels=RGB, img_size=32)
 
 
 # ---- whole runs

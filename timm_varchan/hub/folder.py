@@ -87,10 +87,6 @@ def save(
     return folder
 
 
-#: The name that training knows `save` by.
-save_model = save
-
-
 def read_config(folder: Path, named: str) -> dict[str, Any]:
     """Read and check `config.json`."""
     file = folder / CONFIG

@@ -82,45 +82,45 @@ def adapt(
     *,
     channels: ChannelSetLike | None = None,
     in_chans: int | None = None,
+    virtual_channels: ChannelSetLike | None = None,
     **stem_kwargs: Any,
 ) -> ModuleT:
     """Put a stem before the first convolution of a timm model, in place.
 
     The convolution stays as it is and becomes the stem's kernel bank, so pretrained weights are
-    kept. Where two first convolutions stand in one block (RepVGG, MobileOne, FastViT) the mixer
-    stands before the block; where each scale has its own (CrossViT) each gets a stem (their mixers
-    are separate: safetensors refuses shared tensors); where it is behind a space-to-depth (TResNet)
-    the mixer stands before that.
+    kept, also those of a model for other bands than RGB: name them by `virtual_channels`. Where two
+    first convolutions stand in one block (RepVGG, MobileOne, FastViT) the mixer stands before the
+    block; where each scale has its own (CrossViT) each gets a stem (their mixers are separate:
+    safetensors refuses shared tensors); where it is behind a space-to-depth (TResNet) the mixer
+    stands before that.
 
     Args:
         model: A timm model or one of timm's feature extraction wrappers.
         stem: Which mechanism: one of `timm_varchan.stems.MIXERS`.
         channels: The channels of the input; None for the default rule.
-        in_chans: The default number of channels; without `channels`, a number other than 3 means
-            anonymous channels.
+        in_chans: The default number of channels; without `channels`, a number other than that of
+            `virtual_channels` means anonymous channels.
+        virtual_channels: What the channels of the model's own first convolution stand for; RGB for
+            three, else anonymous. An input with as many channels is taken for this set by default.
         **stem_kwargs: Further arguments of the mixer, e.g. `channel_names`.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: No convolution to put a stem before, a stem there already, an unknown stem, or
-            `in_chans` that contradicts `channels`.
+        ValueError: No convolution to put a stem before, a stem there already, an unknown stem,
+            `in_chans` that contradicts `channels`, or `virtual_channels` that do not fit the model.
     """
     if stem not in MIXERS:
         raise ValueError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
     if any(isinstance(module, Mixer) for module in model.modules()):
         raise ValueError("The model has a stem already; adapt a model only once.")
-    given = None if channels is None else ChannelSet.parse(channels)
-    if given is not None and in_chans is not None and len(given) not in (0, in_chans):
-        raise ValueError(
-            f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
-            f"Leave one of them out."
-        )
+    given = _given_channels(channels, in_chans)
     placed = _stem_places(model)
-    num_virtual = _source_channels(model)
-    default = RGB if in_chans in (None, 3) else ChannelSet.anonymous(int(in_chans or 0))
-    virtual = RGB if num_virtual == 3 else ChannelSet.anonymous(num_virtual)
+    virtual = _virtual_channels(model, virtual_channels)
+    default = virtual
+    if in_chans is not None and in_chans != len(virtual):
+        default = ChannelSet.anonymous(in_chans)
     for path in placed:
         bank = model.get_submodule(path)
         like = next(bank.parameters(), None)
@@ -134,7 +134,7 @@ def adapt(
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, Stem(mixer, bank).train(model.training))
     model._traits = {**getattr(model, "_traits", {}), "first_conv": ()}  # type: ignore[assignment]
-    model.in_chans = in_chans or len(default)  # type: ignore[assignment]
+    model.in_chans = len(default)  # type: ignore[assignment]
     for name in ("pretrained_cfg", "default_cfg"):
         if isinstance(getattr(model, name, None), dict):
             setattr(model, name, {**getattr(model, name), "first_conv": ()})
@@ -143,6 +143,17 @@ def adapt(
     if given is not None:
         set_channels(model, given)
     return model
+
+
+def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> ChannelSet | None:
+    """The channel set that was asked for, if any, checked against the number of channels."""
+    given = None if channels is None else ChannelSet.parse(channels)
+    if given is not None and in_chans is not None and len(given) not in (0, in_chans):
+        raise ValueError(
+            f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
+            f"Leave one of them out."
+        )
+    return given
 
 
 def _first_convs(model: nn.Module) -> list[str]:
@@ -171,6 +182,20 @@ def _first_convs(model: nn.Module) -> list[str]:
 def _source_channels(model: nn.Module) -> int:
     """K, the channels that the model's own first convolution was built for."""
     return int(getattr(model, "in_chans", 3))
+
+
+def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> ChannelSet:
+    """What the channels of the model's own first convolution stand for."""
+    num_virtual = _source_channels(model)
+    if given is None:
+        return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
+    virtual = ChannelSet.parse(given)
+    if len(virtual) != num_virtual:
+        raise ValueError(
+            f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "
+            f"of {type(model).__name__} takes {num_virtual}. Name as many, in its order."
+        )
+    return virtual
 
 
 def _stem_places(model: nn.Module) -> list[str]:

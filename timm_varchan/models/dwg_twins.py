@@ -29,7 +29,7 @@ from timm.models._builder import load_state_dict_from_path
 from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from timm_varchan.channels import ChannelSetLike
+from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.models.adapt import adapt, stems
 
 __all__: list[str] = []
@@ -119,6 +119,7 @@ def _build_twin(
     in_chans: int | None = None,
     channel_set: ChannelSetLike | None = None,
     channel_names: tuple[str, ...] = (),
+    virtual_channels: ChannelSetLike | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build the base architecture by its own function and put a stem into it.
@@ -130,10 +131,12 @@ def _build_twin(
         pretrained_cfg_overlay: As in `timm.create_model`.
         cache_dir: As in `timm.create_model`.
         in_chans: The default number of channels; a number other than 3 without `channel_set` means
-            anonymous channels. The kernel bank always has the base's 3.
+            anonymous channels. The kernel bank has the base's 3.
         channel_set: The channels of the input (`channels` is taken: it is ResNet's widths); None
             for the default rule.
         channel_names: Names without a wavelength that the model learns a code for.
+        virtual_channels: Build the kernel bank for these channels instead of RGB: for training on
+            many bands from scratch. timm tiles pretrained RGB kernels over them.
         **kwargs: Every other keyword of the base architecture.
     """
     cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
@@ -156,10 +159,15 @@ def _build_twin(
             kwargs["out_indices"] = model_entrypoint(base)(**kwargs).feature_info.out_indices
         out_indices = kwargs.pop("out_indices")
         del kwargs["features_only"], kwargs["feature_cls"]
+    if virtual_channels is not None:
+        kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
-    adapt(model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names)
+    adapt(
+        model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names,
+        virtual_channels=virtual_channels,
+    )  # fmt: skip
     _load_mixers(model, mixers)
     own = {key: value for key, value in cfg.to_dict().items() if key in OWN_KEYS}
     kept = {key: v for key, v in model.pretrained_cfg.items() if key != "state_dict"}

@@ -39,8 +39,8 @@ def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor
 class DWGMixer(Mixer):
     """Generates mixing coefficients for every channel of every sample.
 
-    `a = prior(channel set) + residual(content, identity, set) / C`, where the residual's last layer
-    starts at zero, so that a pretrained kernel bank starts as what it was. Convolving the mix with
+    `a = prior(channel set) + gain * residual(content, identity, set) / C`, where the residual's last
+    layer starts at zero, so that a pretrained kernel bank starts as what it was. Convolving the mix with
     the bank equals convolving the channels with the generated kernels
     `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`, at a cost that hardly grows with C.
 
@@ -53,6 +53,8 @@ class DWGMixer(Mixer):
         channel_names: Names without a wavelength (stains, polarisations) that the model learns a
             code for.
         width: D, the hidden width.
+        gain: Factor of the residual, which sets how fast it leaves zero: an optimizer moves every
+            weight by about its learning rate, whatever the size of the coefficients.
         num_frequencies: Fourier frequencies of the wavelength code.
         device: Where parameters and tables live.
         dtype: Their type.
@@ -74,12 +76,13 @@ class DWGMixer(Mixer):
         *,
         channel_names: Sequence[str] = (),
         width: int = 32,
+        gain: float = 32.0,
         num_frequencies: int = 8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.channel_names = tuple(channel_names)
-        self.num_frequencies = num_frequencies
+        self.gain, self.num_frequencies = gain, num_frequencies
         super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
         linear = partial(nn.Linear, device=device, dtype=dtype)
         self.content = linear(NUM_STATISTICS, width)
@@ -131,7 +134,7 @@ class DWGMixer(Mixer):
         num_present = present.sum(1, keepdim=True)
         pooled = (token * present).sum(1, keepdim=True) / num_present
         token = F.gelu(self.own(token) + self.context(pooled))
-        return prior + self.out(token) * (present / num_present)
+        return prior + self.gain * self.out(token) * (present / num_present)
 
     def statistics(self, x: Tensor) -> Tensor:
         """Describe the content of each plane by spatially global statistics, in float32 at least.

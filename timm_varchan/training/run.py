@@ -20,7 +20,7 @@ from torch import nn
 
 from timm_varchan.data import ImageData, ImageSplit
 from timm_varchan.evaluation import SetResult, evaluate_channel_sets
-from timm_varchan.hub import save_model
+from timm_varchan.hub import save
 from timm_varchan.plots import plot_channel_sets, plot_curves
 from timm_varchan.training.building import (
     build_model,
@@ -247,7 +247,9 @@ def _write(
     if results["training"] is not None:
         plot_curves(results["training"]["history"], path / "curves.png")
     if config.eval_only is None:
-        save_model(
+        save(
             model, path / "model", class_names=data.class_names, channels=data.channels,
-            img_size=config.img_size,
+            img_size=config.img_size, crop_pct=config.crop_pct,
+            files=[path / "results.json", path / "results.md", path / "channel_sets.png",
+                   path / "curves.png"],
         )  # fmt: skip
