@@ -39,9 +39,9 @@ def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor
 class DWGMixer(Mixer):
     """Generates mixing coefficients for every channel of every sample.
 
-    `a = prior(channel set) + gain * residual(content, identity, set) / C`, where the residual's last
-    layer starts at zero, so that a pretrained kernel bank starts as what it was. Convolving the mix with
-    the bank equals convolving the channels with the generated kernels
+    `a = prior(channel set) + gain * residual(content, identity, set) / C`, where the residual's
+    last layer starts at zero, so that a pretrained kernel bank starts as what it was. Convolving
+    the mix with the bank equals convolving the channels with the generated kernels
     `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`, at a cost that hardly grows with C.
 
     Source: the idea of kernels as input-dependent mixtures is dynamic convolution, arXiv:1912.03458

@@ -71,9 +71,7 @@ class TrainConfig:
     weight_decay: float = _training(0.05, "weight decay; none on biases and norms")
     smoothing: float = _training(0.0, "label smoothing")
     clip_grad: float | None = _training(None, "largest norm of the gradient")
-    channel_aug: str = _training(
-        "hcs-sample", "what is done to the channels of a batch", CHANNEL_AUGS
-    )
+    channel_aug: str = _training("hcs-sample", "what is done to a batch's channels", CHANNEL_AUGS)
     seed: int = _training(0, "of weights, order, augmentation and channel draws")
 
     eval_modes: tuple[str, ...] | None = _evaluation(
