@@ -138,8 +138,10 @@ def test_residual_hangs_on_content_identity_and_set():
     assert (here[:, :1] * 2 - alone).abs().min() > 1e-5, "set, beyond the division by its size"
 
 
-def test_residual_starts_at_zero_and_is_divided_by_the_count():
-    mixer = DWGMixer()
+@pytest.mark.parametrize("kwargs", [{}, {"gain": 4.0}])
+def test_residual_starts_at_zero_and_is_divided_by_the_count(kwargs):
+    mixer = DWGMixer(**kwargs)
+    assert mixer.gain == kwargs.get("gain", mixer.gain)
     x = torch.randn(2, 3, 6, 6)
     assert not residual(mixer, "RGB", x).any()
     nn.init.ones_(mixer.out.bias)

@@ -1,5 +1,6 @@
 """Twins of timm's architectures: registration, weights, arguments, special first layers."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -304,3 +305,18 @@ def test_importing_costs_little():
         if cost < 0.5:
             break
     assert cost < 0.5, "processor seconds above timm's own import"
+
+
+def test_virtual_channels_keep_a_bank_for_other_bands():
+    bands = "B02+B03+B04+B08"
+    base = small_model("resnet18", in_chans=4)
+    twin = timm_varchan.adapt(copy.deepcopy(base), virtual_channels=bands)
+    x = torch.randn(2, 4, 64, 64)
+    assert_same(twin(x), base(x))
+    assert twin.in_chans == 4
+    timm_varchan.set_channels(twin, "B08")
+    assert_same(twin(x[:, 3:]), base(x[:, [3, 3, 3, 3]]))
+    created = small_model("dwg_resnet18", virtual_channels=bands)
+    assert created.conv1.bank.in_channels == created.in_chans == 4
+    with pytest.raises(ValueError, match=r"ResNet takes 3\. Name as many"):
+        timm_varchan.adapt(small_model("resnet18"), virtual_channels=bands)
