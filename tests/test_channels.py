@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from timm_varchan import bands
@@ -272,3 +273,8 @@ def test_sets_are_values():
     assert len({RGB, ChannelSet.parse("RGB"), ChannelSet.parse("BGR")}) == 2
     with pytest.raises(AttributeError):
         RGB.channels = ()
+
+
+def test_wavelengths_may_be_numbers_of_numpy():
+    spec = [np.float32(490), np.int64(842)]
+    assert ChannelSet.parse(spec).wavelengths_nm == (490.0, 842.0)

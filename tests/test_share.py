@@ -187,3 +187,9 @@ def test_a_model_without_batch_norm_has_no_statistics(pair):
 def test_public_names():
     assert timm_varchan.share is share
     assert timm_varchan.channel_statistics is channel_statistics
+
+
+def test_sets_without_a_count_are_refused_in_a_mixed_batch():
+    model = nn.Sequential(timm_varchan.DWGMixer())
+    with pytest.raises(ValueError, match="needs a count"):
+        timm_varchan.share(model, [RGB, ChannelSet()])

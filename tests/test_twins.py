@@ -14,6 +14,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import timm_varchan
+from timm_varchan import hub
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
 from timm_varchan.models import adapt, set_channels, stems
 from timm_varchan.models.dwg_twins import base_architectures
@@ -320,3 +321,42 @@ def test_virtual_channels_keep_a_bank_for_other_bands():
     assert created.conv1.bank.in_channels == created.in_chans == 4
     with pytest.raises(ValueError, match=r"ResNet takes 3\. Name as many"):
         timm_varchan.adapt(small_model("resnet18"), virtual_channels=bands)
+
+
+def test_adapted_models_are_saved_as_twins(tmp_path):
+    model = timm_varchan.adapt(
+        small_model("resnet18", in_chans=4), virtual_channels=[490, 560, 665, 842]
+    )
+    wake(model)
+    hub.save(
+        model,
+        tmp_path / "m",
+        class_names="abcdefg",
+        channels=ChannelSet.parse([490, 560, 665, 842]),
+        img_size=64,
+    )
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    x = images(4)
+    assert_same(loaded(x), model(x))
+    other = timm_varchan.adapt(small_model("resnet18"), "prior")
+    with pytest.raises(ValueError, match="cannot build again"):
+        hub.save(other, tmp_path / "n", class_names="abcdefg", channels=RGB, img_size=64)
+
+
+def test_a_saved_set_gives_way_to_what_is_asked_for(tmp_path):
+    model = small_model("dwg_resnet18", channel_set=RGB)
+    hub.save(model, tmp_path / "m", class_names="abcdefg", channels=RGB, img_size=64)
+    name = f"local-dir:{tmp_path / 'm'}"
+    assert timm.create_model(name, pretrained=True).in_chans == 3
+    four = timm.create_model(name, pretrained=True, in_chans=4)
+    assert four.in_chans == 4
+    assert stems(four)[0].channels is None
+    green = timm.create_model(name, pretrained=True, channel_set="GB")
+    assert (green.in_chans, str(stems(green)[0].channels)) == (2, "GB")
+
+
+def test_the_default_count_comes_back():
+    model = small_model("dwg_resnet18", in_chans=5)
+    for channels, count in (("R", 1), ("anonymous", 5), ("GB", 2), (None, 5)):
+        set_channels(model, channels)
+        assert model.in_chans == count

@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from typing import Any, Union
 
 from timm_varchan.bands import Channel, known_channels, register_channel
@@ -49,7 +50,7 @@ def _channel(item: ChannelLike) -> Channel:
         if item not in known:
             raise _unknown(item)
         return known[item]
-    if isinstance(item, (int, float)) and not isinstance(item, bool):
+    if isinstance(item, Real) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
     raise ValueError(
         f"A channel is a name, a wavelength in nm, None or a Channel, not {type(item).__name__} "

@@ -15,6 +15,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.evaluation import has_stems
+from timm_varchan.models import set_channels
+from timm_varchan.models.adapt import stems
 from timm_varchan.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -56,6 +59,7 @@ def save(
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} exists and is no saved model. Choose another folder.")
+    _normalise(model)
     beside = [Path(file) for file in files]
     refuse_pickles(beside)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +89,19 @@ def save(
             shutil.move(folder, Path(temporary) / "old")
         os.replace(new, folder)
     return folder
+
+
+def _normalise(model: nn.Module) -> None:
+    """Put the channel set into the form that is saved; refuse stems that no architecture has."""
+    if not has_stems(model):
+        return
+    set_channels(model, stems(model)[0].channels)
+    architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
+    if not str(architecture).startswith("dwg_"):
+        raise ValueError(
+            f"This {architecture} has a stem that timm.create_model cannot build again (another "
+            f"mechanism than 'dwg', or further arguments). Keep its state_dict() and adapt() anew."
+        )
 
 
 def read_config(folder: Path, named: str) -> dict[str, Any]:

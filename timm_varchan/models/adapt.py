@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from timm.models import FeatureGraphNet
+from timm.models import FeatureGraphNet, is_model
 from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
@@ -65,14 +65,15 @@ def _record(model: nn.Module, channels: ChannelSet | None, default: ChannelSet) 
     """Keep the channel set where timm keeps what a model was built with."""
     arguments: dict[str, Any] = dict(model._model_args)  # type: ignore[arg-type]
     arguments.pop("channel_set", None)
-    if channels is None:
-        model.in_chans = len(default)  # type: ignore[assignment]
-    elif channels.channels:
-        model.in_chans = len(channels)  # type: ignore[assignment]
+    count = len(default)
+    if channels is not None and channels.channels:
+        count = len(channels)
         arguments["channel_set"] = channels.to_config()
-    else:
+    elif channels is not None:
         arguments["channel_set"] = "anonymous"
-    arguments["in_chans"] = model.in_chans
+    if "virtual_channels" in arguments:
+        arguments["virtual_channels"] = ChannelSet.parse(arguments["virtual_channels"]).to_config()
+    arguments["in_chans"] = model.in_chans = count  # type: ignore[assignment]
     model._model_args = arguments  # type: ignore[assignment]
 
 
@@ -133,16 +134,31 @@ def adapt(
         )
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, Stem(mixer, bank).train(model.training))
-    model._traits = {**getattr(model, "_traits", {}), "first_conv": ()}  # type: ignore[assignment]
     model.in_chans = len(default)  # type: ignore[assignment]
-    for name in ("pretrained_cfg", "default_cfg"):
-        if isinstance(getattr(model, name, None), dict):
-            setattr(model, name, {**getattr(model, name), "first_conv": ()})
-    if not hasattr(model, "_model_args"):
-        model._model_args = {}  # type: ignore[assignment]
+    _describe(model, stem, virtual, stem_kwargs)
     if given is not None:
         set_channels(model, given)
     return model
+
+
+def _describe(
+    model: nn.Module, stem: str, virtual: ChannelSet, stem_kwargs: dict[str, Any]
+) -> None:
+    """Tell timm what the model is now: saved and loaded as the twin of its architecture."""
+    model._traits = {**getattr(model, "_traits", {}), "first_conv": ()}  # type: ignore[assignment]
+    arguments = dict(getattr(model, "_model_args", {}))
+    if virtual != RGB:
+        arguments["virtual_channels"] = virtual.to_config()
+    model._model_args = {**arguments, **stem_kwargs}  # type: ignore[assignment]
+    for name in ("pretrained_cfg", "default_cfg"):
+        cfg = getattr(model, name, None)
+        if not isinstance(cfg, dict):
+            continue
+        twin = f"dwg_{cfg.get('architecture')}"
+        loadable = stem == "dwg" and set(stem_kwargs) <= {"channel_names"} and is_model(twin)
+        setattr(
+            model, name, {**cfg, "first_conv": (), **({"architecture": twin} if loadable else {})}
+        )
 
 
 def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> ChannelSet | None:

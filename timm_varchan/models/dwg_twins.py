@@ -159,6 +159,11 @@ def _build_twin(
             kwargs["out_indices"] = model_entrypoint(base)(**kwargs).feature_info.out_indices
         out_indices = kwargs.pop("out_indices")
         del kwargs["features_only"], kwargs["feature_cls"]
+    saved = kwargs.get("pretrained_model_args") or {}
+    if saved and in_chans != saved.get("in_chans") and channel_set == saved.get("channel_set"):
+        channel_set = None  # another count than the saved one: the saved set does not apply
+    elif saved and channel_set != saved.get("channel_set"):
+        in_chans = None  # another set than the saved one: nor does the saved count
     if virtual_channels is not None:
         kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(

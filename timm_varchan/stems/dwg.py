@@ -60,7 +60,6 @@ class DWGMixer(Mixer):
         dtype: Their type.
     """
 
-    content_dependent = True
     #: Mean and root mean square are clamped to this: no finite input may give NaN.
     value_limit: Final[float] = 1e8
     #: Added to the variance: constant planes need a finite gradient.

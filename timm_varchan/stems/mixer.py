@@ -54,6 +54,11 @@ def _parse_channels(
     if isinstance(channels, (list, tuple)) and channels:
         sets = tuple(s for s in channels if isinstance(s, ChannelSet))
         if len(sets) == len(channels):
+            if not all(len(s) for s in sets):
+                raise ValueError(
+                    "In a mixed batch every sample's set needs a count: use "
+                    "ChannelSet.anonymous(n) in place of 'anonymous'."
+                )
             return sets
     return ChannelSet.parse(channels)  # type: ignore[arg-type]  # no channel sets in it
 
@@ -79,10 +84,6 @@ class Mixer(nn.Module):
 
     #: Takes channels that have neither name nor wavelength.
     supports_anonymous: ClassVar[bool] = True
-    #: Takes wavelengths that it was not trained with.
-    supports_unseen: ClassVar[bool] = True
-    #: The coefficients depend on the content of the image, not only on the channel set.
-    content_dependent: ClassVar[bool] = False
 
     # No postponed annotations in this package: TorchScript reads these as types.
     prior: Tensor
@@ -198,6 +199,11 @@ class Mixer(nn.Module):
             return self.channels
         return (self.default_channels if self.channels is None else self.channels,)
 
+    @torch.jit.unused
+    def _strict(self) -> bool:
+        """Whether an input with another count is an error rather than anonymous."""
+        return not self.supports_anonymous or self.channels not in (None, ANONYMOUS)
+
     @torch.jit.ignore
     def _build_tables(self) -> None:
         """Assign new table tensors (in place would break a backward that still needs the old)."""
@@ -212,11 +218,10 @@ class Mixer(nn.Module):
             for column, nm in enumerate(channel_set.wavelengths_nm):
                 if nm is not None:
                     wavelengths[row, column] = nm
-        strict = not self.supports_anonymous or self.channels not in (None, ANONYMOUS)
         tables = {
             "present": present,
             "num_named": torch.tensor(float(num_named)),
-            "fallback": torch.tensor(math.nan if strict else 1.0),
+            "fallback": torch.tensor(math.nan if self._strict() else 1.0),
             **self.tables(sets, wavelengths, present),
         }
         assert set(tables) == set(self.table_names())
@@ -281,8 +286,7 @@ class Mixer(nn.Module):
                 )
             return
         declared = self._sets()[0]
-        strict = not self.supports_anonymous or self.channels not in (None, ANONYMOUS)
-        if strict and x.shape[1] != len(declared):
+        if self._strict() and x.shape[1] != len(declared):
             raise ValueError(
                 f"The input has {x.shape[1]} channels, but the channel set is {declared} "
                 f"({len(declared)}). Call timm_varchan.set_channels(model, ...) with the "

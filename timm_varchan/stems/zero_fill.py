@@ -22,7 +22,6 @@ class ZeroFillMixer(Mixer):
     """
 
     supports_anonymous: ClassVar[bool] = False
-    supports_unseen: ClassVar[bool] = False
 
     def tables(
         self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
