@@ -75,7 +75,7 @@ class DWGMixer(Mixer):
         *,
         channel_names: Sequence[str] = (),
         width: int = 32,
-        gain: float = 32.0,
+        gain: float = 8.0,
         num_frequencies: int = 8,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
