@@ -1,0 +1,445 @@
+"""Task I: one model for every channel set against experts for one, and what BatchNorm does to it.
+
+Trains the same small BatchNorm network with the same budget in each of several ways (`ARMS`): as an
+expert for one channel set, and with every stem of timm_varchan under every augmentation of the
+channels. Then tests each on every subset of RGB: with the channels named and anonymous, in order
+and shuffled, with BatchNorm's running statistics and with statistics estimated anew for the set.
+Each run is written to `--output` as soon as it is finished and is not repeated.
+
+    python bench/task1.py run --data DIR --output runs/task1 --arms expert-RGB dwg-hcs-sample
+    python bench/task1.py report --output runs/task1 --json bench/results/task1.json
+
+`--data` is a folder with `train.parquet` and `validation.parquet` (columns `image`, `label`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import timm
+import timm.optim
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+
+import timm_varchan
+from timm_varchan import RGB, ChannelSet
+from timm_varchan.evaluation import (
+    METRICS,
+    ORDERS,
+    SetView,
+    classification_metrics,
+    predict_channel_sets,
+)
+from timm_varchan.stems import MIXERS
+from timm_varchan.training import CHANNEL_AUGS, DrawKey, draw_channels
+
+#: A resnet10t a quarter as wide as timm's: the smallest BatchNorm network that shows the effect.
+ARCHITECTURE, WIDTHS = "resnet10t", {"channels": (32, 64, 128, 256), "stem_width": 16}
+BATCH, WARMUP_EPOCHS, LR, WEIGHT_DECAY, SMOOTHING = 128, 2, 2e-3, 0.05, 0.1
+TEST_SETS = tuple(map(str, RGB.subsets()))
+SINGLES = ("R", "G", "B")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        stem: Key of `MIXERS`; None for a plain timm model.
+        channels: The channels that it is made for.
+        aug: Key of `CHANNEL_AUGS`: what training does to the channels.
+        identity: Whether training tells the model which channels it sees.
+    """
+
+    stem: str | None
+    channels: str = "RGB"
+    aug: str = "none"
+    identity: str = "named"
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """In which modes it is tested."""
+        if self.stem is None:
+            return ("mask",)
+        if not MIXERS[self.stem].supports_anonymous:
+            return ("named",)
+        told_names = self.identity == "named" and self.aug != "shuffle"
+        return ("named", "anonymous") if told_names else ("anonymous",)
+
+
+ARMS = (
+    {f"expert-{name}": Arm(None, name) for name in TEST_SETS}
+    | {"plain-shuffle": Arm(None, aug="shuffle")}
+    | {f"{stem}-{aug}": Arm(stem, aug=aug) for stem in MIXERS for aug in CHANNEL_AUGS}
+    | {
+        f"{stem}-{aug}-anonymous": Arm(stem, aug=aug, identity="anonymous")
+        for stem, mixer in MIXERS.items() if mixer.supports_anonymous for aug in CHANNEL_AUGS
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images `(N, 3, H, W)` in uint8 and their labels `(N,)`."""
+
+    x: Tensor
+    y: Tensor
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Scaled and normalised batches, in this order."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (RGB.mean, RGB.std))
+        order = torch.arange(len(self.y)) if order is None else order
+        for rows in order.split(size):
+            yield (self.x[rows].float() / 255 - mean) / std, self.y[rows]
+
+
+def load(folder: Path, num_classes: int, img_size: int) -> tuple[Images, Images]:
+    """Training images, and test images: 100 training images a class set aside, and validation."""
+    files = {
+        "train": str(folder / "train.parquet"),
+        "validation": str(folder / "validation.parquet"),
+    }
+    data = datasets.load_dataset("parquet", data_files=files)
+    splits = {}
+    for name, split in data.items():
+        split = split.cast_column("image", datasets.Image(decode=False))
+        labels = np.array(split["label"])
+        keep = np.flatnonzero(labels < num_classes)
+        x = np.empty((len(keep), 3, img_size, img_size), np.uint8)
+        for row, record in enumerate(split.select(keep)["image"]):
+            image = Image.open(io.BytesIO(record["bytes"])).convert("RGB")
+            image = image.resize((img_size, img_size), Image.Resampling.BOX)
+            x[row] = np.asarray(image).transpose(2, 0, 1)
+        splits[name] = Images(torch.from_numpy(x), torch.from_numpy(labels[keep]))
+    train, validation = splits["train"], splits["validation"]
+    rank = torch.empty_like(train.y)
+    for label in range(num_classes):
+        rows = (train.y == label).nonzero()[:, 0]
+        rank[rows] = torch.arange(len(rows))
+    aside = rank < 100
+    test = Images(
+        torch.cat([train.x[aside], validation.x]), torch.cat([train.y[aside], validation.y])
+    )
+    return Images(train.x[~aside], train.y[~aside]), test
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random flip and shift by up to an eighth, one draw an image."""
+    B, _, H, W = x.shape
+    flip = torch.rand(B, generator=generator) < 0.5
+    x = torch.where(flip.view(B, 1, 1, 1), x.flip(-1), x)
+    pad = H // 8
+    padded = F.pad(x, (pad,) * 4)
+    top, left = (torch.randint(2 * pad + 1, (2, B), generator=generator)).unbind()
+    rows = (top[:, None] + torch.arange(H)).view(B, 1, H, 1)
+    columns = (left[:, None] + torch.arange(W)).view(B, 1, 1, W)
+    return padded[
+        torch.arange(B).view(B, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1), rows, columns
+    ]
+
+
+def build(arm: Arm, num_classes: int) -> nn.Module:
+    """The arm's network, from random weights."""
+    in_chans = len(ChannelSet.parse(arm.channels))
+    model = timm.create_model(ARCHITECTURE, num_classes=num_classes, in_chans=in_chans, **WIDTHS)
+    if arm.stem is not None:
+        model = timm_varchan.adapt(model, arm.stem)
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(
+    arm: Arm, data: Images, held_out: Images, num_classes: int, epochs: int, seed: int
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Train one arm; the model, and by epoch the loss and the accuracies on all its channels."""
+    torch.manual_seed(seed)
+    model = build(arm, num_classes)
+    channels = ChannelSet.parse(arm.channels)
+    planes = list(RGB.index(channels))
+    steps = len(data.y) // BATCH
+    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
+    schedule = CosineLRScheduler(
+        optimizer, epochs * steps, warmup_t=WARMUP_EPOCHS * steps, t_in_epochs=False
+    )
+    history = []
+    for epoch in range(epochs):
+        generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+        order = torch.randperm(len(data.y), generator=generator)[: steps * BATCH]
+        total, right, start = 0.0, 0, time.perf_counter()
+        for step, (x, y) in enumerate(data.batches(BATCH, order)):
+            x, told = draw_channels(
+                arm.aug, augment(x, generator)[:, planes], channels, DrawKey(seed, epoch, step),
+                identity=arm.identity,
+            )  # fmt: skip
+            if arm.stem is not None:
+                timm_varchan.set_channels(model, told)
+            logits = model(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step_update(epoch * steps + step + 1)
+            total += loss.item()
+            right += int((logits.argmax(1) == y).sum())
+        rate = steps * BATCH / (time.perf_counter() - start)
+        view = SetView(channels, tuple(range(len(channels))), arm.modes[0], "in order", seed)
+        predicted, references = predict_channel_sets(
+            model, ((x[:, planes], y) for x, y in held_out.batches(500)), [view]
+        )
+        history.append({
+            "epoch": epoch + 1,
+            "train_loss": total / steps,
+            "train_accuracy": 100 * right / (steps * BATCH),
+            "test_accuracy": 100 * float((predicted[:, 0] == references).mean()),
+        })  # fmt: skip
+        print({k: round(v, 3) for k, v in history[-1].items()}, f"{rate:.0f} images/s", flush=True)
+    return model, history
+
+
+def test(
+    model: nn.Module, arm: Arm, data: Images, calibration: Images, seed: int
+) -> dict[str, np.ndarray]:
+    """Predicted classes by `set|mode|order|statistics`."""
+    channels = ChannelSet.parse(arm.channels)
+    planes = list(RGB.index(channels))
+    views = [
+        SetView(channels, indices, mode, order, seed)
+        for indices in map(channels.index, channels.subsets())
+        for mode in arm.modes for order in ORDERS
+        if mode != "named" or order == "in order"  # names move with their planes
+    ]  # fmt: skip
+    kinds: dict[str, dict[tuple[str, str], dict[str, Tensor]]] = {"running": {}}
+    if arm.stem is not None:
+        kinds["estimated"] = {
+            (str(view.channel_set), view.mode): timm_varchan.channel_statistics(
+                model, (x[:, planes][:, list(view.indices)] for x, _ in calibration.batches(BATCH)),
+                "anonymous" if view.mode == "anonymous" else view.channel_set,
+            )
+            for view in views if view.order == "in order"
+        }  # fmt: skip
+    results = {}
+    for kind, statistics in kinds.items():
+        loader = ((x[:, planes], y) for x, y in data.batches(500))
+        predictions, _ = predict_channel_sets(model, loader, views, statistics=statistics)
+        for view, predicted in zip(views, predictions.T, strict=True):
+            key = "|".join((str(view.channel_set), view.mode, view.order, kind))
+            results[key] = predicted.astype(np.uint8)
+    return results
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and test every arm and seed that has no result yet."""
+    torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+    data = None
+    for seed in args.seeds:
+        for name in args.arms:
+            target = args.output / f"{name}-seed{seed}.npz"
+            if target.exists():
+                continue
+            data = data or load(args.data, args.num_classes, args.img_size)
+            images, held_out = data
+            print(f"{name}, seed {seed}: {len(images.y)} training, {len(held_out.y)} test images")
+            model, history = train(
+                ARMS[name], images, held_out, args.num_classes, args.epochs, seed
+            )
+            few = torch.randperm(len(images.y), generator=torch.Generator().manual_seed(seed))
+            calibration = Images(images.x[few[:2560]], images.y[few[:2560]])
+            results = test(model, ARMS[name], held_out, calibration, seed)
+            labels = held_out.y.numpy()
+            for key, predicted in results.items():
+                print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
+            meta = {k: getattr(args, k) for k in ("num_classes", "img_size", "epochs")}
+            meta |= {"training_images": len(images.y), "test_images": len(labels)}
+            part = target.with_suffix(".part")
+            with part.open("wb") as file:
+                content = {"meta": np.array(json.dumps(meta)),
+                           "history": np.array(json.dumps(history)),
+                           "labels": labels.astype(np.uint8), **results}  # fmt: skip
+                np.savez_compressed(file, **content)  # type: ignore[arg-type]
+            os.replace(part, target)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: what `run` wrote."""
+
+    arm: str
+    seed: int
+    meta: str
+    history: list[dict[str, float]]
+    labels: np.ndarray
+    predictions: dict[str, np.ndarray]
+
+    def correct(self, key: str) -> np.ndarray:
+        """Whether each image was classified correctly."""
+        return self.predictions[key] == self.labels
+
+
+def read_runs(folder: Path) -> dict[str, dict[int, Run]]:
+    """All finished runs by arm and seed.
+
+    Raises:
+        SystemExit: None, or runs of different settings.
+    """
+    runs: dict[str, dict[int, Run]] = {}
+    for path in sorted(folder.glob("*-seed*.npz")):
+        arm, _, seed = path.stem.rpartition("-seed")
+        with np.load(path) as file:
+            content = {key: file[key] for key in file.files}
+        meta, history = (str(content.pop(key)) for key in ("meta", "history"))
+        one = Run(arm, int(seed), meta, json.loads(history), content.pop("labels"), content)
+        runs.setdefault(arm, {})[one.seed] = one
+    settings = {one.meta for arm in runs.values() for one in arm.values()}
+    if len(settings) != 1:
+        raise SystemExit(f"{folder} holds runs of {len(settings)} settings; one is needed.")
+    return {arm: runs[arm] for arm in ARMS if arm in runs}
+
+
+def interval(per_image: np.ndarray) -> dict[str, float]:
+    """Mean of a per-image figure with its 95 % interval over the choice of images, in per cent."""
+    mean, error = 100 * per_image.mean(), 100 * per_image.std(ddof=1) / len(per_image) ** 0.5
+    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+
+
+def gap(own: dict[int, Run], runs: dict[str, dict[int, Run]], sets: tuple[str, ...],
+        condition: str) -> dict[str, object] | None:  # fmt: skip
+    """Mean loss to the experts over some sets, in points, on the same images and seeds."""
+    experts = [runs.get(f"expert-{name}", {}) for name in sets]
+    seeds = sorted(set(own).intersection(*experts))
+    if not seeds:
+        return None
+    differences = [
+        expert[seed].correct(f"{name}|mask|in order|running").astype(float)
+        - own[seed].correct(f"{name}|{condition}")
+        for name, expert in zip(sets, experts, strict=True) for seed in seeds
+    ]  # fmt: skip
+    by_seed = np.array(differences).reshape(len(sets), len(seeds), -1).mean((0, 2))
+    return interval(np.mean(differences, axis=0)) | {
+        "seeds": seeds, "by_seed": (100 * by_seed).tolist()
+    }  # fmt: skip
+
+
+def summarise(
+    arm: dict[int, Run], runs: dict[str, dict[int, Run]], num_classes: int
+) -> list[dict[str, Any]]:
+    """A row for each mode, order and kind of statistics of one arm."""
+    conditions = {key.partition("|")[2] for key in next(iter(arm.values())).predictions}
+    rows = []
+    for condition in sorted(conditions, key=lambda c: [c.split("|")[i] for i in (0, 2, 1)][::-1]):
+        mode, order, statistics = condition.split("|")
+        sets: dict[str, object] = {}
+        for name in TEST_SETS:
+            key = f"{name}|{condition}"
+            present = [one for one in arm.values() if key in one.predictions]
+            if not present:
+                continue
+            metrics = [
+                classification_metrics(one.predictions[key], one.labels, num_classes, seed=0)
+                for one in present
+            ]
+            sets[name] = {
+                "accuracy": interval(np.mean([one.correct(key) for one in present], axis=0)),
+                "accuracy_by_seed": [100 * m["accuracy"].value for m in metrics],
+                **{
+                    m: 100 * float(np.mean([one[m].value for one in metrics]))
+                    for m in METRICS
+                    if m != "accuracy"
+                },
+            }
+        row: dict[str, Any] = {"mode": mode, "order": order, "statistics": statistics, "sets": sets}
+        if len(sets) == len(TEST_SETS):
+            row["loss_rgb"] = gap(arm, runs, ("RGB",), condition)
+            row["loss_singles"] = gap(arm, runs, SINGLES, condition)
+        rows.append(row)
+    return rows
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write accuracies and paired gaps of all finished runs as JSON and print the table."""
+    runs = read_runs(args.output)
+    settings = json.loads(next(iter(next(iter(runs.values())).values())).meta)
+    arms = {
+        name: {
+            "seeds": sorted(arm),
+            "results": summarise(arm, runs, settings["num_classes"]),
+            "history": {str(seed): one.history for seed, one in arm.items()},
+        }
+        for name, arm in runs.items()
+    }
+    summary = {
+        "settings": settings
+        | {"architecture": ARCHITECTURE, **WIDTHS, "batch_size": BATCH, "lr": LR,
+           "warmup_epochs": WARMUP_EPOCHS, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING},
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
+        "arms": arms,
+    }  # fmt: skip
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(summary, indent=1) + "\n")
+    table = markdown(arms)
+    args.json.with_suffix(".md").write_text(table)
+    print(table)
+
+
+def markdown(arms: dict[str, dict[str, Any]]) -> str:
+    """The table of all arms, in per cent, losses in points with 95 % intervals."""
+    header = ("trained as", "seeds", "tested", "statistics", *TEST_SETS, "loss on RGB",
+              "mean loss on R, G, B")  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, arm in arms.items():
+        for row in arm["results"]:
+            sets = row["sets"]
+            cells = [f"{sets[s]['accuracy']['mean']:.1f}" if s in sets else "" for s in TEST_SETS]
+            cells += [
+                f"{g['mean']:.1f} ({g['low']:.1f} to {g['high']:.1f})" if g else ""
+                for g in (row.get("loss_rgb"), row.get("loss_singles"))
+            ]
+            tested = f"{row['mode']}, {row['order']}"
+            lines.append(
+                f"| {name} | {len(arm['seeds'])} | {tested} | {row['statistics']} | "
+                + " | ".join(cells)
+                + " |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run", help="train and test")
+    runs.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")
+    runs.add_argument("--output", type=Path, required=True, help="folder for the runs' results")
+    runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    runs.add_argument("--seeds", nargs="+", type=int, default=[0])
+    runs.add_argument("--epochs", type=int, default=30)
+    runs.add_argument("--num-classes", type=int, default=25)
+    runs.add_argument("--img-size", type=int, default=32)
+    runs.add_argument("--threads", type=int, default=1)
+    runs.set_defaults(func=run)
+    reports = commands.add_parser("report", help="tables of all finished runs")
+    reports.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
+    reports.add_argument(
+        "--json", type=Path, required=True, help="file; the table beside it as .md"
+    )
+    reports.set_defaults(func=report)
+    reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
+    args = parser.parse_args()
+    args.func(args)
+
+
+if __name__ == "__main__":
+    main()
