@@ -23,8 +23,7 @@ from torch import Tensor, nn
 import timm_varchan
 from timm_varchan.data import ImageSplit, load_data, scale_values
 from timm_varchan.evaluation import wilson_interval
-from timm_varchan.training import draw_channels
-from timm_varchan.training.channel_draws import DrawKey
+from timm_varchan.training import DrawKey, draw_channels
 
 MODEL, BATCH, LR, WEIGHT_DECAY, IMG_SIZE = "dwg_test_resnet", 32, 2e-3, 0.05, 32
 TEST_SETS = ("R+G+B+NIR+SWIR1", "RGB", "R+NIR+SWIR1", "R")
