@@ -1,7 +1,7 @@
 """How fast the residual of the DWG stem leaves zero: accuracy on many bands against its gain.
 
 Trains a small network on the package's synthetic data (5 bands) with channel sampling for every
-image, once for each gain, and once on all bands at every step as the upper bar.
+image, for each gain, and on all bands at every step as the upper bar, once for each seed.
 
     python bench/gain.py --output bench/results/gain.json
 """
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--gains", type=float, nargs="+", default=[1, 8, 32])
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     data = load_data("synthetic", img_size=2 * IMG_SIZE)
     assert data.train is not None
@@ -91,17 +91,20 @@ def main() -> None:
     test_x, test_y = tensors(data.test, data.channels)
     results = {
         "settings": {"model": MODEL, "data": "synthetic", "epochs": args.epochs,
-                     "seed": args.seed, "train_images": len(y), "test_images": len(test_y)},
+                     "seeds": args.seeds, "train_images": len(y), "test_images": len(test_y)},
         "machine": f"{platform.machine()}, torch {torch.__version__}",
         "arms": {},
     }  # fmt: skip
     arms = [(f"gain {gain:g}, hcs-sample", "hcs-sample", gain) for gain in args.gains]
     for name, aug, gain in [*arms, ("default gain, all bands at every step", "none", None)]:
-        model = train(x, y, data.channels, aug, gain, args.epochs, args.seed)
-        results["arms"][name] = accuracies(model, test_x, test_y, data.channels)
-        print(name, {k: f"{v['value']:.1f}" for k, v in results["arms"][name].items()}, flush=True)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=1) + "\n")
+        seeds = results["arms"][name] = {}
+        for seed in args.seeds:
+            model = train(x, y, data.channels, aug, gain, args.epochs, seed)
+            seeds[str(seed)] = accuracies(model, test_x, test_y, data.channels)
+            print(name, seed, {k: f"{v['value']:.1f}" for k, v in seeds[str(seed)].items()},
+                  flush=True)  # fmt: skip
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
