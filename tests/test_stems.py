@@ -10,7 +10,7 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d, pad_same
 from torch import nn
 
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
-from timm_varchan.stems import MIXERS, DWGMixer, Mixer, Stem, ZeroFillMixer
+from timm_varchan.stems import MIXERS, DWGMixer, Mixer, Stem, ZeroFillMixer, make_stem
 from timm_varchan.stems.dwg import fourier_features
 
 DNA = Channel("DNA")
@@ -41,6 +41,11 @@ def network(mixer, out=8):
     return nn.Sequential(
         Stem(mixer, bank), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out, 5)
     )
+
+
+def any_stem(name, kind=nn.Conv2d, **kwargs):
+    """A stem of any kind with 8 outputs, for RGB."""
+    return make_stem(name, kind(3, 8, 3, padding=1, bias=False, **kwargs))
 
 
 def prior_of(spec, mixer=None):
@@ -211,29 +216,49 @@ COMMON = [
     {"device": "meta"},
     {"dtype": torch.float64},
 ]
-OWN = [{"channel_names": ("DNA",)}, {"width": 16}, {"num_frequencies": 4}]
+OWN = {
+    "dwg": [{"channel_names": ("DNA",)}, {"width": 16}, {"num_frequencies": 4}],
+    "replicate": [{"fill": "nearest"}],
+    "template": [{"channel_names": ("DNA",)}],
+    "depthwise": [{"channel_names": ("DNA",)}],
+    "dynamic": [{"num_kernels": 3}, {"temperature": 30.0}],
+    "hyper": [{"width": 64}, {"num_tokens": 16}, {"feedforward": 64}],
+    "generator": [{"hidden": 8}],
+}
 
 
 @pytest.mark.parametrize(
-    ("make", "kwargs"),
-    [(make, kwargs) for make in MIXERS.values() for kwargs in COMMON]
-    + [(DWGMixer, kwargs) for kwargs in OWN],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.__name__,
+    ("name", "kwargs"),
+    [(name, kwargs) for name in MIXERS for kwargs in COMMON + OWN.get(name, [])],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
 )
-def test_every_argument_changes_something(make, kwargs):
+def test_every_argument_changes_something(name, kwargs):
     kwargs = dict(kwargs)
-    if make is ZeroFillMixer and "virtual_channels" in kwargs:
-        kwargs["default_channels"] = "R"
+    if "virtual_channels" in kwargs:
+        kwargs["default_channels"] = "RG"
+    elif name == "gray" and "default_channels" in kwargs:
+        kwargs["default_channels"] = "RG"  # the order changes nothing
+    bank = nn.Conv2d(len(kwargs.get("virtual_channels", "RGB")), 4, 3)
+    made, plain = (make_stem(name, bank, **given).mixer for given in (kwargs, {}))
 
     def signature(mixer):
         tensors = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
         tables = [(n, t.shape, t.dtype, t.device.type) for n, t in tensors.items()]
         return tables, mixer.prior.tolist() if mixer.prior.device.type == "cpu" else None
 
-    assert signature(make(**kwargs)) != signature(make())
+    if "fill" in kwargs:  # with all virtual channels there is nothing to fill
+        made.set_channels("RG")
+        plain.set_channels("RG")
+    if "temperature" in kwargs:
+        with torch.no_grad():
+            plain.deviations.normal_()
+        made.load_state_dict(plain.state_dict())
+        x = torch.randn(2, 3, 4, 4)
+        assert (made.generated(x) - plain.generated(x)).abs().max() > 1e-3
+    else:
+        assert signature(made) != signature(plain)
     if {"device", "dtype"} & set(kwargs):
-        tensors = [*make(**kwargs).parameters(), *make(**kwargs).buffers()]
-        for tensor in tensors:
+        for tensor in [*made.parameters(), *made.buffers()]:
             assert tensor.device.type == kwargs.get("device", "cpu")
             assert not tensor.is_floating_point() or tensor.dtype == kwargs.get(
                 "dtype", tensor.dtype
@@ -297,10 +322,9 @@ def test_the_largest_values_are_still_described(value):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_nan_in_the_input_propagates(name):
-    mixer = MIXERS[name]()
     x = torch.randn(2, 3, 4, 4)
     x[0, 1, 2, 3] = math.nan
-    y = mixer(x)
+    y = any_stem(name)(x)
     assert y[0, :, 2, 3].isnan().any()
     assert y[1].isfinite().all()
 
@@ -317,21 +341,20 @@ def test_nan_in_the_input_propagates(name):
     ],
 )
 def test_unfit_inputs_are_refused(name, x, message):
-    stem = Stem(MIXERS[name](), nn.Conv2d(3, 4, 1))
     with pytest.raises(ValueError, match=message):
-        stem(x)
+        any_stem(name)(x)
 
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_count_that_contradicts_the_names_is_refused(name):
-    mixer = MIXERS[name]()
-    mixer.set_channels("RG")
-    with pytest.raises(ValueError, match=r"3 channels, but the channel set is RG.*set_channels"):
-        mixer(torch.randn(1, 3, 4, 4))
-    mixer.set_channels((RGB, ChannelSet.parse("R")))
+    stem = any_stem(name)
+    stem.set_channels("BGR")
+    with pytest.raises(ValueError, match=r"2 channels, but the channel set is BGR.*set_channels"):
+        stem(torch.randn(1, 2, 4, 4))
+    stem.set_channels((RGB, ChannelSet.parse("BGR")))
     for shape in [(2, 2, 4, 4), (3, 3, 4, 4)]:
         with pytest.raises(ValueError, match=r"2 sets of up to 3 channels.*Pad"):
-            mixer(torch.randn(shape))
+            stem(torch.randn(shape))
 
 
 def test_a_contradiction_is_loud_where_it_cannot_raise():
@@ -418,9 +441,12 @@ def test_tables_are_not_saved_and_follow_the_module():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", MIXERS)
 def test_every_floating_type_runs(name, dtype):
-    mixer = MIXERS[name](dtype=dtype)
+    stem = any_stem(name, dtype=dtype)
     x = torch.randn(2, 3, 6, 6, dtype=dtype)
-    assert torch.equal(mixer(x), x)
+    y = stem(x)
+    assert y.dtype == dtype
+    if name != "gray":
+        assert torch.equal(y, stem.bank(x)), "RGB at the start"
 
 
 def test_tables_come_back_after_meta():

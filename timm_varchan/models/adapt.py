@@ -9,7 +9,7 @@ from timm.models import FeatureGraphNet, is_model
 from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
-from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, Stem
+from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 
 __all__ = ["adapt", "set_channels", "stems"]
 
@@ -123,17 +123,10 @@ def adapt(
     if in_chans is not None and in_chans != len(virtual):
         default = ChannelSet.anonymous(in_chans)
     for path in placed:
-        bank = model.get_submodule(path)
-        like = next(bank.parameters(), None)
-        mixer = MIXERS[stem](
-            virtual,
-            default,
-            device=None if like is None else like.device,
-            dtype=None if like is None else like.dtype,
-            **stem_kwargs,
-        )
+        bank = model.get_submodule(path).train(model.training)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, Stem(mixer, bank).train(model.training))
+        stem_module = make_stem(stem, bank, virtual, default, **stem_kwargs)
+        setattr(model.get_submodule(parent), name, stem_module)
     model.in_chans = len(default)  # type: ignore[assignment]
     _describe(model, stem, virtual, stem_kwargs)
     if given is not None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,8 @@ class DWGMixer(Mixer):
         device: Where parameters and tables live.
         dtype: Their type.
     """
+
+    content_dependent: ClassVar[bool] = True
 
     #: Mean and root mean square are clamped to this: no finite input may give NaN.
     value_limit: Final[float] = 1e8

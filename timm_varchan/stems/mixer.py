@@ -60,8 +60,15 @@ class Mixer(nn.Module):
             serve.
     """
 
+    # What a stem can; what it cannot, it refuses with a ValueError.
+    #: Takes sets of different sizes.
+    any_count: ClassVar[bool] = True
     #: Takes channels that have neither name nor wavelength.
     supports_anonymous: ClassVar[bool] = True
+    #: Takes wavelengths that it was not made for.
+    supports_unseen: ClassVar[bool] = True
+    #: Treats images of different content differently.
+    content_dependent: ClassVar[bool] = False
 
     # No postponed annotations in this package: TorchScript reads these as types.
     prior: Tensor
@@ -132,15 +139,20 @@ class Mixer(nn.Module):
             ValueError: The input does not fit the channel set (eager mode; compiled and exported
                 graphs answer with NaN).
         """
+        x = self.checked(x)
+        weights = self.coefficients(x).to(x.dtype)
+        B, C, H, W = x.shape
+        mixed = torch.bmm(weights.expand(B, C, self.num_virtual).transpose(1, 2), x.flatten(2))
+        return mixed.view(B, self.num_virtual, H, W)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The input, refused if it does not fit; absent planes of a mixed batch are zeros."""
         if not torch.jit.is_scripting():
             self._check_input(x)
         if self.mixed:
             absent = self.present[:, : x.shape[1], None, None] == 0
             x = x.masked_fill(absent, 0.0)
-        weights = self.coefficients(x).to(x.dtype)
-        B, C, H, W = x.shape
-        mixed = torch.bmm(weights.expand(B, C, self.num_virtual).transpose(1, 2), x.flatten(2))
-        return mixed.view(B, self.num_virtual, H, W)
+        return x
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The mixing coefficients `a[b, c, k]`.
