@@ -1,0 +1,131 @@
+"""Counts against cases worked out by hand."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import timm_varchan
+from timm_varchan import RGB, ChannelSet
+from timm_varchan.complexity import count_complexity
+from timm_varchan.stems import MIXERS, Stem, make_stem
+
+
+def plain(channels=3):
+    """8 kernels of 3x3 and stride 2, BatchNorm, 5 classes."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+
+
+def test_a_plain_network_by_hand():
+    counts = count_complexity(plain(4), ChannelSet.anonymous(4), img_size=16, batch_size=2)
+    conv, linear = 2 * 8 * 8 * 8 * 4 * 9, 2 * 8 * 5
+    assert counts.macs == conv + linear
+    assert counts.flops == 2 * (conv + linear)
+    assert counts.params == 8 * 4 * 9 + 16 + 45
+    assert counts.params_mb == pytest.approx(4e-6 * counts.params)
+    activations = 2 * (8 * 8 * 8 + 8 * 8 * 8 + 5)  # of convolution, BatchNorm, linear
+    assert counts.forward_backward_mb == pytest.approx(2 * 4e-6 * activations)
+    assert counts.stem_macs is counts.stem_params is counts.macs_per_added_channel is None
+    assert (counts.num_channels, counts.img_size, counts.batch_size) == (4, 16, 2)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_mixing_stem_by_hand(count):
+    model = plain()
+    model[0] = make_stem("dwg", model[0])
+    counts = count_complexity(model, ChannelSet.anonymous(count), img_size=16)
+    D, K, F = 32, 3, 16  # width, virtual channels, Fourier features
+    each = 2 * D + F * D + D * D + D * K  # content, identity, own, out
+    mix = count * K * 16 * 16
+    conv = 8 * 8 * 8 * 3 * 9
+    assert counts.stem_macs == conv + mix + count * each + D * D  # and the context, once
+    assert counts.macs == counts.stem_macs + 8 * 5
+    assert counts.macs_per_added_channel == K * 16 * 16 + each
+    mixer = sum(p.numel() for p in model[0].mixer.parameters())
+    assert counts.stem_params == mixer + 8 * 3 * 9
+
+
+def test_generated_kernels_are_counted_where_they_run():
+    model = plain()
+    model[0] = make_stem("generator", model[0], hidden=4)
+    counts = count_complexity(model, ChannelSet.anonymous(5), img_size=16, batch_size=2)
+    conv = 2 * 8 * 8 * 8 * 5 * 9
+    generator = 2 * 5 * (64 * 4 + 4 * 8 * 9)
+    placing = 5 * 3 * 8 * 9
+    assert counts.stem_macs == conv + generator + placing
+
+
+def test_transformers_by_hand():
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=10)
+    D, N = 192, 197
+    block = 12 * N * D * D + 2 * N * N * D
+    patches = 196 * 3 * 256 * D
+    counts = count_complexity(model, RGB)
+    assert counts.macs == 2 * block + patches + D * 10
+    assert counts.stem_macs == patches
+    assert counts.stem_params == 3 * 256 * D + D
+    hyper = plain()
+    hyper[0] = make_stem("hyper", hyper[0])
+    tokens, feedforward = 128 + 3, 2048
+    layer = tokens * (4 * 128**2 + 2 * 128 * feedforward) + 2 * tokens**2 * 128
+    others = 3 * (2 * 128**2 + 128 * 8 * 9) + 3 * 3 * 8 * 9 + 8 * 8 * 8 * 3 * 9
+    assert count_complexity(hyper.eval(), RGB, img_size=16).stem_macs == layer + others
+
+
+def test_the_reports_columns():
+    """ResNet34 on 50 classes: 59.81 MB forward/backward and 3.66 G multi-adds in the report."""
+    counts = count_complexity(timm.create_model("resnet34", num_classes=50), RGB)
+    assert round(counts.forward_backward_mb, 2) == 59.81
+    assert round(counts.macs / 1e9, 2) == 3.66
+    assert counts.stem_params == 64 * 3 * 49
+
+
+def test_a_static_stem_grows_much_faster_than_the_mixer():
+    grown = [
+        count_complexity(timm.create_model("densenet121", in_chans=n), ChannelSet.anonymous(n))
+        for n in (8, 9)
+    ]
+    static = grown[1].macs - grown[0].macs
+    twin = count_complexity(timm.create_model("dwg_densenet121"), ChannelSet.anonymous(8))
+    assert static == 112 * 112 * 64 * 49
+    assert 224 * 224 * 3 < twin.macs_per_added_channel < static / 200
+    assert twin.macs < grown[0].macs
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_every_stem_is_counted(name):
+    model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3), name)
+    counts = count_complexity(model, "BGR", img_size=64)
+    assert counts.channels == "BGR"
+    assert 0 < counts.stem_macs < counts.macs
+    grows = counts.macs_per_added_channel
+    assert grows > 0 if MIXERS[name].supports_anonymous else grows is None
+    assert counts.to_json()["macs"] == counts.macs
+
+
+def test_the_model_stays_as_it_was():
+    model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3)).train()
+    timm_varchan.set_channels(model, "RG")
+    before = copy.deepcopy(model.state_dict())
+    count_complexity(model, "RGB+NIR", img_size=64)
+    assert model.training
+    stem = next(m for m in model.modules() if isinstance(m, Stem))
+    assert str(stem.mixer.channels) == "RG"
+    assert not any(m._forward_hooks for m in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_errors_say_what_is_needed():
+    model = timm.create_model("test_resnet", num_classes=3)
+    with pytest.raises(ValueError, match=r"takes 3 channels, the set RG has 2.*in_chans=2"):
+        count_complexity(model, "RG")
+    with pytest.raises(ValueError, match="no count"):
+        count_complexity(timm_varchan.adapt(model), "anonymous")
+    with pytest.raises(ValueError, match="no place for NIR"):
+        count_complexity(timm_varchan.adapt(timm.create_model("test_resnet"), "slice"), "NIR")
