@@ -95,7 +95,6 @@ def one_change(**options):
         "ratio": (1.0, 1.0),
         "hflip": 0.0,
         "rotation_degrees": 0.0,
-        "channel_shuffle": False,
     }
     return train_transform(16, channels_of(3), **(off | options))
 
@@ -104,7 +103,7 @@ def one_change(**options):
     "options",
     [
         {"scale": (0.3, 0.5)}, {"ratio": (0.4, 0.5)}, {"hflip": 1.0}, {"vflip": 1.0},
-        {"rotation_degrees": 45.0}, {"channel_shuffle": True},
+        {"rotation_degrees": 45.0},
     ],
 )  # fmt: skip
 def test_every_option_of_training_changes_something(options):
@@ -127,23 +126,8 @@ def test_rotation_fills_corners_with_the_mean():
     assert result.min() == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [train_transform, eval_transform])
-def test_shuffling_moves_whole_planes_and_nothing_else(make):
-    channels = ChannelSet.anonymous(5).with_stats([0.1, 0.2, 0.3, 0.4, 0.5], [0.2] * 5)
-    images = [torch.rand(5, 20, 20) for _ in range(12)]
-    split = split_of(images, channels)
-    plain = TransformedSplit(split, make(16, channels), seed=2)
-    mixed = TransformedSplit(split, make(16, channels, channel_shuffle=True), seed=2)
-    orders = set()
-    for (one, _), (other, _) in zip(plain, mixed, strict=True):
-        order = tuple(next(i for i in range(5) if torch.equal(other[k], one[i])) for k in range(5))
-        assert sorted(order) == list(range(5))
-        orders.add(order)
-    assert len(orders) > 6
-
-
 def test_augmentation_hangs_on_seed_epoch_and_index_alone(small):
-    transform = train_transform(24, small.channels, channel_shuffle=True)
+    transform = train_transform(24, small.channels)
     one, other = (TransformedSplit(small.train, transform, seed=5) for _ in range(2))
     order = [3, 1, 2]
     torch.manual_seed(1)
@@ -170,7 +154,7 @@ def test_the_default_generator_is_left_alone(small):
 
 
 def test_workers_see_the_same_samples_and_persistent_ones_the_new_epoch(small):
-    transform = train_transform(24, small.channels, channel_shuffle=True)
+    transform = train_transform(24, small.channels)
     alone = TransformedSplit(small.train, transform, seed=1)
     shared = TransformedSplit(small.train, transform, seed=1)
     loader = DataLoader(shared, batch_size=8, num_workers=2, persistent_workers=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
 import timm_varchan
 from timm_varchan import ANONYMOUS, RGB, ChannelSet
@@ -27,26 +27,10 @@ from timm_varchan.training import (
     run,
 )
 from timm_varchan.training import loop as training_loop
-from timm_varchan.training.checkpoint import RunFolder, read_progress
+from timm_varchan.training.checkpoint import Progress, RunFolder, read_progress
 from timm_varchan.training.loop import EpochSampler
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
-TINY = TrainConfig(
-    channels="RG", limit=30, img_size=16, workers=0, epochs=2, batch_size=8, eval_batch_size=16,
-    eval_modes=("named",), eval_orders=("in order",), model="dwg_test_resnet", warmup_epochs=0,
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate(monkeypatch):
-    """The accelerator's state is global; every run begins without one."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    for name in ("WORLD_SIZE", "MASTER_ADDR", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    yield
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
-
 
 # ---- configuration
 
@@ -61,6 +45,8 @@ def test_every_flag_reads_back_to_the_same_configuration():
     assert TrainConfig.from_args([]) == TrainConfig()
     assert TrainConfig().to_args() == []
     assert json.loads(json.dumps(config.to_json()))["eval_modes"] == ["named", "mask"]
+    nested = dataclasses.replace(config, model_kwargs={"blocks": ((1, 2), {"a": (3,)})}).to_json()
+    assert json.loads(json.dumps(nested)) == nested
 
 
 def test_help_has_groups_and_a_text_for_every_field(capsys):
@@ -117,7 +103,7 @@ def test_the_draw_of_a_sample_does_not_depend_on_the_process_that_has_it():
         part, told_part = draw_channels(name, x[4:], BANDS, DrawKey(3, 0, 0, 4), identity="named")
         width = part.shape[1]
         assert torch.equal(whole[4:, :width], part)
-        assert told is told_part is None or told[4:] == told_part
+        assert told == told_part == ANONYMOUS or told[4:] == told_part
 
 
 def test_sampled_planes_are_those_of_the_told_sets():
@@ -138,7 +124,12 @@ def test_what_the_model_is_told():
     drawn, told = draw_channels("hcs", x, BANDS, key, identity="named")
     assert torch.equal(drawn, x[:, BANDS.index(told)])
     assert draw_channels("none", x, BANDS, key, identity="named")[1] == BANDS
-    assert draw_channels("shuffle", x, BANDS, key, identity="named")[1] is None
+    shuffled, told = draw_channels("shuffle", x, BANDS, key, identity="named")
+    assert told == ANONYMOUS  # never the default rule, which reads three planes as RGB
+    assert torch.equal(
+        shuffled.flatten(2).sum(-1).sort().values, x.flatten(2).sum(-1).sort().values
+    )
+    assert not torch.equal(shuffled, x)
     for name in ("none", "shuffle", "hcs"):
         assert draw_channels(name, x, BANDS, key, identity="anonymous")[1] == ANONYMOUS
     masked, told = draw_channels("hcs-mask", x, BANDS, key, identity="named")
@@ -177,6 +168,23 @@ def test_a_saved_model_gives_equal_logits(tmp_path, told):
     saved = json.loads((tmp_path / "m" / "config.json").read_text())
     assert saved["label_names"] == list("abc")
     assert saved["pretrained_cfg"]["input_size"] == [5, 32, 32]
+
+
+def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
+    folder = RunFolder(tmp_path)
+    for number, accuracy in enumerate((math.nan, math.nan, math.nan)):
+        write_checkpoint(tmp_path, number, accuracy)
+    assert folder.best().name == "step-00000002"
+    for number, accuracy in enumerate((0.2, 0.6, 0.4, math.nan), start=3):
+        write_checkpoint(tmp_path, number, accuracy)
+    assert folder.best().name == "step-00000004"
+
+
+def write_checkpoint(path, updates, accuracy):
+    checkpoint = path / "checkpoints" / f"step-{updates:08d}"
+    checkpoint.mkdir(parents=True)
+    progress = Progress(updates=updates, history=[{"eval_accuracy": accuracy}])
+    (checkpoint / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
 
 
 def test_a_folder_with_something_else_is_not_replaced(tmp_path):
@@ -253,9 +261,12 @@ def test_results_follow_the_documented_schema(finished):
 
 def test_the_saved_model_has_the_results(finished, tmp_path):
     config = dataclasses.replace(
-        TINY, eval_only=str(finished.folder / "model"), output_dir=str(tmp_path / "e")
-    )
+        TINY, eval_only=str(finished.folder / "model"), output_dir=str(tmp_path / "e"),
+        img_size=None, model="dwg_resnet18",
+    )  # fmt: skip
     again = run(config)
+    assert again.results["model"]["name"] == "dwg_test_resnet"
+    assert again.results["config"]["img_size"] == 16
     assert [s.to_json() for s in again.sets] == [s.to_json() for s in finished.sets]
     assert again.results["training"] is None
 
@@ -289,16 +300,18 @@ def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "test_resnet"}, "Choose dwg_test_resnet"),
+        ({"model": "test_resnet"}, "Choose --model dwg_test_resnet, or"),
         ({"batch_size": 31}, "Lower --batch-size"),
         ({"model": "no_such_model"}, "no_such_model"),
         ({"channels": "RGX"}, "X"),
+        ({"model": "local-dir:nowhere"}, "nowhere"),
         ({"resume": "nowhere"}, "no checkpoint"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(tmp_path, changes, message):
     with pytest.raises(SetupError, match=message):
         run(dataclasses.replace(TINY, output_dir=str(tmp_path / "run"), **changes))
+    assert not any((tmp_path / "run").glob("*"))  # free for the run with the right flags
 
 
 def interrupt_at(monkeypatch, update):
@@ -325,7 +338,7 @@ def test_a_resumed_run_equals_one_that_nothing_disturbed(finished, tmp_path, mon
     assert signal.getsignal(signal.SIGTERM) is before
     checkpoint = RunFolder(tmp_path / "run").last()
     assert read_progress(checkpoint).updates == update + 1
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerate()
     outcome = run(dataclasses.replace(config, resume="auto"))
     for key in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr"):
         assert [e[key] for e in outcome.results["training"]["history"]] == pytest.approx(

@@ -71,18 +71,6 @@ class NormalizeChannels(nn.Module):
         return (image - self.mean) / self.std
 
 
-class ChannelShuffle(nn.Module):
-    """Put the planes in random order, each as it is (the reference report's augmentation).
-
-    After the normalisation, which goes by name: the order alone is lost.
-    Source: Chia-Ming Lee, Deep Learning Assignment II, github.com/ming0531/DL-Assignment-2.
-    """
-
-    def forward(self, image: Tensor) -> Tensor:
-        """`(C, H, W)` with the planes permuted."""
-        return image[torch.randperm(image.shape[0])]
-
-
 def train_transform(
     img_size: int,
     channels: ChannelSet,
@@ -92,9 +80,10 @@ def train_transform(
     hflip: float = 0.5,
     vflip: float = 0.0,
     rotation_degrees: float = 15.0,
-    channel_shuffle: bool = False,
 ) -> nn.Module:
-    """The reference report's augmentation: crop, flip, normalisation, rotation, channel shuffling.
+    """The reference report's augmentation of one image: crop, flip, normalisation, rotation.
+
+    Its channel shuffling is done to whole batches, by `timm_varchan.training.draw_channels`.
 
     Args:
         img_size: Height and width of the result.
@@ -104,7 +93,6 @@ def train_transform(
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip (images from above have no up).
         rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
-        channel_shuffle: Whether the planes come in random order.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
@@ -127,8 +115,6 @@ def train_transform(
         # the rim twice then, and it comes out below both the image and the fill.
         bilinear = InterpolationMode.BILINEAR
         steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=None))
-    if channel_shuffle:
-        steps.append(ChannelShuffle())
     return nn.Sequential(*steps)
 
 
@@ -137,7 +123,6 @@ def eval_transform(
     channels: ChannelSet,
     *,
     crop_pct: float = 0.875,
-    channel_shuffle: bool = False,
 ) -> nn.Module:
     """Resize the shorter side to `img_size / crop_pct`, crop the centre, normalise.
 
@@ -145,8 +130,6 @@ def eval_transform(
         img_size: Height and width of the result.
         channels: The planes, each with mean and std.
         crop_pct: Share of the resized image's side that the crop keeps; 1 for small images.
-        channel_shuffle: Whether the planes come in random order, as in the report's evaluation;
-            else nothing is random.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
@@ -163,8 +146,6 @@ def eval_transform(
         v2.CenterCrop(img_size),
         NormalizeChannels(channels),
     ]
-    if channel_shuffle:
-        steps.append(ChannelShuffle())
     return nn.Sequential(*steps)
 
 

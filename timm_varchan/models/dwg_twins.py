@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import (
     DefaultCfg,
     FeatureGraphNet,
@@ -38,6 +39,8 @@ PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
 LINEAR_FAMILIES = frozenset({"naflexvit", "gemma4_vit"})
 
+#: The codes of names without a wavelength, in a mixer's weights.
+VOCABULARY = "vocabulary.weight"
 #: What a twin's configuration says otherwise than the one its base was built with.
 OWN_KEYS = frozenset(
     {"architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "input_size"}
@@ -189,7 +192,12 @@ def _load_mixers(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> Non
             f"to another architecture."
         )
     for mixer, path in zip(mixers, sorted(weights), strict=False):
-        mixer.load_state_dict(weights[path])
+        saved, own = weights[path], mixer.state_dict().get(VOCABULARY)
+        if own is not None:
+            # Names that came after those of the saved model keep their fresh codes.
+            rows = saved.get(VOCABULARY, own[:0])
+            saved = {**saved, VOCABULARY: torch.cat([rows, own[len(rows) :]])}
+        mixer.load_state_dict(saved)
 
 
 def _trace_features(model: nn.Module, out_indices: tuple[int, ...]) -> nn.Module:

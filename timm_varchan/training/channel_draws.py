@@ -16,8 +16,8 @@ from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 
 __all__ = ["CHANNEL_AUGS", "ChannelDraw", "DrawKey", "Told", "draw_channels"]
 
-#: What `set_channels` is given: one set, one a sample, or None for the default rule.
-Told = ChannelSet | tuple[ChannelSet, ...] | None
+#: What `set_channels` is given: one set, or one a sample.
+Told = ChannelSet | tuple[ChannelSet, ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _shuffle(x: Tensor, channels: ChannelSet, key: DrawKey) -> tuple[Tensor, Tol
         for place in range(key.start, key.start + len(x))
     ]
     order = torch.tensor(rows, device=x.device)
-    return x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:])), None
+    return x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:])), ANONYMOUS
 
 
 def _hcs(x: Tensor, channels: ChannelSet, key: DrawKey) -> tuple[Tensor, Told]:

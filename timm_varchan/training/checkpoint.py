@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,7 +17,10 @@ from accelerate.utils import broadcast_object_list
 
 from timm_varchan.training.configuration import TrainConfig
 
-__all__ = ["Progress", "RunFolder", "claim_folder"]
+__all__ = ["Progress", "RunFolder", "check_folder"]
+
+#: The file that says whose a folder is.
+MARK = "run.json"
 
 #: Fields in which a resumed run may differ from the one that it continues.
 _FREE_FIELDS = frozenset(
@@ -48,9 +52,10 @@ class Progress:
     images_per_step: int = 0
 
     @property
-    def accuracy(self) -> float:
-        """Validation accuracy of the last epoch, below 0 if there is none yet."""
-        return self.history[-1]["eval_accuracy"] if self.history else -1.0
+    def rank(self) -> tuple[float, int]:
+        """The higher, the better: validation accuracy; where there is none, the newest."""
+        accuracy = self.history[-1]["eval_accuracy"] if self.history else math.nan
+        return (-1.0, self.updates) if math.isnan(accuracy) else (accuracy, 0)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class RunFolder:
     """The output folder of a run and its checkpoints."""
 
     path: Path
+
+    def claim(self, config: TrainConfig) -> None:
+        """Write the run's mark; the main process does, once everything is set up."""
+        (self.path / MARK).write_text(json.dumps(config.to_json(), indent=2))
 
     @property
     def _checkpoints(self) -> Path:
@@ -75,7 +84,7 @@ class RunFolder:
     def best(self) -> Path | None:
         """The checkpoint at the end of an epoch with the highest validation accuracy."""
         whole = [c for c in self.checkpoints() if read_progress(c).step == 0]
-        return max(whole, key=lambda c: read_progress(c).accuracy, default=None)
+        return max(whole, key=lambda c: read_progress(c).rank, default=None)
 
     def save(self, accelerator: Accelerator, progress: Progress) -> Path:
         """Write a checkpoint under another name and rename it; keep the last and the best.
@@ -131,15 +140,15 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**{**values, "sums": tuple(values["sums"])})
 
 
-def claim_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
-    """Make the output folder this run's own, before anything is trained.
+def check_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
+    """See that the output folder may become this run's own, before anything is trained.
 
     Args:
         config: The run.
         accelerator: The main process looks, all hear of it.
 
     Returns:
-        The folder.
+        The folder; `RunFolder.claim` makes it the run's own when nothing else can go wrong.
 
     Raises:
         ValueError: It cannot be written, holds something else, or a run with another configuration.
@@ -155,8 +164,8 @@ def claim_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
 
 
 def _refusal(path: Path, config: TrainConfig) -> str | None:
-    """Why a folder cannot be this run's, or None after writing the run's mark into it."""
-    mark = path / "run.json"
+    """Why a folder cannot be this run's, or None."""
+    mark = path / MARK
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -175,7 +184,6 @@ def _refusal(path: Path, config: TrainConfig) -> str | None:
                 f"--output-dir."
             )
         return _difference(path, json.loads(mark.read_text()), config.to_json())
-    mark.write_text(json.dumps(config.to_json(), indent=2))
     return None
 
 

@@ -15,7 +15,8 @@ from timm_varchan.training.channel_draws import CHANNEL_AUGS
 
 __all__ = ["TrainConfig"]
 
-
+#: Height and width of the images where nothing else is said.
+DEFAULT_PIXELS = 64
 _SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant", "none")
 
 
@@ -40,7 +41,7 @@ class TrainConfig:
 
     dataset: str = _data("synthetic", "'synthetic', folder, Parquet or list file, or hub name")
     channels: str | None = _data(None, "what the planes are, in order: RGB, B02+B08, ...")
-    img_size: int = _data(64, "height and width in pixels")
+    img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
     limit: int | None = _data(None, "at most so many images a split")
     image_column: str | None = _data(None, "column of the images")
     label_column: str | None = _data(None, "column of the labels")
@@ -51,7 +52,7 @@ class TrainConfig:
     value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
-    crop_pct: float = _data(1.0, "share of the resized image that evaluation keeps")
+    crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
     workers: int = _data(2, "processes that load data, for each process that trains")
 
     model: str = _model("dwg_test_resnet", "a timm model, its twin 'dwg_...', or local-dir:FOLDER")
@@ -93,12 +94,17 @@ class TrainConfig:
             ("workers", 0), ("warmup_epochs", 0), ("lr", 0), ("min_lr", 0), ("weight_decay", 0),
         ):  # fmt: skip
             value = getattr(self, name)
-            if not value >= low:
+            if value is not None and not value >= low:
                 raise ValueError(f"{flag(name)} is {value}; it must be {low} or more.")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"--smoothing is {self.smoothing}; it must be in 0..1, below 1.")
         for field in dataclasses.fields(self):
             self._check_choice(field)
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the images."""
+        return DEFAULT_PIXELS if self.img_size is None else self.img_size
 
     def _check_choice(self, field: dataclasses.Field[Any]) -> None:
         value, choices = getattr(self, field.name), field.metadata["choices"]
@@ -154,10 +160,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def flag(name: str) -> str:
@@ -201,6 +204,13 @@ class _KeyValues(argparse.Action):
             except (ValueError, SyntaxError):
                 result[name] = text
         setattr(namespace, self.dest, result)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON gives back: a configuration that was written and read compares equal."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _frozen(value: Any) -> Any:

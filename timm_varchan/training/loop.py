@@ -171,7 +171,7 @@ class Trainer:
         self.optimizer.zero_grad()
         progress.step += 1
         progress.updates += 1
-        named = "mixed channel sets" if isinstance(told, tuple) else f"channels {told or 'default'}"
+        named = "mixed channel sets" if isinstance(told, tuple) else f"channels {told}"
         watch.after_step(
             loss, f"epoch {progress.epoch + 1}, step {progress.step} ({named}, lr "
             f"{self.optimizer.param_groups[0]['lr']:.3g})"

@@ -12,26 +12,25 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors.torch import load_model
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import unwrap_model
 from torch import nn
 
-from timm_varchan.data import ImageData, ImageSplit
+from timm_varchan.data import ImageData
 from timm_varchan.evaluation import SetResult, evaluate_channel_sets
-from timm_varchan.hub import save
+from timm_varchan.hub import SavedModel, load, save
 from timm_varchan.plots import plot_channel_sets, plot_curves
-from timm_varchan.training.building import (
-    build_model,
-    eval_loader,
-    load_run_data,
-    stored_channels,
-    train_loader,
-)
-from timm_varchan.training.checkpoint import Progress, RunFolder, claim_folder
+from timm_varchan.training.building import architecture, build_model
+from timm_varchan.training.checkpoint import Progress, RunFolder, check_folder
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.launch import create_accelerator
+from timm_varchan.training.loaders import (
+    eval_loader,
+    evaluation_split,
+    load_run_data,
+    train_loader,
+)
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.results import build_results, markdown_report, write_json
 
@@ -79,22 +78,36 @@ def run(config: TrainConfig) -> Outcome:
     accelerator = create_accelerator(config.expect_processes)
     try:
         with _setup():
-            folder = claim_folder(config, accelerator)
+            saved = load(config.eval_only) if config.eval_only is not None else None
+            config = _with_sizes(config, saved)
+            folder = check_folder(config, accelerator)
             set_seed(config.seed)
-            data = load_run_data(config, accelerator)
-            model = build_model(config, data)
-            if config.eval_only is not None:
-                channels = stored_channels(model, data.channels)
-                data = dataclasses.replace(data, channels=channels)
-        trainer, progress = None, None
-        if config.eval_only is None:
-            with _setup():
-                trainer, progress = _prepare(config, accelerator, model, data, folder)
+            data = load_run_data(config, accelerator, saved)
+            evaluation_split(data)
+            model = build_model(config, data) if saved is None else saved.model
+            prepared = None
+            if saved is None:
+                prepared = _prepare(config, accelerator, model, data, folder)
+            if accelerator.is_main_process:
+                folder.claim(config)
+        progress = None
+        if prepared is not None:
+            trainer, progress = prepared
             model = trainer.model
             progress = trainer.fit(progress)
         return _finish(config, accelerator, model, data, folder, progress)
     finally:
         accelerator.end_training()
+
+
+def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
+    """The configuration with image size and crop filled in where they were not given."""
+    img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
+    return dataclasses.replace(
+        config,
+        img_size=img_size if config.img_size is None else config.img_size,
+        crop_pct=crop_pct if config.crop_pct is None else config.crop_pct,
+    )
 
 
 @contextmanager
@@ -177,7 +190,7 @@ def _finish(
     checkpoint = _chosen_checkpoint(config, folder) if progress is not None else None
     bare = unwrap_model(model)
     if checkpoint is not None and config.eval_checkpoint == "best":
-        load_model(bare, checkpoint / "model.safetensors")
+        folder.load(accelerator, checkpoint)
     if progress is None:
         model = bare.to(accelerator.device)
     started = time.perf_counter()
@@ -188,7 +201,7 @@ def _finish(
         "seconds": time.perf_counter() - started,
     }
     num_parameters = sum(p.numel() for p in bare.parameters())
-    about = {"name": config.model, "num_parameters": num_parameters, "folder": "model"}
+    about = {"name": architecture(bare), "num_parameters": num_parameters, "folder": "model"}
     results = build_results(
         config, data, accelerator, sets, model=about, progress=progress, evaluation=evaluation
     )
@@ -203,7 +216,7 @@ def _evaluate(
     config: TrainConfig, accelerator: Accelerator, model: nn.Module, data: ImageData
 ) -> tuple[str, list[SetResult]]:
     """The split that was evaluated on, and the result of every channel set."""
-    name, split = _evaluation_split(data)
+    name, split = evaluation_split(data)
     sets = evaluate_channel_sets(
         model,
         accelerator.prepare(eval_loader(config, split, data.channels)),
@@ -220,15 +233,6 @@ def _evaluate(
 
 def _chosen_checkpoint(config: TrainConfig, folder: RunFolder) -> Path | None:
     return folder.best() if config.eval_checkpoint == "best" else folder.last()
-
-
-def _evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
-    """The images for the final figures: test, else validation."""
-    for name in ("test", "validation", "train"):
-        split = getattr(data, name)
-        if split is not None:
-            return name, split
-    raise SetupError(f"{data.name} has no images.")
 
 
 def _write(
@@ -249,7 +253,7 @@ def _write(
     if config.eval_only is None:
         save(
             model, path / "model", class_names=data.class_names, channels=data.channels,
-            img_size=config.img_size, crop_pct=config.crop_pct,
+            img_size=config.pixels, crop_pct=config.crop_pct,
             files=[path / "results.json", path / "results.md", path / "channel_sets.png",
                    path / "curves.png"],
         )  # fmt: skip

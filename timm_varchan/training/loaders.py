@@ -1,0 +1,131 @@
+"""Data and loaders of a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from timm_varchan.channels import ChannelSet
+from timm_varchan.data import (
+    ImageData,
+    ImageSplit,
+    TransformedSplit,
+    channel_stats,
+    eval_transform,
+    load_data,
+    train_transform,
+)
+from timm_varchan.hub import SavedModel
+from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.loop import EpochSampler
+
+__all__ = ["eval_loader", "evaluation_split", "load_run_data", "train_loader"]
+
+Loader = DataLoader[tuple[Tensor, int]]
+
+
+def load_run_data(
+    config: TrainConfig, accelerator: Accelerator, saved: SavedModel | None = None
+) -> ImageData:
+    """The data of a run, its channels with mean and standard deviation.
+
+    The main process comes first: it downloads and measures, the others read what it left.
+
+    Args:
+        config: The run.
+        accelerator: Its processes.
+        saved: The model that is only evaluated; its classes, channels and their statistics hold.
+
+    Raises:
+        ValueError: What `load_data` refuses, or other classes than the saved model's.
+    """
+    named = {"train": config.train_split, "validation": config.validation_split}
+    named["test"] = config.test_split
+    channels: ChannelSet | str | None = config.channels
+    if saved is not None:
+        channels = saved.select(config.channels) if config.channels else saved.channels
+    with accelerator.main_process_first():
+        data = load_data(
+            config.dataset,
+            channels=channels,
+            image_column=config.image_column,
+            label_column=config.label_column,
+            splits={split: name for split, name in named.items() if name is not None},
+            class_names=(saved.class_names or None) if saved else None,
+            validation_fraction=config.validation_fraction,
+            limit=config.limit,
+            seed=config.data_seed,
+            skip_corrupt=config.skip_corrupt,
+            value_scale=config.value_scale,
+            img_size=config.img_size,
+        )
+    if saved is not None and saved.model.num_classes != len(data.class_names):
+        raise ValueError(
+            f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
+            f"Evaluate on the data that it was trained for."
+        )
+    return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
+
+
+def _with_statistics(
+    data: ImageData, wanted: ChannelSet | str | None, accelerator: Accelerator
+) -> ChannelSet:
+    """The data's channels with the wanted mean and deviation, their own, or the images'."""
+    if isinstance(wanted, ChannelSet) and wanted.mean is not None and wanted.std is not None:
+        return data.channels.with_stats(wanted.mean, wanted.std)
+    if data.channels.mean is not None:
+        return data.channels
+    split = next(s for s in (data.train, data.validation, data.test) if s is not None)
+    stats: list[Any] = [channel_stats(split) if accelerator.is_main_process else None]
+    broadcast_object_list(stats)
+    return data.channels.with_stats(*stats[0])
+
+
+def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
+    """The images for the final figures: test, else validation, else training."""
+    for name in ("test", "validation", "train"):
+        split = getattr(data, name)
+        if split is not None:
+            return name, split
+    raise ValueError(f"{data.name} has no images. Name a split with --test-split.")
+
+
+def train_loader(
+    config: TrainConfig, split: ImageSplit, channels: ChannelSet, num_processes: int
+) -> Loader:
+    """Augmented batches, in an order that depends on seed and epoch.
+
+    Raises:
+        ValueError: Fewer images than one step takes.
+    """
+    if len(split) < config.batch_size * num_processes:
+        raise ValueError(
+            f"{len(split)} training images are fewer than a step of {num_processes} x "
+            f"{config.batch_size}. Lower --batch-size."
+        )
+    transform = train_transform(config.pixels, channels)
+    return DataLoader(
+        TransformedSplit(split, transform, config.seed),
+        batch_size=config.batch_size,
+        sampler=EpochSampler(len(split), config.seed),
+        num_workers=config.workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) -> Loader:
+    """Batches for evaluation, in the order of the data."""
+    transform = eval_transform(config.pixels, channels, crop_pct=config.crop_pct or 1.0)
+    return DataLoader(
+        TransformedSplit(split, transform, config.seed),
+        batch_size=config.eval_batch_size,
+        num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
