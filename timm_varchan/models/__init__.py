@@ -1,5 +1,6 @@
 """timm models with stems for any number of channels."""
 
+from timm_varchan.models import rrdb as rrdb  # isort: skip  # before the twins, which it shall have
 from timm_varchan.models import dwg_twins as dwg_twins
 from timm_varchan.models.adapt import adapt, set_channels, stems
 from timm_varchan.models.share import channel_statistics, share
