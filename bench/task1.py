@@ -15,24 +15,17 @@ Each run is written to `--output` as soon as it is finished and is not repeated.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import platform
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import timm
-import timm.optim
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from timm.scheduler import CosineLRScheduler
+from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, interval, load
 from torch import Tensor, nn
 
 import timm_varchan
@@ -49,7 +42,7 @@ from timm_varchan.training import CHANNEL_AUGS, DrawKey, draw_channels
 
 #: A resnet10t a quarter as wide as timm's: the smallest BatchNorm network that shows the effect.
 ARCHITECTURE, WIDTHS = "resnet10t", {"channels": (32, 64, 128, 256), "stem_width": 16}
-BATCH, WARMUP_EPOCHS, LR, WEIGHT_DECAY, SMOOTHING = 128, 2, 2e-3, 0.05, 0.1
+WARMUP_EPOCHS, LR = 2, 2e-3
 TEST_SETS = tuple(map(str, RGB.subsets()))
 SINGLES = ("R", "G", "B")
 
@@ -92,66 +85,6 @@ ARMS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Images:
-    """Decoded images `(N, 3, H, W)` in uint8 and their labels `(N,)`."""
-
-    x: Tensor
-    y: Tensor
-
-    def batches(self, size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Scaled and normalised batches, in this order."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (RGB.mean, RGB.std))
-        order = torch.arange(len(self.y)) if order is None else order
-        for rows in order.split(size):
-            yield (self.x[rows].float() / 255 - mean) / std, self.y[rows]
-
-
-def load(folder: Path, num_classes: int, img_size: int) -> tuple[Images, Images]:
-    """Training images, and test images: 100 training images a class set aside, and validation."""
-    files = {
-        "train": str(folder / "train.parquet"),
-        "validation": str(folder / "validation.parquet"),
-    }
-    data = datasets.load_dataset("parquet", data_files=files)
-    splits = {}
-    for name, split in data.items():
-        split = split.cast_column("image", datasets.Image(decode=False))
-        labels = np.array(split["label"])
-        keep = np.flatnonzero(labels < num_classes)
-        x = np.empty((len(keep), 3, img_size, img_size), np.uint8)
-        for row, record in enumerate(split.select(keep)["image"]):
-            image = Image.open(io.BytesIO(record["bytes"])).convert("RGB")
-            image = image.resize((img_size, img_size), Image.Resampling.BOX)
-            x[row] = np.asarray(image).transpose(2, 0, 1)
-        splits[name] = Images(torch.from_numpy(x), torch.from_numpy(labels[keep]))
-    train, validation = splits["train"], splits["validation"]
-    rank = torch.empty_like(train.y)
-    for label in range(num_classes):
-        rows = (train.y == label).nonzero()[:, 0]
-        rank[rows] = torch.arange(len(rows))
-    aside = rank < 100
-    test = Images(
-        torch.cat([train.x[aside], validation.x]), torch.cat([train.y[aside], validation.y])
-    )
-    return Images(train.x[~aside], train.y[~aside]), test
-
-
-def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flip and shift by up to an eighth, one draw an image."""
-    B, _, H, W = x.shape
-    flip = torch.rand(B, generator=generator) < 0.5
-    x = torch.where(flip.view(B, 1, 1, 1), x.flip(-1), x)
-    pad = H // 8
-    padded = F.pad(x, (pad,) * 4)
-    top, left = (torch.randint(2 * pad + 1, (2, B), generator=generator)).unbind()
-    rows = (top[:, None] + torch.arange(H)).view(B, 1, H, 1)
-    columns = (left[:, None] + torch.arange(W)).view(B, 1, 1, W)
-    return padded[
-        torch.arange(B).view(B, 1, 1, 1), torch.arange(x.shape[1]).view(1, -1, 1, 1), rows, columns
-    ]
-
-
 def build(arm: Arm, num_classes: int) -> nn.Module:
     """The arm's network, from random weights."""
     in_chans = len(ChannelSet.parse(arm.channels))
@@ -169,43 +102,26 @@ def train(
     model = build(arm, num_classes)
     channels = ChannelSet.parse(arm.channels)
     planes = list(RGB.index(channels))
-    steps = len(data.y) // BATCH
-    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=LR, weight_decay=WEIGHT_DECAY)
-    schedule = CosineLRScheduler(
-        optimizer, epochs * steps, warmup_t=WARMUP_EPOCHS * steps, t_in_epochs=False
-    )
-    history = []
-    for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(seed * 1000 + epoch)
-        order = torch.randperm(len(data.y), generator=generator)[: steps * BATCH]
-        total, right, start = 0.0, 0, time.perf_counter()
-        for step, (x, y) in enumerate(data.batches(BATCH, order)):
-            x, told = draw_channels(
-                arm.aug, augment(x, generator)[:, planes], channels, DrawKey(seed, epoch, step),
-                identity=arm.identity,
-            )  # fmt: skip
-            if arm.stem is not None:
-                timm_varchan.set_channels(model, told)
-            logits = model(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step_update(epoch * steps + step + 1)
-            total += loss.item()
-            right += int((logits.argmax(1) == y).sum())
-        rate = steps * BATCH / (time.perf_counter() - start)
-        view = SetView(channels, tuple(range(len(channels))), arm.modes[0], "in order", seed)
+    view = SetView(channels, tuple(range(len(channels))), arm.modes[0], "in order", seed)
+
+    def prepare(x: Tensor, epoch: int, step: int) -> Tensor:
+        x, told = draw_channels(
+            arm.aug, x[:, planes], channels, DrawKey(seed, epoch, step), identity=arm.identity
+        )
+        if arm.stem is not None:
+            timm_varchan.set_channels(model, told)
+        return x
+
+    def evaluate() -> float:
         predicted, references = predict_channel_sets(
             model, ((x[:, planes], y) for x, y in held_out.batches(500)), [view]
         )
-        history.append({
-            "epoch": epoch + 1,
-            "train_loss": total / steps,
-            "train_accuracy": 100 * right / (steps * BATCH),
-            "test_accuracy": 100 * float((predicted[:, 0] == references).mean()),
-        })  # fmt: skip
-        print({k: round(v, 3) for k, v in history[-1].items()}, f"{rate:.0f} images/s", flush=True)
+        return 100 * float((predicted[:, 0] == references).mean())
+
+    history = fit(
+        model, data, lr=LR, epochs=epochs, warmup_epochs=WARMUP_EPOCHS, seed=seed,
+        prepare=prepare, evaluate=evaluate,
+    )  # fmt: skip
     return model, history
 
 
@@ -307,12 +223,6 @@ def read_runs(folder: Path) -> dict[str, dict[int, Run]]:
     if len(settings) != 1:
         raise SystemExit(f"{folder} holds runs of {len(settings)} settings; one is needed.")
     return {arm: runs[arm] for arm in ARMS if arm in runs}
-
-
-def interval(per_image: np.ndarray) -> dict[str, float]:
-    """Mean of a per-image figure with its 95 % interval over the choice of images, in per cent."""
-    mean, error = 100 * per_image.mean(), 100 * per_image.std(ddof=1) / len(per_image) ** 0.5
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
 def gap(own: dict[int, Run], runs: dict[str, dict[int, Run]], sets: tuple[str, ...],
