@@ -1,0 +1,100 @@
+"""Latency of a twin, each number of channels interleaved with its baselines.
+
+    pytest bench --benchmark-json=latency.json
+
+Baselines: plain timm with `in_chans=C`, and the twin folded for the channel set. The figure is the
+ratio of the times of a round, in `extra_info` with its spread; absolute times are of one machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from bench_options import EMPTY_ROWS, LatencyOptions
+from timing import is_out_of_memory, peak_mib, race, ratios, spread
+from torch import Tensor, nn
+
+import timm_varchan
+from timm_varchan import RGB, ChannelSet
+from timm_varchan.fold import fold
+
+# Compilers and the profiler warn of this and that; a long measurement must not end by it.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(0)]
+
+
+@pytest.fixture
+def options(request: pytest.FixtureRequest) -> LatencyOptions:
+    """What was asked for."""
+    return request.config.stash[LatencyOptions.KEY]
+
+
+def contestants(options: LatencyOptions, num_channels: int) -> dict[str, nn.Module]:
+    """The twin and its baselines, with random weights, in evaluation mode."""
+    channels = RGB if num_channels == len(RGB) else ChannelSet.anonymous(num_channels)
+    twin = timm.create_model(options.model).eval()
+    timm_varchan.set_channels(twin, channels)
+    plain = timm.create_model(options.model.removeprefix("dwg_"), in_chans=num_channels).eval()
+    models = {options.model: twin, "timm": plain}
+    try:
+        models["folded"] = fold(twin, channels)
+    except ValueError:  # a first layer that is no convolution of the channels
+        pass
+    return {name: ready(model, options) for name, model in models.items()}
+
+
+def ready(model: nn.Module, options: LatencyOptions) -> nn.Module:
+    """On the device, in the type and memory format that were asked for."""
+    model = model.to(options.device, getattr(torch, options.precision))
+    if options.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return torch.compile(model) if options.compiled else model
+
+
+def images(options: LatencyOptions, batch_size: int, num_channels: int) -> Tensor:
+    """Random input."""
+    shape = (batch_size, num_channels, options.img_size, options.img_size)
+    x = torch.randn(shape, device=options.device, dtype=getattr(torch, options.precision))
+    return x.to(memory_format=torch.channels_last) if options.channels_last else x
+
+
+def test_latency(
+    benchmark: Any,
+    options: LatencyOptions,
+    num_channels: int,
+    batch_size: int,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Time one row of the table."""
+    row = {
+        "model": options.model, "num_channels": num_channels, "batch_size": batch_size,
+        "img_size": options.img_size, "device": options.device, "precision": options.precision,
+        "channels_last": options.channels_last, "compiled": options.compiled,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    torch._dynamo.reset()  # else later rows meet the limit of recompilations
+    benchmark.group = f"batch {batch_size}"
+    try:
+        models = contestants(options, num_channels)
+        x = images(options, batch_size, num_channels)
+        with torch.inference_mode():
+            steps = race(benchmark, models, x, rounds=options.rounds, warmup=options.warmup)
+            peaks = {name: peak_mib(model, x) for name, model in models.items()}
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        request.config.stash[EMPTY_ROWS].append({**row, "reason": reason})
+        pytest.skip(f"no figure, and no smaller batch in its place: {reason}")
+    num_steps = 1 if benchmark.disabled else options.rounds
+    assert {len(seconds) for seconds in steps.values()} == {num_steps}
+    benchmark.extra_info |= {
+        **row,
+        "rounds": options.rounds,
+        "warmup": options.warmup,
+        "ms": {name: spread([1000 * s for s in seconds]) for name, seconds in steps.items()},
+        "ratios": ratios(steps),
+        "peak_mib": peaks,
+    }

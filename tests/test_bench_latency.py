@@ -1,0 +1,144 @@
+"""The latency benchmark: as many interleaved steps as asked for, refusals, empty rows."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+BENCH = Path(__file__).parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import test_latency as latency  # noqa: E402
+import timing  # noqa: E402
+from bench_options import EMPTY_ROWS, LatencyOptions  # noqa: E402
+
+OPTIONS = {
+    "--model": "dwg_test_resnet", "--counts": "1,3", "--batches": "2", "--img-size": 32,
+    "--rounds": 5, "--warmup": 2, "--device": "cpu", "--precision": "float32",
+    "--channels-last": False, "--compiled": False, "--threads": None,
+}  # fmt: skip
+
+
+def configured(**changes):
+    """What the benchmark's conftest makes of its options."""
+    spec = importlib.util.spec_from_file_location("bench_conftest", BENCH / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = SimpleNamespace(getoption={**OPTIONS, **changes}.get, stash={})
+    module.pytest_configure(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "dwg_no_such_net"}, r"'dwg_no_such_net' is no twin.*dwg_densenet121"),
+        ({"--model": "resnet18"}, "is no twin"),
+        ({"--counts": "1,two"}, "whole numbers"),
+        ({"--batches": "0"}, "whole numbers above 0"),
+        ({"--device": "tpu"}, "choose cpu or cuda"),
+        ({"--rounds": 0}, "must be above 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(changes, message):
+    with pytest.raises(pytest.UsageError, match=message):
+        configured(**changes)
+
+
+def test_no_cuda_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(pytest.UsageError, match="there is no CUDA device here"):
+        configured(**{"--device": "cuda"})
+
+
+@pytest.mark.parametrize(("rounds", "warmup"), [(1, 0), (5, 2)])
+def test_every_model_is_timed_as_often_as_asked_and_in_turn(benchmark, rounds, warmup):
+    calls = []
+
+    class Recorder(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, x):
+            calls.append(self.name)
+            return x
+
+    models = {name: Recorder(name) for name in ("own", "timm", "folded")}
+    steps = timing.race(benchmark, models, torch.zeros(1), rounds=rounds, warmup=warmup)
+    assert calls == ["timm", "folded", "own"] * (rounds + warmup)
+    assert {name: len(seconds) for name, seconds in steps.items()} == dict.fromkeys(models, rounds)
+    assert benchmark.stats.stats.rounds == rounds
+    assert all(second > 0 for seconds in steps.values() for second in seconds)
+
+
+def test_ratios_are_taken_round_by_round():
+    steps = {"own": [2.0, 40.0, 3.0], "timm": [1.0, 20.0, 2.0]}
+    ratio = timing.ratios(steps)["timm"]
+    assert ratio["median"] == 2.0, "one slow round slows both"
+    assert (ratio["low"], ratio["high"]) == (1.5, 2.0)
+
+
+def test_the_interval_of_a_median_covers_it():
+    rng = np.random.default_rng(0)
+    covered = [
+        s["low"] <= 0 <= s["high"]
+        for s in (timing.spread(rng.standard_normal(20).tolist()) for _ in range(500))
+    ]
+    assert 0.94 <= np.mean(covered) <= 0.985  # exactly 0.959 for 20 values
+
+
+def test_peak_memory_is_that_of_the_largest_moment():
+    class TwoAtOnce(nn.Module):
+        def forward(self, x):
+            y = x + 1  # 1 MiB
+            z = torch.cat([y, y])  # and 2 MiB
+            del y
+            return z.sum()
+
+    assert timing.peak_mib(TwoAtOnce(), torch.zeros(2**18)) == pytest.approx(3, abs=0.01)
+
+
+def test_memory_that_runs_out_gives_an_empty_row(monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    config = configured()
+    options = config.stash[LatencyOptions.KEY]
+    request = SimpleNamespace(config=config)
+    monkeypatch.setattr(latency, "race", fail)
+    with pytest.raises(pytest.skip.Exception, match="no smaller batch"):
+        latency.test_latency(SimpleNamespace(), options, 3, 2, request)
+    (row,) = config.stash[EMPTY_ROWS]
+    assert row["batch_size"] == 2
+    assert row["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+    assert not timing.is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert timing.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+
+
+@pytest.mark.slow
+def test_the_command_writes_ratios_to_baselines(tmp_path):
+    target = tmp_path / "latency.json"
+    command = [sys.executable, "-m", "pytest", "bench", "-q", f"--benchmark-json={target}"]
+    for name in ("--model", "--counts", "--batches", "--img-size", "--rounds", "--warmup"):
+        command.append(f"{name}={OPTIONS[name]}")
+    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(target.read_text())
+    assert "node" not in result["machine_info"]
+    assert result["machine_info"]["torch"] == torch.__version__
+    assert result["empty_rows"] == []
+    rows = [b["extra_info"] for b in result["benchmarks"]]
+    assert [(r["num_channels"], r["batch_size"]) for r in rows] == [(1, 2), (3, 2)]
+    for row, timed in zip(rows, result["benchmarks"], strict=True):
+        assert timed["stats"]["rounds"] == row["rounds"] == 5
+        assert set(row["ratios"]) == {"timm", "folded"}
+        assert all(r["low"] <= r["median"] <= r["high"] for r in row["ratios"].values())
+        assert set(row["ms"]) == set(row["peak_mib"]) == {"dwg_test_resnet", "timm", "folded"}
