@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from finished_runs import Run, read_runs, run_path, write_run
 from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, interval, load
 from torch import Tensor, nn
 
@@ -152,7 +153,7 @@ def test(
         predictions, _ = predict_channel_sets(model, loader, views, statistics=statistics)
         for view, predicted in zip(views, predictions.T, strict=True):
             key = "|".join((str(view.channel_set), view.mode, view.order, kind))
-            results[key] = predicted.astype(np.uint8)
+            results[key] = predicted
     return results
 
 
@@ -163,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
     data = None
     for seed in args.seeds:
         for name in args.arms:
-            target = args.output / f"{name}-seed{seed}.npz"
+            target = run_path(args.output, name, seed)
             if target.exists():
                 continue
             data = data or load(args.data, args.num_classes, args.img_size)
@@ -180,49 +181,7 @@ def run(args: argparse.Namespace) -> None:
                 print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
             meta = {k: getattr(args, k) for k in ("num_classes", "img_size", "epochs")}
             meta |= {"training_images": len(images.y), "test_images": len(labels)}
-            part = target.with_suffix(".part")
-            with part.open("wb") as file:
-                content = {"meta": np.array(json.dumps(meta)),
-                           "history": np.array(json.dumps(history)),
-                           "labels": labels.astype(np.uint8), **results}  # fmt: skip
-                np.savez_compressed(file, **content)  # type: ignore[arg-type]
-            os.replace(part, target)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished run: what `run` wrote."""
-
-    arm: str
-    seed: int
-    meta: str
-    history: list[dict[str, float]]
-    labels: np.ndarray
-    predictions: dict[str, np.ndarray]
-
-    def correct(self, key: str) -> np.ndarray:
-        """Whether each image was classified correctly."""
-        return self.predictions[key] == self.labels
-
-
-def read_runs(folder: Path) -> dict[str, dict[int, Run]]:
-    """All finished runs by arm and seed.
-
-    Raises:
-        SystemExit: None, or runs of different settings.
-    """
-    runs: dict[str, dict[int, Run]] = {}
-    for path in sorted(folder.glob("*-seed*.npz")):
-        arm, _, seed = path.stem.rpartition("-seed")
-        with np.load(path) as file:
-            content = {key: file[key] for key in file.files}
-        meta, history = (str(content.pop(key)) for key in ("meta", "history"))
-        one = Run(arm, int(seed), meta, json.loads(history), content.pop("labels"), content)
-        runs.setdefault(arm, {})[one.seed] = one
-    settings = {one.meta for arm in runs.values() for one in arm.values()}
-    if len(settings) != 1:
-        raise SystemExit(f"{folder} holds runs of {len(settings)} settings; one is needed.")
-    return {arm: runs[arm] for arm in ARMS if arm in runs}
+            write_run(target, meta=meta, history=history, labels=labels, predictions=results)
 
 
 def gap(own: dict[int, Run], runs: dict[str, dict[int, Run]], sets: tuple[str, ...],
@@ -280,7 +239,7 @@ def summarise(
 
 def report(args: argparse.Namespace) -> None:
     """Write accuracies and paired gaps of all finished runs as JSON and print the table."""
-    runs = read_runs(args.output)
+    runs = read_runs(args.output, ARMS)
     settings = json.loads(next(iter(next(iter(runs.values())).values())).meta)
     arms = {
         name: {

@@ -1,0 +1,372 @@
+"""Task II: networks of a few layers against a ResNet34, all from scratch.
+
+Trains timm's ResNet34, the RRDB family and variants of it (`ARMS`) on the same data with the same
+budget and recipe. ResNet34 and `rrdb_rnn_small` each get their own learning rate from a small
+search on training images that are set aside for it; variants take that of `rrdb_rnn_small`.
+Each run is written to `--output` as soon as it is finished and is not repeated.
+
+    python bench/task2.py run --data DIR --output runs/task2
+    python bench/task2.py report --output runs/task2 --json bench/results/task2.json
+
+`--data` is a folder with `train.parquet` and `validation.parquet` (columns `image`, `label`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from finished_runs import Run, read_runs, run_path, write_run
+from fronts import FRONTS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from safetensors.torch import save_model
+from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, load
+from timing import Clock, ratios, spread
+from torch import Tensor, nn
+
+import timm_varchan
+from timm_varchan import RGB
+from timm_varchan.complexity import count_complexity
+from timm_varchan.evaluation import (
+    METRICS,
+    SetView,
+    classification_metrics,
+    paired_difference,
+    predict_channel_sets,
+)
+from timm_varchan.training import DrawKey, draw_channels
+
+BAR, OWN, TWIN = "resnet34", "rrdb_rnn_small", "dwg_rrdb_rnn_small"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One network.
+
+    Args:
+        architecture: timm's name.
+        options: Of the architecture.
+        front: Key of `FRONTS`, to stand in the recurrence's place.
+        search: Whether it has a learning rate of its own; if not it takes that of `OWN`.
+        aug: Key of `CHANNEL_AUGS`: what training does to the channels.
+    """
+
+    architecture: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    front: str | None = None
+    search: bool = False
+    aug: str = "none"
+
+
+ARMS = {
+    BAR: Arm(BAR, search=True),
+    OWN: Arm(OWN, search=True),
+    "rrdb_small": Arm("rrdb_small"),
+    "no-recurrence": Arm(OWN, {"steps": 0}),
+    TWIN: Arm(TWIN, aug="hcs-sample"),
+    "attention": Arm(OWN, {"steps": 0}, front="attention"),
+    "graph": Arm(OWN, {"steps": 0}, front="graph"),
+    "1-step": Arm(OWN, {"steps": 1}),
+    "no-gates": Arm(OWN, {"gating": "none"}),
+    "one-gate": Arm(OWN, {"gating": "minimal"}),
+    "6-steps": Arm(OWN, {"steps": 6}),
+    "rrdb_rnn_base": Arm("rrdb_rnn_base"),
+}
+#: The search starts in the middle and goes on while an end of what was tried is the best.
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+#: Of each class, for the search to be judged on; the final runs train on them too.
+NUM_ASIDE = 40
+
+
+def build(arm: Arm, num_classes: int) -> nn.Module:
+    """The arm's network, from random weights."""
+    model = timm.create_model(arm.architecture, num_classes=num_classes, **arm.options)
+    if arm.front is not None:
+        model.recurrence = FRONTS[arm.front](model.stem.conv.out_channels)
+    return model.to(memory_format=torch.channels_last)
+
+
+def predict(model: nn.Module, data: Images, views: list[SetView]) -> dict[str, np.ndarray]:
+    """Predicted classes by channel set."""
+    predicted, _ = predict_channel_sets(model, data.batches(500), views)
+    return {str(v.channel_set): p for v, p in zip(views, predicted.T, strict=True)}
+
+
+def test_views(arm: Arm, seed: int) -> list[SetView]:
+    """RGB; for a twin every subset of it, with the channels named."""
+    if not arm.architecture.startswith("dwg_"):
+        return [SetView(RGB, (0, 1, 2), "mask", "in order", seed)]
+    subsets = [RGB.index(subset) for subset in RGB.subsets()]
+    return [SetView(RGB, indices, "named", "in order", seed) for indices in subsets]
+
+
+def train(
+    arm: Arm, data: Images, held_out: Images, args: argparse.Namespace, *, lr: float, epochs: int,
+    seed: int,
+) -> tuple[nn.Module, list[dict[str, float]]]:  # fmt: skip
+    """Train one arm; the model, and by epoch the loss and the accuracies."""
+    torch.manual_seed(seed)
+    model = build(arm, args.num_classes)
+    view = test_views(arm, seed)[0]
+    labels = held_out.y.numpy()
+
+    def prepare(x: Tensor, epoch: int, step: int) -> Tensor:
+        key = DrawKey(seed, epoch, step)
+        x, told = draw_channels(arm.aug, x, RGB, key, identity="named")
+        if arm.architecture.startswith("dwg_"):
+            timm_varchan.set_channels(model, told)
+        return x
+
+    def evaluate() -> float:
+        return 100 * float((predict(model, held_out, [view])["RGB"] == labels).mean())
+
+    history = fit(
+        model, data, lr=lr, epochs=epochs, warmup_epochs=epochs / 10, seed=seed, prepare=prepare,
+        evaluate=evaluate, bfloat16=args.bfloat16,
+    )  # fmt: skip
+    return model, history
+
+
+def next_rate(tried: Mapping[float, float]) -> float | None:
+    """The learning rate to try next: beside the best one, if that is at an end of those tried."""
+    if not tried:
+        return LEARNING_RATES[len(LEARNING_RATES) // 2]
+    best = LEARNING_RATES.index(max(tried, key=lambda lr: tried[lr]))
+    beside = [i for i in (best - 1, best + 1) if 0 <= i < len(LEARNING_RATES)]
+    return next((LEARNING_RATES[i] for i in beside if LEARNING_RATES[i] not in tried), None)
+
+
+def search(name: str, images: Images, args: argparse.Namespace) -> dict[float, float]:
+    """Accuracy by learning rate after a short training, on training images set aside."""
+    file = args.output / f"search-{name}.json"
+    tried: dict[float, float] = {}
+    if file.exists():
+        tried = {float(lr): value for lr, value in json.loads(file.read_text()).items()}
+    aside, others = images.split(NUM_ASIDE)
+    while (lr := next_rate(tried)) is not None:
+        print(f"{name}: trying learning rate {lr:g}", flush=True)
+        _, history = train(
+            ARMS[name], others, aside, args, lr=lr, epochs=args.search_epochs, seed=0
+        )
+        tried[lr] = history[-1]["test_accuracy"]
+        file.write_text(json.dumps(tried) + "\n")
+    return tried
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and test every arm and seed that has no result yet."""
+    torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+    data = None
+    for seed in args.seeds:
+        for name in args.arms:
+            target = run_path(args.output, name, seed)
+            if target.exists():
+                continue
+            arm = ARMS[name]
+            data = data or load(args.data, args.num_classes, args.img_size)
+            images, held_out = data
+            tried = search(name if arm.search else OWN, images, args)
+            lr = max(tried, key=lambda lr: tried[lr])
+            print(f"{name}, seed {seed}, learning rate {lr:g}: {len(images.y)} training images")
+            start, busy = time.perf_counter(), time.process_time()
+            model, history = train(
+                arm, images, held_out, args, lr=lr, epochs=args.epochs, seed=seed
+            )
+            details = {"lr": lr, "searched": arm.search, "tried": tried,
+                       "seconds": time.perf_counter() - start,
+                       "cpu_seconds": time.process_time() - busy}  # fmt: skip
+            results = predict(model, held_out, test_views(arm, seed))
+            labels = held_out.y.numpy()
+            for key, predicted in results.items():
+                print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
+            keys = ("num_classes", "img_size", "epochs", "search_epochs", "bfloat16")
+            meta = {key: getattr(args, key) for key in keys}
+            meta |= {"training_images": len(images.y), "test_images": len(labels)}
+            save_model(model, str(target.with_suffix(".safetensors")))
+            write_run(target, meta=meta, history=history, labels=labels, predictions=results,
+                      details=details)  # fmt: skip
+
+
+def against_bar(own: Run, bar: Run, seed: int = 0) -> dict[str, Any]:
+    """The paired difference to the bar in points, and the ratio of accuracies by bootstrap."""
+    a, b = own.correct("RGB"), bar.correct("RGB")
+    paired = paired_difference(a, b)
+    generator = np.random.default_rng(seed)
+    counts = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
+    draws = generator.multinomial(counts.sum(), counts / counts.sum(), 10_000)
+    ratio = 100 * (draws[:, 0] + draws[:, 1]) / (draws[:, 0] + draws[:, 2])
+    low, high = np.quantile(ratio, (0.025, 0.975))
+    return {
+        "difference": {"value": 100 * paired.difference, "low": 100 * paired.low,
+                       "high": 100 * paired.high, "p_value": paired.p_value},
+        "ratio": {"value": 100 * a.mean() / b.mean(), "low": low, "high": high},
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def latency(
+    models: Mapping[str, nn.Module], img_size: int, batch: int, rounds: int
+) -> dict[str, Any]:
+    """Time of a forward pass of each model, interleaved, and its ratio to the bar's."""
+    x = torch.randn(batch, 3, img_size, img_size).contiguous(memory_format=torch.channels_last)
+    clock = Clock(x.device)
+    steps: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 3):
+        for name, model in models.items():
+            seconds = clock(lambda model=model: model(x))
+            if number >= 3:  # the first ones warm up
+                steps[name].append(seconds)
+    return {
+        name: {"time_ms": spread([1000 * s for s in seconds]),
+               "ratio": ratios({name: seconds, "bar": steps[BAR]})["bar"]}
+        for name, seconds in steps.items()
+    }  # fmt: skip
+
+
+def describe(
+    name: str, arm_runs: Mapping[int, Run], bar: Mapping[int, Run], num_classes: int
+) -> dict[str, Any]:
+    """Everything about one arm but its latency."""
+    model = build(ARMS[name], num_classes)
+    entry: dict[str, Any] = {"architecture": ARMS[name].architecture,
+                             "options": dict(ARMS[name].options), "front": ARMS[name].front,
+                             "aug": ARMS[name].aug}  # fmt: skip
+    count = getattr(model, "count_convs", None)
+    entry["num_convs"] = 34 - 1 if name == BAR else count() if count else None
+    entry["complexity"] = {
+        str(size): count_complexity(model, RGB, img_size=size).to_json() for size in (32, 64, 224)
+    }
+    entry["seeds"] = {}
+    for seed, one in arm_runs.items():
+        sets = {
+            key: {m: {"value": 100 * e.value, "low": 100 * e.low, "high": 100 * e.high}
+                  for m, e in classification_metrics(p, one.labels, num_classes).items()}
+            for key, p in one.predictions.items()
+        }  # fmt: skip
+        entry["seeds"][str(seed)] = {**one.details, "sets": sets, "history": one.history}
+        if seed in bar:
+            entry["seeds"][str(seed)]["against_bar"] = against_bar(one, bar[seed])
+    return entry
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write all finished runs as JSON, tables and a picture of the curves."""
+    torch.set_num_threads(1)
+    runs = read_runs(args.output, ARMS)
+    settings = json.loads(next(iter(next(iter(runs.values())).values())).meta)
+    classes, size = settings["num_classes"], settings["img_size"]
+    arms = {name: describe(name, one, runs.get(BAR, {}), classes) for name, one in runs.items()}
+    if BAR in runs:
+        models = {name: build(ARMS[name], classes).eval() for name in {BAR: 0, **runs}}
+        for batch in (1, 32):
+            timed = latency(models, size, batch, args.rounds)
+            for name in runs:
+                arms[name].setdefault("latency", {})[str(batch)] = timed[name]
+    summary = {
+        "settings": settings
+        | {"batch_size": BATCH, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING,
+           "learning_rates": LEARNING_RATES, "aside_for_search": NUM_ASIDE},
+        "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
+        "arms": arms,
+    }  # fmt: skip
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(summary, indent=1) + "\n")
+    table = markdown(summary)
+    args.json.with_suffix(".md").write_text(table)
+    draw_curves(runs, args.json.with_suffix(".png"))
+    print(table)
+
+
+def _with_interval(estimate: Mapping[str, float], digits: int = 1) -> str:
+    value, low, high = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The tables, in per cent with 95 % intervals over the choice of test images."""
+    size = str(summary["settings"]["img_size"])
+    header = ("network", "params (M)", f"multi-adds at {size} px (M)", "fwd/bwd size (MB)", "lr",
+              *METRICS, "minus ResNet34 (points)", "of ResNet34 (%)",
+              "time / ResNet34, batches of 1, 32")  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, arm in summary["arms"].items():
+        cost = arm["complexity"][size]
+        for one in arm["seeds"].values():
+            cells = [name, f"{cost['params'] / 1e6:.2f}", f"{cost['macs'] / 1e6:.1f}",
+                     f"{cost['forward_backward_mb']:.2f}", f"{one['lr']:g}"]  # fmt: skip
+            cells += [_with_interval(one["sets"]["RGB"][metric]) for metric in METRICS]
+            against = one.get("against_bar")
+            if against:
+                difference = against["difference"]
+                cells += [
+                    f"{_with_interval(difference)}, p = {difference['p_value']:.2g}",
+                    _with_interval(against["ratio"], 0),
+                    ", ".join(f"{t['ratio']['median']:.2f}" for t in arm["latency"].values()),
+                ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(runs: Mapping[str, Mapping[int, Run]], path: Path) -> None:
+    """Loss on the training images and accuracy on the test images over the epochs."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for name, seeds in runs.items():
+        history = next(iter(seeds.values())).history
+        epochs = [entry["epoch"] for entry in history]
+        style = {"linewidth": 2.2} if name in (BAR, OWN) else {"linewidth": 1, "alpha": 0.7}
+        for one, key in zip(axes, ("train_loss", "test_accuracy"), strict=True):
+            one.plot(epochs, [entry[key] for entry in history], label=name, **style)
+    labels = ("cross entropy, smoothed, training", "accuracy (%), test")
+    for one, label in zip(axes, labels, strict=True):
+        one.set_xlabel("epoch")
+        one.set_ylabel(label)
+        one.grid(alpha=0.3)
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run", help="search learning rates, train and test")
+    runs.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")
+    runs.add_argument("--output", type=Path, required=True, help="folder for the runs' results")
+    runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    runs.add_argument("--seeds", nargs="+", type=int, default=[0])
+    runs.add_argument("--epochs", type=int, default=12)
+    runs.add_argument("--search-epochs", type=int, default=3)
+    runs.add_argument("--num-classes", type=int, default=25)
+    runs.add_argument("--img-size", type=int, default=32)
+    runs.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
+                      help="train with autocast")  # fmt: skip
+    runs.add_argument("--threads", type=int, default=1)
+    runs.set_defaults(func=run)
+    reports = commands.add_parser("report", help="tables of all finished runs")
+    reports.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
+    reports.add_argument(
+        "--json", type=Path, required=True, help="file; tables and curves beside it"
+    )
+    reports.add_argument("--rounds", type=int, default=30, help="timed steps of each network")
+    reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
+    reports.set_defaults(func=report)
+    args = parser.parse_args()
+    args.func(args)
+
+
+if __name__ == "__main__":
+    main()
