@@ -210,7 +210,7 @@ def against_bar(own: Run, bar: Run, seed: int = 0) -> dict[str, Any]:
     low, high = np.quantile(ratio, (0.025, 0.975))
     return {
         "difference": {"value": 100 * paired.difference, "low": 100 * paired.low,
-                       "high": 100 * paired.high, "p_value": paired.p_value},
+                       "high": 100 * paired.high, "p": paired.p},
         "ratio": {"value": 100 * a.mean() / b.mean(), "low": low, "high": high},
     }  # fmt: skip
 
@@ -311,7 +311,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             if against:
                 difference = against["difference"]
                 cells += [
-                    f"{_with_interval(difference)}, p = {difference['p_value']:.2g}",
+                    f"{_with_interval(difference)}, p = {difference['p']:.2g}",
                     _with_interval(against["ratio"], 0),
                     ", ".join(f"{t['ratio']['median']:.2f}" for t in arm["latency"].values()),
                 ]
@@ -349,7 +349,7 @@ def main() -> None:
     runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     runs.add_argument("--seeds", nargs="+", type=int, default=[0])
     runs.add_argument("--epochs", type=int, default=12)
-    runs.add_argument("--search-epochs", type=int, default=3)
+    runs.add_argument("--search-epochs", type=int, default=2)
     runs.add_argument("--num-classes", type=int, default=25)
     runs.add_argument("--img-size", type=int, default=32)
     runs.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
