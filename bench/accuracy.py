@@ -1,6 +1,6 @@
-"""What classifiers keep on every channel set, beside each other and beside experts.
+r"""What classifiers keep on every channel set, beside each other and beside experts.
 
-    python bench/accuracy.py --data DIR --model dwg=runs/dwg/model --model zero=runs/zero/model \\
+    python bench/accuracy.py --data DIR --model dwg=runs/dwg/model --model zero=runs/zero/model \
         --expert RG=runs/rg/model --output accuracy.json
 
 Models are names of timm, folders or `hf-hub:`; each is told, masked or given slices as it can. All
@@ -10,7 +10,6 @@ comparisons are on the same images. `bench/report.py` makes tables and pictures 
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from paired import exact_paired, share
+from paired import Results, by_view, expert_gaps, flips, leave_one_out, pairs, series_rows
 from schema import write
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +28,6 @@ from timm_varchan.evaluation import (
     MAX_SETS,
     MODES,
     ORDERS,
-    SetResult,
     SetView,
     evaluate_channel_sets,
     has_stems,
@@ -168,90 +166,6 @@ def whole_correct(batches: Batches) -> np.ndarray:
     return predicted[:, 0] == references
 
 
-Results = dict[tuple[str, str, str], SetResult]
-
-
-def by_key(results: list[SetResult]) -> Results:
-    """Results by channel set, mode and order."""
-    return {(r.channels, r.mode, r.order): r for r in results}
-
-
-def series_rows(results: Results) -> list[dict[str, Any]]:
-    """For each mode and order: all channels, the mean over sizes of the mean over sets, the worst.
-
-    The uniform mean is the accuracy to expect when the number of channels is drawn uniformly and
-    then the set: as hierarchical channel sampling draws them.
-    """
-    rows = []
-    for mode, order in dict.fromkeys((mode, order) for _, mode, order in results):
-        own = [r for r in results.values() if (r.mode, r.order) == (mode, order)]
-        worst = min(own, key=lambda r: r.metrics["accuracy"].value)
-        rows.append({
-            "mode": mode, "order": order,
-            "full": max(own, key=lambda r: r.size).metrics["accuracy"].value,
-            "uniform_mean": float(np.mean([s.mean for s in summarise_sizes(own)])),
-            "worst": worst.metrics["accuracy"].value, "worst_set": worst.channels,
-        })  # fmt: skip
-    return rows
-
-
-def leave_one_out(results: Results, channels: ChannelSet) -> list[dict[str, Any]]:
-    """What each single channel is worth: without it minus with all."""
-    rows = []
-    for (name, mode, order), full in results.items():
-        if name != str(channels) or len(channels) < 2:
-            continue
-        for position, channel in enumerate(channels):
-            rest = channels.take(i for i in range(len(channels)) if i != position)
-            without = results.get((str(rest), mode, order))
-            if without is not None:
-                rows.append({"mode": mode, "order": order, "left_out": channel.label,
-                             "paired": exact_paired(without.correct, full.correct)})  # fmt: skip
-    return rows
-
-
-def flips(results: Results) -> list[dict[str, Any]]:
-    """How often the answer changes when the planes are shuffled or come twice."""
-    rows = []
-    for (name, mode, order), first in results.items():
-        if order != "in order" or mode == "anonymous, twice":
-            continue
-        others = {"shuffled": results.get((name, mode, "shuffled"))}
-        if mode == "anonymous":
-            others["every channel twice"] = results.get((name, "anonymous, twice", "in order"))
-        rows += [
-            {"channels": name, "mode": mode, "change": change,
-             "rate": share(first.predictions != other.predictions)}
-            for change, other in others.items() if other is not None
-        ]  # fmt: skip
-    return rows
-
-
-def expert_gaps(results: Results, experts: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The model minus the expert of each set that has one."""
-    return [
-        {"mode": mode, "order": order, "channels": name, "expert": name,
-         "paired": exact_paired(result.correct, experts[name])}
-        for (name, mode, order), result in results.items() if name in experts
-    ]  # fmt: skip
-
-
-def pairs(results: dict[str, Results], modes: dict[str, tuple[str, ...]]) -> list[dict[str, Any]]:
-    """Every two models on every set: each as it is best told, and in the modes they share."""
-    rows = []
-    for a, b in itertools.combinations(results, 2):
-        shared = [(mode, mode) for mode in modes[a] if mode in modes[b]]
-        for mode_a, mode_b in dict.fromkeys([(modes[a][0], modes[b][0]), *shared]):
-            for (name, mode, order), first in results[a].items():
-                second = results[b].get((name, mode_b, order))
-                if mode == mode_a and second is not None:
-                    rows.append({
-                        "a": a, "b": b, "channels": name, "mode_a": mode_a, "mode_b": mode_b,
-                        "order": order, "paired": exact_paired(first.correct, second.correct),
-                    })  # fmt: skip
-    return rows
-
-
 def compare(
     entrants: list[Entrant], experts: list[Entrant], split: ImageSplit, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -270,7 +184,7 @@ def compare(
             num_classes=entrant.saved.model.num_classes, modes=entrant.modes, orders=ORDERS,
             max_sets=args.max_sets, seed=args.seed,
         )  # fmt: skip
-        own = results[entrant.name] = by_key(evaluated)
+        own = results[entrant.name] = by_view(evaluated)
         models.append({
             "name": entrant.name, "source": entrant.source, "channels": str(entrant.channels),
             "sets": [r.to_json() for r in evaluated],
