@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: predict, export, fold and push a model.
+"""`python -m timm_varchan`: predict, export, fold, describe and push a model.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some files of `predict`
 could not be read.
@@ -157,6 +157,13 @@ def _batches(
         yield x[:, planes], labels
 
 
+def _card(args: argparse.Namespace) -> int:
+    from timm_varchan.cards import write_card
+
+    print(write_card(args.folder, source=args.source, license=args.license))
+    return 0
+
+
 def _push(args: argparse.Namespace) -> int:
     address = hub.push(args.folder, args.repo_id, private=args.private, commit_message=args.message)
     print(address)
@@ -197,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     fold.add_argument("--channels", required=True, help="the channel set, as GB")
     fold.add_argument("--data", help="images to calibrate on (train) and compare on (validation)")
     fold.add_argument("--limit", type=int, default=512, help="images a split (512)")
+
+    card = commands.add_parser("card", help="write the model card of a saved folder")
+    card.set_defaults(run=_card)
+    card.add_argument("folder", help="what hub.save or a training run wrote")
+    card.add_argument("--source", help="where people will load it from, as hf-hub:ORG/NAME")
+    card.add_argument("--license", help="of the weights, as the hub spells it")
 
     push = commands.add_parser("push", help="upload a saved folder to the hub")
     push.set_defaults(run=_push)

@@ -1,0 +1,124 @@
+"""Model cards say what the files say, and their code runs."""
+
+import json
+import os
+import re
+
+import pytest
+import timm
+
+from timm_varchan import RGB, hub
+from timm_varchan.__main__ import main
+from timm_varchan.cards import Card, folder_card, markdown_table, usage, write_card
+
+ESTIMATE = {"value": 0.5, "low": 0.41, "high": 0.59}
+METRICS = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+
+
+def results(**changes):
+    """What a run leaves behind, as far as cards read it."""
+    view = {"mode": "named", "order": "in order", **dict.fromkeys(METRICS, ESTIMATE)}
+    sets = [{"channels": name, **view} for name in ("RGB", "G")]
+    return {
+        "config": {"pretrained": False, "lr": 0.002, "opt": "adamw", "channel_aug": "hcs"},
+        "seeds": [3],
+        "model": {"num_parameters": 12_345_678},
+        "data": {"name": "org/images", "class_names": ["a", "b"],
+                 "num_images": {"train": 100, "validation": 0, "test": 20, "evaluated": 20}},
+        "training": {"epochs": 7},
+        "evaluation": {"split": "test", "sets": sets},
+        "machine": {"num_processes": 2, "device": "cpu"},
+    } | changes  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved twin."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model = timm.create_model("dwg_rrdb_small", num_classes=2, dims=(8, 8, 8), growth=4)
+    hub.save(model, path, class_names=["cat", "dog"], channels=RGB, img_size=32, crop_pct=1.0)
+    return path
+
+
+def blocks(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def sections(text):
+    return re.findall(r"^## (.+)$", text, re.MULTILINE)
+
+
+def test_card_of_a_folder_says_what_its_files_say(folder):
+    (folder / "results.json").write_text(json.dumps(results()))
+    text = write_card(folder, source="hf-hub:org/name").read_text()
+    assert (folder / "README.md").read_text() == text
+    assert sections(text) == [
+        "Model Details",
+        "Model Usage",
+        "Model Comparison",
+        "Limits",
+        "Citation",
+    ]
+    assert "# Model card for name\n" in text
+    for part in ("R, 660 nm, mean", "cat, dog", "32 x 32", "12.35", "- org/images", "epochs: 7",
+                 "lr: 0.002", "| G | named | in order | 50.0 (41.0 to 59.0) |", "on 20 images",
+                 "seed 3", "2 x cpu", "hf-hub:org/name"):  # fmt: skip
+        assert part in text, part
+
+
+def test_code_of_a_card_runs(folder):
+    code = blocks(folder_card(folder).render())
+    assert len(code) == 3
+    for block in code:
+        assert block.startswith("import timm_varchan")
+        exec(compile(block, "card", "exec"), {})
+
+
+def test_a_plain_model_is_not_told_its_channels():
+    text = usage("resnet18", RGB, 64, stem=False)
+    assert "set_channels" not in text
+    assert "set_channels" in usage("dwg_resnet18", RGB, 64, stem=True)
+
+
+def test_without_results_the_card_claims_none(folder, tmp_path):
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        os.link(folder / name, copy / name)
+    text = folder_card(copy).render()
+    assert "Nothing is known here" in text
+    assert "%" not in text
+    assert "Model Comparison" not in text.replace("## Model Comparison\n\n## Limits", "")
+
+
+def test_data_that_is_not_on_the_hub_is_not_linked(folder):
+    (folder / "results.json").write_text(
+        json.dumps(results(data=results()["data"] | {"name": "synthetic"}))
+    )
+    text = folder_card(folder).render()
+    assert "datasets:" not in text
+    assert "**Data:** synthetic" in text
+
+
+def test_broken_files_are_told(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        folder_card(tmp_path)
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"results\.json is no result"):
+        folder_card(folder)
+    (folder / "results.json").unlink()
+
+
+def test_command(folder, capsys):
+    assert main(["card", str(folder), "--source", "hf-hub:a/b", "--license", "mit"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "README.md")
+    text = (folder / "README.md").read_text()
+    assert "license: mit" in text
+    assert "hf-hub:a/b" in text
+    assert main(["card", str(folder / "no")]) == 1
+
+
+def test_other_licences_have_a_name():
+    card = Card("x", "d", {"Classes": "2"}, "u", license="other", license_name="research")
+    assert "license: other\nlicense_name: research" in card.render()
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"

@@ -1,0 +1,297 @@
+"""Model cards in the sections of timm's: generated from results, never written by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models._hub import generate_readme
+
+from timm_varchan.channels import ChannelSet
+from timm_varchan.evaluation import METRICS
+from timm_varchan.hub.folder import read_config
+
+__all__ = ["CITATION", "Card", "folder_card", "markdown_table", "usage", "write_card"]
+
+RESULTS, CARD = "results.json", "README.md"
+TAGS = ["image-classification", "timm", "timm_varchan"]
+CITATION = """@misc{timm_varchan,
+  title = {timm\\_varchan: any timm model on any number, order and subset of input channels},
+  note = {Python package}
+}"""
+TIMM_CITATION = """@misc{rw2019timm,
+  author = {Ross Wightman},
+  title = {PyTorch Image Models},
+  year = {2019},
+  publisher = {GitHub},
+  journal = {GitHub repository},
+  doi = {10.5281/zenodo.4414861},
+  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
+}"""
+#: Rows of a table of results; a card is read by people.
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says, in the order in which it says it.
+
+    Args:
+        name: Of the model.
+        description: A few sentences.
+        details: Text, a list of texts or a dictionary of texts by heading.
+        usage: Markdown with code, from `usage`.
+        comparison: Markdown with the tables of results.
+        limits: What the figures do not say, one text each.
+        license: Of the weights, as the hub spells it; `"other"` with `license_name`.
+        license_name: What another licence is called.
+        citations: BibTeX entries.
+    """
+
+    name: str
+    description: str
+    details: Mapping[str, Any]
+    usage: str
+    comparison: str = ""
+    limits: Sequence[str] = ()
+    license: str = "apache-2.0"
+    license_name: str | None = None
+    citations: Sequence[str] = field(default=(TIMM_CITATION, CITATION))
+
+    def render(self) -> str:
+        """The card as Markdown with the hub's front matter."""
+        limits = "".join(f"- {text}\n" for text in self.limits)
+        content = {
+            "tags": TAGS,
+            "license": self.license,
+            "description": self.description,
+            "details": dict(self.details),
+            "usage": self.usage,
+            "comparison": self.comparison + (f"\n## Limits\n{limits}" if limits else ""),
+            "citation": list(self.citations),
+        }
+        if self.license_name is not None:
+            content["license_name"] = self.license_name
+        return generate_readme(content, self.name)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def with_interval(estimate: Mapping[str, float], factor: float = 100) -> str:
+    """An estimate with its 95 % interval, by default in per cent."""
+    value, low, high = (f"{factor * estimate[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def usage(source: str, channels: ChannelSet, img_size: int, *, stem: bool) -> str:
+    """Code that classifies, extracts features and embeds.
+
+    Args:
+        source: What `timm.create_model` takes.
+        channels: Of the input.
+        img_size: Height and width, in pixels.
+        stem: Whether the model takes other channels too.
+    """
+    shape = f"1, {len(channels)}, {img_size}, {img_size}"
+    other = f"""
+timm_varchan.set_channels(model, [490.0, 842.0])  # other channels, by name or wavelength in nm
+logits = model(torch.randn(1, 2, {img_size}, {img_size}))
+"""
+    return f"""### Image Classification
+```python
+import timm_varchan  # registers the architecture with timm
+import timm
+import torch
+
+model = timm.create_model("{source}", pretrained=True).eval()
+x = torch.randn({shape})  # {channels}, normalised by the means and deviations above
+probabilities, classes = model(x).softmax(dim=1).topk(min(5, model.num_classes))
+{other if stem else ""}```
+
+### Feature Map Extraction
+```python
+import timm_varchan
+import timm
+import torch
+
+model = timm.create_model("{source}", pretrained=True, features_only=True).eval()
+for features in model(torch.randn({shape})):
+    print(features.shape)
+```
+
+### Image Embeddings
+```python
+import timm_varchan
+import timm
+import torch
+
+model = timm.create_model("{source}", pretrained=True, num_classes=0).eval()
+embeddings = model(torch.randn({shape}))  # (1, num_features)
+```
+"""
+
+
+def folder_card(
+    folder: str | Path, *, source: str | None = None, license: str | None = None
+) -> Card:
+    """The card of a saved model, from its `config.json` and, where a run left it, `results.json`.
+
+    Args:
+        folder: What `timm_varchan.hub.save` or a training run wrote.
+        source: Where the model will be loaded from, as `"hf-hub:ORG/NAME"`; the folder itself by
+            default.
+        license: Of the weights, as the hub spells it; by default what the configuration says.
+
+    Returns:
+        The card.
+
+    Raises:
+        FileNotFoundError: The folder is no saved model.
+        ValueError: Its configuration or results are broken.
+    """
+    folder = Path(folder)
+    config = read_config(folder, str(folder))
+    results = _read_results(folder / RESULTS)
+    cfg = config.get("pretrained_cfg") or {}
+    architecture = str(config["architecture"])
+    img_size = int(cfg["input_size"][-1])
+    saved = config.get("channels")
+    channels = (
+        ChannelSet.from_config(saved) if saved else ChannelSet.anonymous(cfg["input_size"][0])
+    )
+    name = (source or str(folder.resolve())).rpartition("/")[2]
+    details: dict[str, Any] = {
+        "Model Type": f"Image classification, `{architecture}`",
+        "Model Stats": _stats(config, results, img_size),
+        "Channels": [_channel_text(c, channels, i) for i, c in enumerate(channels)],
+        "Classes": ", ".join(config.get("label_names") or ()) or str(config["num_classes"]),
+    }
+    if results is not None:
+        details |= _data_details(results)
+    return Card(
+        name=name,
+        description=_description(architecture, results),
+        details=details,
+        usage=usage(
+            source or f"local-dir:{folder}", channels, img_size,
+            stem=architecture.startswith("dwg_"),
+        ),
+        comparison="" if results is None else _results_section(results),
+        limits=_limits(results),
+        license=license or cfg.get("license") or "other",
+    )  # fmt: skip
+
+
+def write_card(folder: str | Path, **kwargs: Any) -> Path:
+    """Write the card of a saved model into its folder, where the hub looks for it; the path.
+
+    Args:
+        folder: As in `folder_card`.
+        **kwargs: As in `folder_card`.
+    """
+    path = Path(folder) / CARD
+    path.write_text(folder_card(folder, **kwargs).render(), encoding="utf-8")
+    return path
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["evaluation"]["sets"], results["data"]["num_images"], results["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no result of a training run ({type(error).__name__}: {error}). Remove it "
+            f"or run the evaluation again."
+        ) from error
+    return results
+
+
+def _stats(
+    config: Mapping[str, Any], results: Mapping[str, Any] | None, img_size: int
+) -> dict[str, str]:
+    stats = {"Image size": f"{img_size} x {img_size}", "Features": str(config["num_features"])}
+    if results is not None:
+        stats["Params (M)"] = f"{results['model']['num_parameters'] / 1e6:.2f}"
+    return stats
+
+
+def _channel_text(channel: Any, channels: ChannelSet, index: int) -> str:
+    parts = [channel.name or f"channel {index + 1}"]
+    if channel.wavelength_nm is not None:
+        parts.append(f"{channel.wavelength_nm:g} nm")
+    if channels.mean is not None and channels.std is not None:
+        parts.append(
+            f"mean {channels.mean[index]:.4g}, standard deviation {channels.std[index]:.4g}"
+        )
+    return ", ".join(parts)
+
+
+def _description(architecture: str, results: Mapping[str, Any] | None) -> str:
+    if results is None:
+        return (
+            f"A `{architecture}`. Nothing is known here of how it was trained: no results lie "
+            f"beside it."
+        )
+    config, data = results["config"], results["data"]
+    if results["training"] is None:
+        return f"A `{architecture}`, evaluated on {data['name']}; this run did not train it."
+    start = "timm's pretrained weights" if config.get("pretrained") else "random weights"
+    return (
+        f"A `{architecture}`, trained from {start} on {data['name']} "
+        f"({data['num_images']['train']} images, {len(data['class_names'])} classes)."
+    )
+
+
+def _data_details(results: Mapping[str, Any]) -> dict[str, Any]:
+    config, data = results["config"], results["data"]
+    counts = ", ".join(f"{n} {split}" for split, n in data["num_images"].items() if n)
+    # the hub links a `Dataset`, so only what can be one of its names goes there
+    is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data["name"]) and not Path(data["name"]).exists()
+    details: dict[str, Any] = {"Dataset" if is_on_hub else "Data": data["name"], "Images": counts}
+    if results["training"] is not None:
+        recipe = ("opt", "lr", "sched", "weight_decay", "batch_size", "smoothing", "channel_aug",
+                  "channel_identity", "seed")  # fmt: skip
+        training = results["training"]
+        details["Recipe"] = {
+            "epochs": str(training["epochs"]),
+            **{key: str(config[key]) for key in recipe if key in config},
+            "machine": f"{results['machine']['num_processes']} x {results['machine']['device']}",
+        }
+    return details
+
+
+def _results_section(results: Mapping[str, Any]) -> str:
+    sets, evaluation = results["evaluation"]["sets"], results["evaluation"]
+    head = ("channels", "mode", "order", *METRICS)
+    rows = [
+        [one["channels"], one["mode"], one["order"], *(with_interval(one[m]) for m in METRICS)]
+        for one in sets[:MAX_ROWS]
+    ]
+    left = len(sets) - len(rows)
+    more = f"\n{left} more rows are in `{RESULTS}`.\n" if left else ""
+    return (
+        f"Per cent with 95 % intervals on {results['data']['num_images']['evaluated']} images "
+        f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}"
+    )
+
+
+def _limits(results: Mapping[str, Any] | None) -> list[str]:
+    limits = ["Images must be normalised by the means and deviations above, channel by channel."]
+    if results is not None:
+        limits.append(
+            f"Intervals cover the choice of test images, not of seeds (seed "
+            f"{', '.join(map(str, results['seeds']))})."
+        )
+    return [*limits, f"Made with timm {timm.__version__}; `import timm_varchan` first: timm alone "
+            "does not know the architecture."]  # fmt: skip
