@@ -11,13 +11,15 @@ import shlex
 import sys
 
 from timm_varchan.training import (
+    CheckpointError,
     Interrupted,
     NonFiniteLossError,
     SetupError,
-    TrainConfig,
     accuracy_table,
+    parse_args,
     run,
     size_table,
+    to_args,
 )
 
 
@@ -26,14 +28,14 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    config = TrainConfig.from_args(args)
+    config = parse_args(args)
     try:
         outcome = run(config)
-    except (SetupError, NonFiniteLossError) as error:
+    except (SetupError, NonFiniteLossError, CheckpointError) as error:
         raise SystemExit(f"hf_train: {error}") from error
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
-            flags = shlex.join(dataclasses.replace(config, resume="auto").to_args())
+            flags = shlex.join(to_args(dataclasses.replace(config, resume="auto")))
             print("Stopped; a checkpoint is saved. Launch as before to resume, with:")
             print(f"{sys.argv[0]} {flags}", flush=True)
         return

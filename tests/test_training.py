@@ -24,11 +24,13 @@ from timm_varchan.training import (
     SetupError,
     TrainConfig,
     draw_channels,
+    parse_args,
     run,
+    to_args,
 )
 from timm_varchan.training import loop as training_loop
-from timm_varchan.training.checkpoint import Progress, RunFolder, read_progress
-from timm_varchan.training.loop import EpochSampler
+from timm_varchan.training.checkpoint import Checkpoints, Progress, read_progress
+from timm_varchan.training.epoch_sampler import EpochSampler
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
 
@@ -41,9 +43,9 @@ def test_every_flag_reads_back_to_the_same_configuration():
         model_kwargs={"drop_rate": 0.1, "global_pool": "max"}, clip_grad=1.0, lr=0.5,
         eval_modes=("named", "mask"), eval_orders=("shuffled",), resume="auto",
     )  # fmt: skip
-    assert TrainConfig.from_args(config.to_args()) == config
-    assert TrainConfig.from_args([]) == TrainConfig()
-    assert TrainConfig().to_args() == []
+    assert parse_args(to_args(config)) == config
+    assert parse_args([]) == TrainConfig()
+    assert to_args(TrainConfig()) == []
     assert json.loads(json.dumps(config.to_json()))["eval_modes"] == ["named", "mask"]
     nested = dataclasses.replace(config, model_kwargs={"blocks": ((1, 2), {"a": (3,)})}).to_json()
     assert json.loads(json.dumps(nested)) == nested
@@ -51,7 +53,7 @@ def test_every_flag_reads_back_to_the_same_configuration():
 
 def test_help_has_groups_and_a_text_for_every_field(capsys):
     with pytest.raises(SystemExit):
-        TrainConfig.from_args(["--help"])
+        parse_args(["--help"])
     text = capsys.readouterr().out
     for field in dataclasses.fields(TrainConfig):
         assert "--" + field.name.replace("_", "-") in text
@@ -72,7 +74,7 @@ def test_help_has_groups_and_a_text_for_every_field(capsys):
 )
 def test_wrong_flags_are_refused(args, message, capsys):
     with pytest.raises(SystemExit):
-        TrainConfig.from_args(args)
+        parse_args(args)
     assert message in capsys.readouterr().err
 
 
@@ -171,7 +173,7 @@ def test_a_saved_model_gives_equal_logits(tmp_path, told):
 
 
 def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = Checkpoints(tmp_path / "checkpoints")
     for number, accuracy in enumerate((math.nan, math.nan, math.nan)):
         write_checkpoint(tmp_path, number, accuracy)
     assert folder.best().name == "step-00000002"
@@ -184,7 +186,9 @@ def write_checkpoint(path, updates, accuracy):
     checkpoint = path / "checkpoints" / f"step-{updates:08d}"
     checkpoint.mkdir(parents=True)
     progress = Progress(updates=updates, history=[{"eval_accuracy": accuracy}])
-    (checkpoint / "progress.json").write_text(json.dumps(dataclasses.asdict(progress)))
+    (checkpoint / "progress.json").write_text(
+        json.dumps({"progress": dataclasses.asdict(progress), "files": {}})
+    )
 
 
 def test_a_folder_with_something_else_is_not_replaced(tmp_path):
@@ -209,8 +213,8 @@ def finished(tmp_path_factory):
 def test_everything_is_written(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
-        "run.json", "summary.csv", "results.json", "results.md", "curves.png", "channel_sets.png",
-        "model", "checkpoints",
+        "run.json", "environment.json", "summary.csv", "results.json", "results.md", "curves.png",
+        "channel_sets.png", "model", "checkpoints",
     }  # fmt: skip
     lines = (finished.folder / "summary.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,train_loss,train_accuracy,eval_loss,eval_accuracy,lr,")
@@ -284,7 +288,7 @@ def test_the_script_ends_with_one_line_where_the_flags_are_wrong(finished):
     spec = importlib.util.spec_from_file_location("hf_train", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    args = dataclasses.replace(TINY, output_dir=str(finished.folder)).to_args()
+    args = to_args(dataclasses.replace(TINY, output_dir=str(finished.folder)))
     with pytest.raises(SystemExit, match=r"^hf_train: .* holds a run already.*--resume auto"):
         script.main(args)
 
@@ -336,7 +340,7 @@ def test_a_resumed_run_equals_one_that_nothing_disturbed(finished, tmp_path, mon
         with pytest.raises(Interrupted):
             run(config)
     assert signal.getsignal(signal.SIGTERM) is before
-    checkpoint = RunFolder(tmp_path / "run").last()
+    checkpoint = Checkpoints(tmp_path / "run" / "checkpoints").last()
     assert read_progress(checkpoint).updates == update + 1
     forget_accelerate()
     outcome = run(dataclasses.replace(config, resume="auto"))
@@ -348,11 +352,11 @@ def test_a_resumed_run_equals_one_that_nothing_disturbed(finished, tmp_path, mon
 
 
 def test_a_half_written_checkpoint_is_none(finished, tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = Checkpoints(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / ".writing-step-00000009").mkdir(parents=True)
     assert folder.last() is None
     assert folder.best() is None
-    kept = RunFolder(finished.folder).checkpoints()
+    kept = Checkpoints(finished.folder / "checkpoints").all()
     assert 1 <= len(kept) <= 2
     assert kept[-1].name == "step-00000006"
 
@@ -371,7 +375,7 @@ def test_a_loss_that_is_no_number_stops_with_step_channels_and_cure(tmp_path, mo
         NonFiniteLossError, match=r"epoch 2, step 2 \(channels RG, lr .*--clip-grad.*step-00000003"
     ):
         run(config)
-    assert RunFolder(tmp_path / "run").last().name == "step-00000003"
+    assert Checkpoints(tmp_path / "run" / "checkpoints").last().name == "step-00000003"
 
 
 @pytest.mark.parametrize("aug", ["shuffle", "hcs-sample"])

@@ -1,5 +1,6 @@
 """Data sets, transforms for any number of channels, and batches."""
 
+from timm_varchan.data.cached import cached
 from timm_varchan.data.channel_stats import channel_stats
 from timm_varchan.data.collate import collate_padded
 from timm_varchan.data.images import read_image
@@ -15,6 +16,7 @@ __all__ = [
     "ImageData",
     "ImageSplit",
     "TransformedSplit",
+    "cached",
     "channel_stats",
     "collate_padded",
     "eval_transform",

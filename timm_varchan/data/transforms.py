@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.data.plane_augment import RandomOperations
 
+#: RandAugment at timm's usual strength, 9 of 10 being its strongest; TrivialAugment.
+AUTO_AUGMENTS: dict[str, dict[str, Any]] = {
+    "rand": {"num_ops": 2, "strength": 0.9},
+    "trivial": {"num_ops": 1, "strength": None},
+}
 _UINT8_MAX, _UINT16_MAX = 255.0, 65535.0
 
 
@@ -80,10 +87,12 @@ def train_transform(
     hflip: float = 0.5,
     vflip: float = 0.0,
     rotation_degrees: float = 15.0,
+    auto_augment: str = "none",
+    erase_prob: float = 0.0,
 ) -> nn.Module:
-    """The reference report's augmentation of one image: crop, flip, normalisation, rotation.
+    """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
 
-    Its channel shuffling is done to whole batches, by `timm_varchan.training.draw_channels`.
+    The report's channel shuffling is done to whole batches: `timm_varchan.training.draw_channels`.
 
     Args:
         img_size: Height and width of the result.
@@ -93,6 +102,8 @@ def train_transform(
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip (images from above have no up).
         rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
+        auto_augment: Key of `AUTO_AUGMENTS`.
+        erase_prob: Probability that a rectangle becomes the mean, 0.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
@@ -115,6 +126,10 @@ def train_transform(
         # the rim twice then, and it comes out below both the image and the fill.
         bilinear = InterpolationMode.BILINEAR
         steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=None))
+    if auto_augment != "none":
+        steps.append(RandomOperations(**AUTO_AUGMENTS[auto_augment]))
+    if erase_prob > 0:
+        steps.append(v2.RandomErasing(erase_prob))
     return nn.Sequential(*steps)
 
 

@@ -3,6 +3,7 @@
 from timm_varchan.evaluation.channel_sets import (
     SetResult,
     SizeSummary,
+    default_modes,
     evaluate_channel_sets,
     has_stems,
     predict_channel_sets,
@@ -32,6 +33,7 @@ __all__ = [
     "SizeSummary",
     "choose_sets",
     "classification_metrics",
+    "default_modes",
     "evaluate_channel_sets",
     "has_stems",
     "paired_difference",

@@ -22,6 +22,7 @@ from timm_varchan.models import set_channels, share, stems
 __all__ = [
     "SetResult",
     "SizeSummary",
+    "default_modes",
     "evaluate_channel_sets",
     "has_stems",
     "predict_channel_sets",
@@ -193,8 +194,8 @@ def predict_channel_sets(
     return whole[:, :-1], whole[:, -1]
 
 
-def _default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
-    """What a model can do with these channels."""
+def default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
+    """The modes in which a model can meet these channels."""
     if not has_stems(model):
         return ("mask",)
     return ("anonymous",) if channels.is_anonymous else ("named", "anonymous")
@@ -237,7 +238,7 @@ def evaluate_channel_sets(
     Raises:
         ValueError: Unknown modes or orders, no images.
     """
-    modes = _default_modes(model, channels) if modes is None else modes
+    modes = default_modes(model, channels) if modes is None else modes
     for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
         unknown = [name for name in given if name not in known]
         if unknown or not given:

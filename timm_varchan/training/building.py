@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from timm.models import is_model, model_entrypoint, resolve_model_input_args
 from torch import nn
 
@@ -11,6 +12,7 @@ from timm_varchan.channels import ChannelSet
 from timm_varchan.data import ImageData
 from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import load
+from timm_varchan.models import adapt
 from timm_varchan.training.channel_draws import FIXED_COUNT_AUGS
 from timm_varchan.training.configuration import TrainConfig
 
@@ -29,11 +31,34 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     if resolved["pretrained_cfg"]["fixed_input_size"]:
         kwargs["img_size"] = config.pixels
     kwargs |= _channel_names(resolved, data.channels)
+    if config.drop_path:
+        kwargs["drop_path_rate"] = config.drop_path
+    if config.adapt:
+        del kwargs["in_chans"]  # the stem's kernels stay those of the saved model
     kwargs |= config.model_kwargs
-    model = load(config.model, pretrained=config.pretrained or ":" in config.model, **kwargs).model
+    model = _load(config, kwargs)
+    if config.adapt:
+        adapt(model, in_chans=len(data.channels), **_words(data.channels))
+    if config.grad_checkpointing:
+        model.set_grad_checkpointing()  # type: ignore[operator]  # every timm model has it
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
     if not has_stems(model) and config.channel_aug not in FIXED_COUNT_AUGS:
         raise ValueError(_fixed_count(config, architecture(model)))
     return model.train()
+
+
+def _load(config: TrainConfig, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return load(
+            config.model, pretrained=config.pretrained or ":" in config.model, **kwargs
+        ).model
+    except ValueError as error:
+        if config.drop_path and "drop_path_rate" in str(error.__cause__):
+            raise ValueError(
+                f"{config.model} has no stochastic depth. Add --drop-path 0."
+            ) from error
+        raise
 
 
 def _resolve(config: TrainConfig) -> dict[str, Any]:
@@ -48,8 +73,11 @@ def _channel_names(resolved: dict[str, Any], channels: ChannelSet) -> dict[str, 
     """Names without a wavelength, of which a twin learns a code: those that it has come first."""
     if not model_entrypoint(resolved["model_name"]).__module__.startswith("timm_varchan"):
         return {}
+    return _words(channels, tuple(resolved.get("channel_names", ())))
+
+
+def _words(channels: ChannelSet, known: tuple[str, ...] = ()) -> dict[str, Any]:
     words = [c.name for c in channels if c.name is not None and c.wavelength_nm is None]
-    known = tuple(resolved.get("channel_names", ()))
     names = known + tuple(word for word in words if word not in known)
     return {"channel_names": names} if names else {}
 
@@ -57,7 +85,9 @@ def _channel_names(resolved: dict[str, Any], channels: ChannelSet) -> dict[str, 
 def _fixed_count(config: TrainConfig, name: str) -> str:
     twin = f"dwg_{name}"
     cure = (
-        f"--model {twin}" if ":" not in config.model and is_model(twin) else "a model with a stem"
+        f"--model {twin}"
+        if ":" not in config.model and is_model(twin)
+        else "--adapt, which puts a stem into it"
     )
     return (
         f"{config.model} takes a fixed number of channels, --channel-aug {config.channel_aug} "

@@ -1,34 +1,36 @@
-"""Checkpoints that are there whole or not at all, and the folder that belongs to one run."""
+"""Checkpoints that are there whole or not at all, and are looked at before they are used."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from timm_varchan.training.configuration import TrainConfig
+__all__ = ["CheckpointError", "Checkpoints", "Progress", "read_progress"]
 
-__all__ = ["Progress", "RunFolder", "check_folder"]
+logger = logging.getLogger(__name__)
 
-#: The file that says whose a folder is.
-MARK = "run.json"
+#: Written last; holds the sizes and checksums of all other files.
+PROGRESS = "progress.json"
+#: How many are kept besides the best: where the newest is damaged, the one before it serves.
+NUM_KEPT = 2
 
-#: Fields in which a resumed run may differ from the one that it continues.
-_FREE_FIELDS = frozenset(
-    {
-        "output_dir", "resume", "workers", "expect_processes", "eval_modes", "eval_orders",
-        "eval_max_sets", "eval_batch_size", "eval_checkpoint",
-    }
-)  # fmt: skip
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
 
 
 @dataclass
@@ -37,19 +39,19 @@ class Progress:
 
     Args:
         epoch: Epochs done.
-        step: Steps done in the epoch after them.
-        updates: Steps done altogether.
-        sums: Loss, correct and seen images of the epoch's steps so far, over all processes.
+        step: Updates done in the epoch after them.
+        updates: Updates done altogether.
         history: One entry an epoch, as in `summary.csv`.
-        images_per_step: Images a step over all processes.
+        images_per_update: Images an update over all processes.
+        num_processes: How many processes.
     """
 
     epoch: int = 0
     step: int = 0
     updates: int = 0
-    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    history: list[dict[str, float]] = field(default_factory=list)
-    images_per_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    images_per_update: int = 0
+    num_processes: int = 1
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -59,144 +61,165 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The output folder of a run and its checkpoints."""
+class Checkpoints:
+    """The checkpoints of a run, in a folder of their own."""
 
     path: Path
 
-    def claim(self, config: TrainConfig) -> None:
-        """Write the run's mark; the main process does, once everything is set up."""
-        (self.path / MARK).write_text(json.dumps(config.to_json(), indent=2))
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def checkpoints(self) -> list[Path]:
+    def all(self) -> list[Path]:
         """The finished checkpoints, oldest first."""
-        return sorted(self._checkpoints.glob("step-*"))
+        return sorted(self.path.glob("step-*"))
 
     def last(self) -> Path | None:
-        """The newest checkpoint."""
-        found = self.checkpoints()
-        return found[-1] if found else None
+        """The newest checkpoint that is whole; others are named in the log."""
+        for checkpoint in reversed(self.all()):
+            problem = damage(checkpoint)
+            if problem is None:
+                return checkpoint
+            logger.warning("%s is damaged (%s): the one before it is used", checkpoint, problem)
+        return None
 
     def best(self) -> Path | None:
         """The checkpoint at the end of an epoch with the highest validation accuracy."""
-        whole = [c for c in self.checkpoints() if read_progress(c).step == 0]
+        whole = [c for c in self.all() if read_progress(c).step == 0]
         return max(whole, key=lambda c: read_progress(c).rank, default=None)
 
-    def save(self, accelerator: Accelerator, progress: Progress) -> Path:
-        """Write a checkpoint under another name and rename it; keep the last and the best.
+    def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> Path:
+        """Write a checkpoint under another name and rename it; keep the newest and the best.
 
         Call it on every process.
+
+        Args:
+            accelerator: Saves what it prepared.
+            progress: How far training is.
+            own: What this process alone knows.
+
+        Raises:
+            CheckpointError: It cannot be written; those before it are as they were.
         """
-        target = self._checkpoints / f"step-{progress.updates:08d}"
-        temporary = self._checkpoints / f".writing-{target.name}"
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=2))
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(temporary, target)
-            keep = {self.last(), self.best()}
-            for old in self.checkpoints():
-                if old not in keep:
-                    shutil.rmtree(old)
+        target = self.path / f"step-{progress.updates:08d}"
+        temporary = self.path / f".writing-{target.name}"
+        with self._reporting(temporary):
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            save_file(dict(own), temporary / _own_name(accelerator.process_index))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                _seal(temporary, progress)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(temporary, target)
+                _sync(self.path)
+                self._forget_old()
         accelerator.wait_for_everyone()
         return target
 
-    def load(self, accelerator: Accelerator, checkpoint: Path) -> Progress:
-        """Load a checkpoint into what the accelerator prepared."""
+    @contextmanager
+    def _reporting(self, temporary: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            good = self.last()
+            cure = f"The last good checkpoint is {good}" if good else "No checkpoint is saved"
+            raise CheckpointError(
+                f"A checkpoint cannot be written to {self.path} ({error}). Free space or make the "
+                f"folder writable, then go on with --resume auto. {cure}."
+            ) from error
+
+    def _forget_old(self) -> None:
+        found = self.all()
+        keep = {*found[-NUM_KEPT:], self.best()}
+        for old in found:
+            if old not in keep:
+                shutil.rmtree(old)
+
+    def load(
+        self, accelerator: Accelerator, checkpoint: Path
+    ) -> tuple[Progress, dict[str, Tensor]]:
+        """Load a checkpoint into what the accelerator prepared.
+
+        Returns:
+            The progress, and what each process alone knew: the main process's, then this one's.
+        """
+        progress = read_progress(checkpoint)
         accelerator.load_state(str(checkpoint))
-        return read_progress(checkpoint)
+        own = load_file(checkpoint / _own_name(0))
+        mine = checkpoint / _own_name(accelerator.process_index)
+        return progress, {**own, **load_file(mine)} if mine.is_file() else own
 
     def resume_from(self, resume: str | None) -> Path | None:
         """The checkpoint that `--resume` means.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or it is damaged.
         """
         if resume is None:
             return None
         if resume == "auto":
             return self.last()
-        path = Path(resume)
-        if not (path / "progress.json").is_file():
+        problem = damage(Path(resume))
+        if problem is not None:
             raise ValueError(
-                f"--resume {resume} is no checkpoint (it has no progress.json). Give a folder "
+                f"--resume {resume} is no checkpoint ({problem}). Give a folder "
                 f"checkpoints/step-... of a run, or 'auto'."
             )
-        return path
+        return Path(resume)
+
+
+def _own_name(process_index: int) -> str:
+    return f"process-{process_index:05d}.safetensors"
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """How far training was at a checkpoint."""
-    values = json.loads((checkpoint / "progress.json").read_text())
-    return Progress(**{**values, "sums": tuple(values["sums"])})
+    return Progress(**json.loads((checkpoint / PROGRESS).read_text())["progress"])
 
 
-def check_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
-    """See that the output folder may become this run's own, before anything is trained.
-
-    Args:
-        config: The run.
-        accelerator: The main process looks, all hear of it.
-
-    Returns:
-        The folder; `RunFolder.claim` makes it the run's own when nothing else can go wrong.
-
-    Raises:
-        ValueError: It cannot be written, holds something else, or a run with another configuration.
-    """
-    folder = RunFolder(Path(config.output_dir))
-    verdict: list[str | None] = [None]
-    if accelerator.is_main_process:
-        verdict = [_refusal(folder.path, config)]
-    broadcast_object_list(verdict)
-    if verdict[0] is not None:
-        raise ValueError(verdict[0])
-    return folder
-
-
-def _refusal(path: Path, config: TrainConfig) -> str | None:
-    """Why a folder cannot be this run's, or None."""
-    mark = path / MARK
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, or None."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        return (
-            f"The output folder {path} cannot be written ({error.strerror}). Choose another one "
-            f"with --output-dir."
-        )
-    if any(path.iterdir()):
-        if not mark.is_file():
-            return f"{path} is not empty and holds no run. Choose another --output-dir."
-        if config.resume is None:
-            return (
-                f"{path} holds a run already. Continue it with --resume auto, or choose another "
-                f"--output-dir."
-            )
-        return _difference(path, json.loads(mark.read_text()), config.to_json())
+        files = json.loads((checkpoint / PROGRESS).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{PROGRESS} cannot be read: {error}"
+    for name, expected in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if list(_fingerprint(file)) != expected:
+            return f"{name} is not what was written"
     return None
 
 
-def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """In what the run in a folder differs from the one that should continue it."""
-    changed = [
-        f"{name} {old.get(name)!r} -> {value!r}"
-        for name, value in new.items()
-        if name not in _FREE_FIELDS and old.get(name) != value
-    ]
-    if not changed:
-        return None
-    return (
-        f"{path} holds another run ({'; '.join(changed)}). Continue it with its own flags (see "
-        f"run.json), or choose another --output-dir."
-    )
+def _seal(folder: Path, progress: Progress) -> None:
+    """Put everything on the disk, and last what tells how everything should look."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            _sync(file)
+            files[str(file.relative_to(folder))] = _fingerprint(file)
+    sealed = folder / PROGRESS
+    sealed.write_text(json.dumps({"progress": asdict(progress), "files": files}, indent=2))
+    _sync(sealed)
+
+
+def _fingerprint(file: Path) -> tuple[int, int]:
+    """Size and CRC-32 of a file."""
+    size = check = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            size, check = size + len(chunk), zlib.crc32(chunk, check)
+    return size, check
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

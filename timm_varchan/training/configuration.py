@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import ast
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
 from timm_varchan.training.channel_draws import CHANNEL_AUGS
 
-__all__ = ["TrainConfig"]
+__all__ = ["GROUPS", "TrainConfig", "flag"]
 
+#: The groups of `--help` and what stands under their names.
+GROUPS = {
+    "data": "where images and labels come from, and how they are read",
+    "augmentation": "what training does to images and channels",
+    "model": "what is trained",
+    "training": "optimizer, schedule and loss",
+    "speed": "precision and how the work is done; none of it changes what is learned",
+    "evaluation": "how every channel set is tested",
+    "run": "folder, checkpoints, log",
+}
 #: Height and width of the images where nothing else is said.
 DEFAULT_PIXELS = 64
 _SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant", "none")
+_PRECISIONS = ("no", "bf16", "fp16")
 
 
 def _option(group: str, default: Any, text: str, choices: Iterable[str] | None = None) -> Any:
@@ -29,8 +38,10 @@ def _option(group: str, default: Any, text: str, choices: Iterable[str] | None =
 
 
 _data = partial(_option, "data")
+_augmentation = partial(_option, "augmentation")
 _model = partial(_option, "model")
 _training = partial(_option, "training")
+_speed = partial(_option, "speed")
 _evaluation = partial(_option, "evaluation")
 _run = partial(_option, "run")
 
@@ -42,7 +53,7 @@ class TrainConfig:
     dataset: str = _data("synthetic", "'synthetic', folder, Parquet or list file, or hub name")
     channels: str | None = _data(None, "what the planes are, in order: RGB, B02+B08, ...")
     img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
-    limit: int | None = _data(None, "at most so many images a split")
+    limit: int | None = _data(None, "at most so many images a split, as many of each class")
     image_column: str | None = _data(None, "column of the images")
     label_column: str | None = _data(None, "column of the labels")
     train_split: str | None = _data(None, "what the source calls its training split")
@@ -53,27 +64,59 @@ class TrainConfig:
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
+    cache: bool = _data(False, "decode every image once and keep it in memory")
     workers: int = _data(2, "processes that load data, for each process that trains")
+    prefetch: int = _data(2, "batches that a worker loads ahead")
+
+    crop_scale: tuple[float, float] = _augmentation(
+        (0.35, 1.0), "share of the area that crops keep"
+    )
+    crop_ratio: tuple[float, float] = _augmentation((3 / 4, 4 / 3), "width over height of crops")
+    hflip: float = _augmentation(0.5, "probability of a horizontal flip")
+    vflip: float = _augmentation(0.0, "probability of a vertical flip (images from above)")
+    rotation_degrees: float = _augmentation(15.0, "rotations are drawn from plus to minus this")
+    auto_augment: str = _augmentation(
+        "none", "random operations on any planes: RandAugment, TrivialAugment",
+        ("none", "rand", "trivial"),
+    )  # fmt: skip
+    erase_prob: float = _augmentation(0.0, "probability that a rectangle is erased")
+    mixup: float = _augmentation(0.0, "alpha of mixup")
+    cutmix: float = _augmentation(0.0, "alpha of cutmix")
+    channel_aug: str = _augmentation(
+        "hcs-sample", "what is done to a batch's channels", CHANNEL_AUGS
+    )
 
     model: str = _model("dwg_test_resnet", "a timm model, its twin 'dwg_...', or local-dir:FOLDER")
     model_kwargs: dict[str, Any] = _model({}, "further arguments of timm.create_model")  # noqa: RUF009
     pretrained: bool = _model(False, "start from pretrained weights")
+    adapt: bool = _model(False, "put a stem into a model that has none (local-dir:, hf-hub:)")
     channel_identity: str = _model(
         "named", "whether training tells the model the channels", ("named", "anonymous")
     )
+    train_only: str = _model(
+        "all", "'head' or 'stem': all else stays as it is", ("all", "head", "stem")
+    )
+    drop_path: float = _model(0.0, "rate of stochastic depth, where the model has it")
 
     epochs: int = _training(15, "times through the training images")
-    batch_size: int = _training(32, "images a step and process")
+    batch_size: int = _training(32, "images a forward pass and process")
+    grad_accum_steps: int = _training(1, "forward passes an update")
     lr: float = _training(2e-3, "highest learning rate")
     min_lr: float = _training(0.0, "learning rate at the end")
     warmup_epochs: int = _training(1, "epochs over which the learning rate rises")
     opt: str = _training("adamw", "a timm optimizer")
     sched: str = _training("cosine", "a timm scheduler, stepped every update", _SCHEDULES)
     weight_decay: float = _training(0.05, "weight decay; none on biases and norms")
+    layer_decay: float | None = _training(None, "factor of the learning rate from layer to layer")
     smoothing: float = _training(0.0, "label smoothing")
     clip_grad: float | None = _training(None, "largest norm of the gradient")
-    channel_aug: str = _training("hcs-sample", "what is done to a batch's channels", CHANNEL_AUGS)
+    ema_decay: float | None = _training(None, "keep, test and save an average of the weights")
     seed: int = _training(0, "of weights, order, augmentation and channel draws")
+
+    mixed_precision: str | None = _speed(None, "as accelerate was launched, or", _PRECISIONS)
+    channels_last: bool = _speed(False, "keep images and kernels in the channels_last layout")
+    compile: bool = _speed(False, "torch.compile; one or two graphs for all channel sets")
+    grad_checkpointing: bool = _speed(False, "less memory for more time")
 
     eval_modes: tuple[str, ...] | None = _evaluation(
         None, "how the model meets a channel set; what it can by default", MODES
@@ -83,28 +126,44 @@ class TrainConfig:
     eval_batch_size: int = _evaluation(128, "images a batch and process")
     eval_checkpoint: str = _evaluation("last", "which one is evaluated and saved", ("last", "best"))
     eval_only: str | None = _evaluation(None, "evaluate this saved model folder, train nothing")
+    eval_statistics: int = _evaluation(
+        0, "estimate BatchNorm's statistics anew for every set, on so many training images"
+    )
+    val_max_sets: int = _evaluation(8, "channel sets of the validation after every epoch")
 
+    recipe: str | None = _run(None, "named defaults of all other flags")
     output_dir: str = _run("output", "folder of the run")
     resume: str | None = _run(None, "'auto': the run in the output folder; or a checkpoint folder")
+    checkpoint_steps: int = _run(0, "also save after every so many updates; 0: after epochs only")
+    trackers: tuple[str, ...] = _run((), "log there too", ("tensorboard", "wandb"))
     expect_processes: int | None = _run(None, "stop unless so many processes work together")
 
     def __post_init__(self) -> None:
         for name, low in (
             ("img_size", 1), ("epochs", 1), ("batch_size", 1), ("eval_batch_size", 1),
-            ("workers", 0), ("warmup_epochs", 0), ("lr", 0), ("min_lr", 0), ("weight_decay", 0),
+            ("grad_accum_steps", 1), ("workers", 0), ("prefetch", 1), ("warmup_epochs", 0),
+            ("lr", 0), ("min_lr", 0), ("weight_decay", 0), ("mixup", 0), ("cutmix", 0),
+            ("rotation_degrees", 0), ("drop_path", 0), ("clip_grad", 0), ("checkpoint_steps", 0),
+            ("eval_statistics", 0), ("val_max_sets", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ValueError(f"{flag(name)} is {value}; it must be {low} or more.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"--smoothing is {self.smoothing}; it must be in 0..1, below 1.")
+        for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1.")
+        for name in ("smoothing", "ema_decay", "drop_path"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1, below 1.")
+        if self.mixes and self.batch_size % 2:
+            raise ValueError(
+                f"--batch-size is {self.batch_size}; --mixup and --cutmix mix pairs, so it must be "
+                f"even."
+            )
         for field in dataclasses.fields(self):
             self._check_choice(field)
-
-    @property
-    def pixels(self) -> int:
-        """Height and width of the images."""
-        return DEFAULT_PIXELS if self.img_size is None else self.img_size
 
     def _check_choice(self, field: dataclasses.Field[Any]) -> None:
         value, choices = getattr(self, field.name), field.metadata["choices"]
@@ -112,51 +171,15 @@ class TrainConfig:
         if choices is not None and value is not None and not set(given) <= set(choices):
             raise ValueError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
 
-    @classmethod
-    def parser(cls, **kwargs: Any) -> argparse.ArgumentParser:
-        """An argument parser with a flag for every field."""
-        parser = argparse.ArgumentParser(
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs
-        )
-        groups: dict[str, Any] = {}
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            name = field.metadata["group"]
-            if name not in groups:
-                groups[name] = parser.add_argument_group(name)
-            groups[name].add_argument(flag(field.name), **_argument(field, hints[field.name]))
-        return parser
+    @property
+    def pixels(self) -> int:
+        """Height and width of the images."""
+        return DEFAULT_PIXELS if self.img_size is None else self.img_size
 
-    @classmethod
-    def from_args(cls, args: Sequence[str] | None = None) -> TrainConfig:
-        """The configuration of a command line, `sys.argv` by default.
-
-        Raises:
-            SystemExit: Wrong flags or values, after saying which.
-        """
-        parser = cls.parser(description="Train a model for any number of channels.")
-        values: dict[str, Any] = vars(parser.parse_args(args))
-        try:
-            return cls(**{k: _frozen(v) for k, v in values.items()})
-        except ValueError as error:
-            parser.error(str(error))
-
-    def to_args(self) -> list[str]:
-        """The flags that differ from the defaults, which `from_args` reads to the same."""
-        args: list[str] = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == getattr(type(self)(), field.name):
-                continue
-            if isinstance(value, bool):
-                args.append(flag(field.name) if value else flag(f"no_{field.name}"))
-            elif isinstance(value, dict):
-                args += [flag(field.name), *(f"{k}={v!r}" for k, v in value.items())]
-            elif isinstance(value, tuple):
-                args += [flag(field.name), *value]
-            else:
-                args += [flag(field.name), str(value)]
-        return args
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
@@ -168,50 +191,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """The keywords of `add_argument` for a field of some type."""
-    types = [t for t in get_args(hint) if t is not type(None)] if get_args(hint) else [hint]
-    kind = hint if str(hint).startswith(("tuple", "dict")) else types[0]
-    common = {"help": field.metadata["help"], "default": field.default}
-    if field.metadata["choices"] is not None:
-        common["choices"] = field.metadata["choices"]
-    if kind is bool:
-        return common | {"action": argparse.BooleanOptionalAction}
-    if str(kind).startswith("tuple"):
-        return common | {"nargs": "+", "type": str}
-    if str(kind).startswith("dict"):
-        return common | {"action": _KeyValues, "nargs": "*", "default": {}, "metavar": "NAME=VALUE"}
-    return common | {"type": kind}
-
-
-class _KeyValues(argparse.Action):
-    """Collects `name=value`; values are Python literals, else text."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        result = {}
-        for item in values:
-            name, separator, text = item.partition("=")
-            if not separator:
-                parser.error(f"{option_string} {item!r} needs the form name=value.")
-            try:
-                result[name] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                result[name] = text
-        setattr(namespace, self.dest, result)
-
-
 def _plain(value: Any) -> Any:
     """What JSON gives back: a configuration that was written and read compares equal."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

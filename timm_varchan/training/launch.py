@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     KwargsHandler,
+    ProjectConfiguration,
 )
 
-__all__ = ["create_accelerator"]
+from timm_varchan.training.configuration import TrainConfig
+
+__all__ = ["create_accelerator", "is_sharded"]
+
+#: ZeRO's stage that divides the weights too.
+_ALL_SHARDED = 3
 
 _TWO_ON_CPU = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} --num_machines 1 "
@@ -21,14 +30,14 @@ _TWO_ON_CPU = (
 )
 
 
-def create_accelerator(expect_processes: int | None = None) -> Accelerator:
+def create_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of a run, after checking that the launcher did what it was asked.
 
     DDP does not broadcast buffers: it would send the first process's channel tables to all others,
     whose batches have other channel sets; BatchNorm's statistics are averaged each epoch instead.
 
     Args:
-        expect_processes: How many processes must work together; not checked if None.
+        config: Precision, accumulation, clipping, trackers, and how many processes are expected.
 
     Returns:
         The accelerator.
@@ -42,8 +51,17 @@ def create_accelerator(expect_processes: int | None = None) -> Accelerator:
     if wants_deepspeed and not torch.cuda.is_available():
         # DeepSpeed's own choice on a CPU leaves every process alone.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    accelerator = Accelerator(kwargs_handlers=handlers)
-    problem = _problem(accelerator.num_processes, expect_processes)
+    folder = Path(config.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.grad_accum_steps, sync_with_dataloader=False
+        ),
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(str(folder), str(folder / "tensorboard")),
+        kwargs_handlers=handlers,
+    )
+    problem = _problem(accelerator.num_processes, config.expect_processes)
     if wants_deepspeed and accelerator.distributed_type != DistributedType.DEEPSPEED:
         problem = (
             f"DeepSpeed was asked for, but the launcher set up {accelerator.distributed_type.value}"
@@ -53,7 +71,25 @@ def create_accelerator(expect_processes: int | None = None) -> Accelerator:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
         raise SystemExit(problem if os.environ.get("RANK", "0") == "0" else 1)
+    if accelerator.state.deepspeed_plugin is not None:
+        _configure_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, config)
     return accelerator
+
+
+def _configure_deepspeed(values: dict[str, Any], config: TrainConfig) -> None:
+    """Say to DeepSpeed what the flags say: left to itself it clips at 1."""
+    values["gradient_clipping"] = config.clip_grad or 0.0
+    values["gradient_accumulation_steps"] = config.grad_accum_steps
+    values["train_micro_batch_size_per_gpu"] = config.batch_size
+    values["zero_allow_untested_optimizer"] = True
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process has all weights: ZeRO-3, FSDP."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        return int(plugin.zero_stage) == _ALL_SHARDED
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def _problem(num_processes: int, expected: int | None) -> str | None:

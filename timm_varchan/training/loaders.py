@@ -16,6 +16,7 @@ from timm_varchan.data import (
     ImageData,
     ImageSplit,
     TransformedSplit,
+    cached,
     channel_stats,
     eval_transform,
     load_data,
@@ -23,7 +24,7 @@ from timm_varchan.data import (
 )
 from timm_varchan.hub import SavedModel
 from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.loop import EpochSampler
+from timm_varchan.training.epoch_sampler import EpochSampler
 
 __all__ = ["eval_loader", "evaluation_split", "load_run_data", "train_loader"]
 
@@ -97,26 +98,38 @@ def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
 
 
 def train_loader(
-    config: TrainConfig, split: ImageSplit, channels: ChannelSet, num_processes: int
+    config: TrainConfig, split: ImageSplit, channels: ChannelSet, accelerator: Accelerator
 ) -> Loader:
-    """Augmented batches, in an order that depends on seed and epoch.
+    """Augmented batches, in an order that depends on seed and epoch; whole updates only.
 
     Raises:
-        ValueError: Fewer images than one step takes.
+        ValueError: Fewer images than one update takes, or more than memory holds with --cache.
     """
-    if len(split) < config.batch_size * num_processes:
+    images = config.batch_size * config.grad_accum_steps * accelerator.num_processes
+    if len(split) < images:
         raise ValueError(
-            f"{len(split)} training images are fewer than a step of {num_processes} x "
-            f"{config.batch_size}. Lower --batch-size."
+            f"{len(split)} training images are fewer than an update of {accelerator.num_processes} "
+            f"x {config.batch_size} x {config.grad_accum_steps}. Lower --batch-size."
         )
-    transform = train_transform(config.pixels, channels)
+    transform = train_transform(
+        config.pixels,
+        channels,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        rotation_degrees=config.rotation_degrees,
+        auto_augment=config.auto_augment,
+        erase_prob=config.erase_prob,
+    )
+    if config.cache:
+        split = cached(split, num_copies=accelerator.num_processes)
     return DataLoader(
         TransformedSplit(split, transform, config.seed),
         batch_size=config.batch_size,
-        sampler=EpochSampler(len(split), config.seed),
-        num_workers=config.workers,
+        sampler=EpochSampler(len(split), config.seed, len(split) // images * images),
         drop_last=True,
-        pin_memory=torch.cuda.is_available(),
+        **_workers(config),
     )
 
 
@@ -126,6 +139,15 @@ def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) ->
     return DataLoader(
         TransformedSplit(split, transform, config.seed),
         batch_size=config.eval_batch_size,
-        num_workers=config.workers,
-        pin_memory=torch.cuda.is_available(),
+        **_workers(config),
     )
+
+
+def _workers(config: TrainConfig) -> dict[str, Any]:
+    """How the images are fetched. Workers live on through the epochs."""
+    return {
+        "num_workers": config.workers,
+        "prefetch_factor": config.prefetch if config.workers else None,
+        "persistent_workers": config.workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, skip_first_batches
+from timm.utils import unwrap_model
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.evaluation import has_stems
 from timm_varchan.models import set_channels
+from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.channel_draws import DrawKey, draw_channels
-from timm_varchan.training.checkpoint import Progress, RunFolder
+from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.fine_tuning import train_mode
+from timm_varchan.training.folder import RunFolder
 from timm_varchan.training.interruption import Interrupted, NonFiniteLossError, StepWatch
+from timm_varchan.training.mixing import SeededMixup
+from timm_varchan.training.step_clock import StepClock
+from timm_varchan.training.tracking import RunLog
+from timm_varchan.training.validation import Validator
 
-__all__ = ["EpochSampler", "Trainer", "tell_all_channels"]
-
-
-class EpochSampler(Sampler[int]):
-    """All images in an order that depends on seed and epoch alone."""
-
-    def __init__(self, num_images: int, seed: int) -> None:
-        self.num_images, self.seed, self.epoch = num_images, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_images
-
-    def __iter__(self) -> Iterator[int]:
-        order = list(range(self.num_images))
-        seeded_rng("order", self.seed, self.epoch).shuffle(order)
-        return iter(order)
+__all__ = ["Trainer", "tell_all_channels"]
 
 
 def tell_all_channels(model: nn.Module, channels: ChannelSet, identity: str) -> None:
@@ -64,10 +51,13 @@ class Trainer:
         model: The classifier.
         optimizer: Its optimizer.
         scheduler: A timm scheduler in updates, or None; not prepared, each process steps its own.
-        train_loader: Normalised training batches with all channels.
-        eval_loader: Normalised validation batches, not shuffled; None without validation images.
+        loader: Normalised training batches with all channels, `grad_accum_steps` an update.
         channels: All channels of the data.
-        folder: Where checkpoints and `summary.csv` go.
+        folder: Where checkpoints go.
+        validate: Tests a model after every epoch.
+        log: Hears of every epoch.
+        mixup: Mixes images and labels, or None.
+        average: Of the weights, or None.
     """
 
     config: TrainConfig
@@ -75,10 +65,23 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    train_loader: DataLoader[tuple[Tensor, int]]
-    eval_loader: DataLoader[tuple[Tensor, int]] | None
+    loader: DataLoader[tuple[Tensor, int]]
     channels: ChannelSet
     folder: RunFolder
+    validate: Validator
+    log: RunLog
+    mixup: SeededMixup | None = None
+    average: WeightAverage | None = None
+    #: Loss, correct and seen images of the epoch's steps so far, on this process.
+    _sums: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sums = torch.zeros(3, device=self.accelerator.device)
+
+    @property
+    def best_model(self) -> nn.Module:
+        """What is tested and saved: the average where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def fit(self, progress: Progress) -> Progress:
         """Train until the last epoch.
@@ -93,109 +96,166 @@ class Trainer:
             Interrupted: A signal came; a checkpoint is saved.
             NonFiniteLossError: The loss is no number; names the step, the channels and the last
                 good checkpoint.
+            CheckpointError: A checkpoint cannot be written.
         """
-        progress.images_per_step = self.config.batch_size * self.accelerator.num_processes
+        self.log.start()
         with StepWatch(self.accelerator) as watch:
             try:
                 while progress.epoch < self.config.epochs:
                     self._train_epoch(progress, watch)
             except NonFiniteLossError as error:
-                good = self.folder.last()
+                good = self.folder.checkpoints.last()
                 cure = f"The last good checkpoint is {good}" if good else "No checkpoint is saved"
                 raise NonFiniteLossError(f"{error}. {cure}.") from None
         return progress
 
     def _train_epoch(self, progress: Progress, watch: StepWatch) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
-        config, epoch, started = self.config, progress.epoch, time.perf_counter()
+        config, epoch, clock = self.config, progress.epoch, StepClock()
         self._set_epoch(epoch)
-        main = self.accelerator.is_main_process
-        sums = torch.tensor(progress.sums if main else (0.0,) * 3, device=self.accelerator.device)
-        loader = skip_first_batches(self.train_loader, progress.step)
-        first_step = progress.step
-        self.model.train()
+        first = progress.step
+        train_mode(self.model, config.train_only)
+        batches = skip_first_batches(self.loader, first * config.grad_accum_steps)
+        micro = 0
         with tqdm(
-            total=len(self.train_loader), initial=first_step, disable=not main, unit="step",
-            desc=f"epoch {epoch + 1}/{config.epochs}", leave=False,
+            total=len(self.loader) // config.grad_accum_steps, initial=first, unit="step",
+            disable=not self.accelerator.is_main_process, leave=False,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
         ) as bar:  # fmt: skip
-            for x, labels in loader:
-                sums += self._step(x, labels, progress, watch)
+            for x, labels in clock.waiting(batches):
+                with self.accelerator.accumulate(self.model):
+                    self._forward_backward(x, labels, progress, micro, watch)
+                micro = (micro + 1) % config.grad_accum_steps
+                if micro:
+                    continue
+                progress.step += 1
+                progress.updates += 1
                 bar.update()
                 if progress.step % 10 == 0:
-                    bar.set_postfix(loss=f"{float(sums[0] / sums[2]):.3f}")
-                if watch.stop:
-                    self._save_and_stop(progress, sums, watch)
+                    bar.set_postfix(loss=f"{float(self._sums[0] / self._sums[2]):.3f}")
+                self._between_updates(progress, watch)
         watch.flush()
-        seconds = time.perf_counter() - started
-        images = (progress.step - first_step) * progress.images_per_step
-        self._average_statistics()
-        loss, correct, count = self.accelerator.reduce(sums).tolist()
-        eval_loss, eval_accuracy = self._validate()
-        progress.history.append(
-            {
-                "epoch": epoch,
-                "train_loss": loss / count,
-                "train_accuracy": correct / count,
-                "eval_loss": eval_loss,
-                "eval_accuracy": eval_accuracy,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "images_per_second": images / seconds,
-                "seconds": seconds,
-            }
-        )
-        progress.epoch, progress.step, progress.sums = epoch + 1, 0, (0.0, 0.0, 0.0)
-        self._write_summary(progress)
-        self.folder.save(self.accelerator, progress)
+        images = (progress.step - first) * progress.images_per_update
+        entry = {"seconds": clock.seconds, "loader_share": clock.loader_share}
+        self._end_epoch(progress, entry | {"images_per_second": images / clock.seconds})
         if watch.stop and progress.epoch < config.epochs:
             raise Interrupted
 
-    def _step(self, x: Tensor, labels: Tensor, progress: Progress, watch: StepWatch) -> Tensor:
-        """One update; returns the sums of loss, correct and images."""
-        config = self.config
-        start = self.accelerator.process_index * config.batch_size
+    def _between_updates(self, progress: Progress, watch: StepWatch) -> None:
+        """Save in the middle of an epoch, if it is time or a signal came."""
+        every = self.config.checkpoint_steps
+        if watch.stop or (every and progress.updates % every == 0):
+            watch.flush()
+            self._save(progress)
+        if watch.stop:
+            raise Interrupted
+
+    def _end_epoch(self, progress: Progress, times: Mapping[str, float]) -> None:
+        """Validate, log and save."""
+        self._average_statistics()
+        loss, correct, count = self.accelerator.reduce(self._sums).tolist()
+        model = self.best_model
+        with torch.compiler.set_stance("force_eager"):
+            found = self.validate(model)
+        tell_all_channels(model, self.channels, self.config.channel_identity)
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "train_loss": loss / count,
+                "train_accuracy": correct / count,
+                "eval_loss": found.loss,
+                "eval_accuracy": found.accuracy,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                **times,
+                "eval_sets": found.sets,
+            }
+        )
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        self._sums.zero_()
+        self.log.epoch(progress.history, self.config.epochs)
+        self._save(progress)
+
+    def _forward_backward(
+        self, x: Tensor, labels: Tensor, progress: Progress, micro: int, watch: StepWatch
+    ) -> None:
+        """One forward and backward pass; the last of an update also moves the weights."""
+        config, rank = self.config, self.accelerator.process_index
+        start = (micro * self.accelerator.num_processes + rank) * config.batch_size
         key = DrawKey(config.seed, progress.epoch, progress.step, start)
+        # Dropout and stochastic depth too hang on the step alone, not on what was drawn before.
+        torch.manual_seed(seeded_rng("step", *vars(key).values()).getrandbits(63))
+        if self.mixup is not None:
+            x, targets = self.mixup(x, labels, key)
+        else:
+            targets = labels
         x, told = draw_channels(
             config.channel_aug, x, self.channels, key, identity=config.channel_identity
         )
         if has_stems(self.model):
             set_channels(self.model, told)
+            if config.compile:
+                torch._dynamo.maybe_mark_dynamic(x, 1)
+        if config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         if self.scheduler is not None:
             self.scheduler.step_update(progress.updates)
         with self.accelerator.autocast():
             logits = self.model(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+            smoothing = 0.0 if self.mixup is not None else config.smoothing
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
         self.accelerator.backward(loss)
-        if config.clip_grad is not None:
+        if config.clip_grad is not None and self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        progress.step += 1
-        progress.updates += 1
+        if self.average is not None and self.accelerator.sync_gradients:
+            self.average.update(unwrap_model(self.model), progress.updates + 1)
         named = "mixed channel sets" if isinstance(told, tuple) else f"channels {told}"
         watch.after_step(
-            loss, f"epoch {progress.epoch + 1}, step {progress.step} ({named}, lr "
+            loss, f"epoch {progress.epoch + 1}, step {progress.step + 1} ({named}, lr "
             f"{self.optimizer.param_groups[0]['lr']:.3g})"
         )  # fmt: skip
         correct = (logits.detach().argmax(-1) == labels).sum()
         count = torch.full_like(loss.detach(), len(labels))
-        return torch.stack([loss.detach().float() * len(labels), correct.float(), count.float()])
+        self._sums += torch.stack(
+            [loss.detach().float() * len(labels), correct.float(), count.float()]
+        )
 
-    def _save_and_stop(self, progress: Progress, sums: Tensor, watch: StepWatch) -> None:
-        """Save in the middle of an epoch."""
-        watch.flush()
-        self._average_statistics()
-        loss, correct, count = self.accelerator.reduce(sums).tolist()
-        progress.sums = (loss, correct, count)
-        self.folder.save(self.accelerator, progress)
-        raise Interrupted
+    def _save(self, progress: Progress) -> None:
+        self.folder.checkpoints.save(self.accelerator, progress, self._own_state())
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """What differs between processes, and on the main process what accelerate does not know."""
+        state = {"sums": self._sums, **self._statistics()}
+        if self.average is not None:
+            state |= self.average.state(buffers_only=not self.accelerator.is_main_process)
+        return {name: tensor.contiguous().clone() for name, tensor in state.items()}
+
+    @torch.no_grad()
+    def load_own_state(self, state: Mapping[str, Tensor], num_processes: int) -> None:
+        """Take over what a checkpoint keeps of `_own_state`."""
+        for name, buffer in self._statistics().items():
+            buffer.copy_(state[name])
+        if self.accelerator.num_processes == num_processes:
+            self._sums.copy_(state["sums"])
+        if self.average is not None:
+            self.average.load(state)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """BatchNorm's running statistics, which every process has for itself within an epoch."""
+        return {
+            name: buffer
+            for name, buffer in self.model.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        }
 
     def _set_epoch(self, epoch: int) -> None:
         """Order and augmentation of an epoch, wherever accelerate keeps them."""
-        sampler: Any = self.train_loader.batch_sampler
+        sampler: Any = self.loader.batch_sampler
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler
         sampler.sampler.set_epoch(epoch)
-        set_epoch = getattr(self.train_loader.dataset, "set_epoch", None)
+        set_epoch = getattr(self.loader.dataset, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
 
@@ -204,32 +264,8 @@ class Trainer:
         """Give every process the mean of all processes' BatchNorm statistics."""
         if self.accelerator.num_processes == 1:
             return
-        for name, buffer in self.model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-
-    @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy on the validation images with all channels."""
-        if self.eval_loader is None:
-            return float("nan"), float("nan")
-        self.model.eval()
-        tell_all_channels(self.model, self.channels, self.config.channel_identity)
-        rows = []
-        for x, labels in self.eval_loader:
-            with self.accelerator.autocast():
-                logits = self.model(x)
-            loss = F.cross_entropy(logits.float(), labels, reduction="none")
-            right = (logits.argmax(-1) == labels).float()
-            rows.append(self.accelerator.gather_for_metrics(torch.stack([loss, right], dim=1)))
-        loss, right = torch.cat(rows).double().mean(0).tolist()
-        return loss, right
-
-    def _write_summary(self, progress: Progress) -> None:
-        """`summary.csv`, one line an epoch, as timm's scripts write it."""
-        if not self.accelerator.is_main_process:
-            return
-        with (self.folder.path / "summary.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(progress.history[0]))
-            writer.writeheader()
-            writer.writerows(progress.history)
+        models = [self.model] if self.average is None else [self.model, self.average.model]
+        for model in models:
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    buffer.copy_(self.accelerator.reduce(buffer, "mean"))

@@ -28,15 +28,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import platform
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +41,7 @@ from timm_varchan.data import ImageData
 from timm_varchan.evaluation import METRICS, Estimate, SetResult, summarise_sizes
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.version import __version__
+from timm_varchan.training.environment import environment, processor
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -54,11 +49,9 @@ __all__ = [
     "build_results",
     "markdown_report",
     "size_table",
-    "write_json",
 ]
 
 SCHEMA_VERSION = 1
-_PACKAGES = ("timm", "torch", "accelerate", "datasets", "evaluate", "numpy")
 
 
 def build_results(
@@ -97,17 +90,12 @@ def build_results(
         },
         "machine": {
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "device": _device_name(accelerator.device),
             "num_processes": accelerator.num_processes,
             "distributed_type": str(accelerator.distributed_type.value),
         },
-        "versions": {
-            "python": platform.python_version(),
-            "timm_varchan": __version__,
-            **{name: metadata.version(name) for name in _PACKAGES},
-        },
-        "git_commit": _git_commit(),
+        **environment(),
     }
 
 
@@ -135,41 +123,6 @@ def _training_entry(progress: Progress) -> dict[str, Any]:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _processor() -> str:
-    """The processor's name; Linux keeps it in a file."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    """The commit of the code that ran, if it runs from a checkout."""
-    command = ["git", "rev-parse", "HEAD"]
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write strict JSON: what is no number becomes null. Infinity and NaN are not JSON."""
-    text = json.dumps(_without_nan(values), indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,6 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import unwrap_model
 from torch import nn
 
 from timm_varchan.data import ImageData
@@ -22,21 +18,20 @@ from timm_varchan.evaluation import SetResult, evaluate_channel_sets
 from timm_varchan.hub import SavedModel, load, save
 from timm_varchan.plots import plot_channel_sets, plot_curves
 from timm_varchan.training.building import architecture, build_model
-from timm_varchan.training.checkpoint import Progress, RunFolder, check_folder
+from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.environment import write_json
+from timm_varchan.training.folder import RunFolder, check_folder
 from timm_varchan.training.launch import create_accelerator
-from timm_varchan.training.loaders import (
-    eval_loader,
-    evaluation_split,
-    load_run_data,
-    train_loader,
-)
+from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels
-from timm_varchan.training.results import build_results, markdown_report, write_json
+from timm_varchan.training.preparation import prepare
+from timm_varchan.training.results import build_results, markdown_report
+from timm_varchan.training.set_statistics import set_statistics
+from timm_varchan.training.sharding import check_sharding, whole_model
+from timm_varchan.training.tracking import check_trackers
 
 __all__ = ["Outcome", "SetupError", "run"]
-
-logger = logging.getLogger(__name__)
 
 
 class SetupError(ValueError):
@@ -74,27 +69,31 @@ def run(config: TrainConfig) -> Outcome:
         SetupError: Data, model or folder are not right; nothing was trained.
         Interrupted: A signal came and a checkpoint is saved.
         NonFiniteLossError: The loss became infinite or NaN.
+        CheckpointError: A checkpoint cannot be written; the disk is full.
     """
-    accelerator = create_accelerator(config.expect_processes)
+    with _setup():
+        check_trackers(config)
+    accelerator = create_accelerator(config)
     try:
         with _setup():
+            check_sharding(config, accelerator)
             saved = load(config.eval_only) if config.eval_only is not None else None
             config = _with_sizes(config, saved)
             folder = check_folder(config, accelerator)
             set_seed(config.seed)
             data = load_run_data(config, accelerator, saved)
             evaluation_split(data)
-            model = build_model(config, data) if saved is None else saved.model
-            prepared = None
             if saved is None:
-                prepared = _prepare(config, accelerator, model, data, folder)
+                model = build_model(config, data)
+                trainer, progress = prepare(config, accelerator, model, data, folder)
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.claim(config)
-        progress = None
-        if prepared is not None:
-            trainer, progress = prepared
-            model = trainer.model
-            progress = trainer.fit(progress)
+        if saved is not None:
+            model = saved.model.to(accelerator.device)
+            return _finish(config, accelerator, model, data, folder, None)
+        progress = trainer.fit(progress)
+        model = _trained(trainer, data)
         return _finish(config, accelerator, model, data, folder, progress)
     finally:
         accelerator.end_training()
@@ -119,63 +118,14 @@ def _setup() -> Iterator[None]:
         raise SetupError(str(error)) from error
 
 
-def _prepare(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    model: nn.Module,
-    data: ImageData,
-    folder: RunFolder,
-) -> tuple[Trainer, Progress]:
-    """The trainer, at the beginning or where a checkpoint left it."""
-    if data.train is None:
-        raise ValueError(f"{data.name} has no training images. Name its split with --train-split.")
-    tell_all_channels(model, data.channels, config.channel_identity)
-    optimizer = create_optimizer_v2(
-        model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay
-    )
-    loader = train_loader(config, data.train, data.channels, accelerator.num_processes)
-    validation = eval_loader(config, data.validation, data.channels) if data.validation else None
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.sched,
-        num_epochs=config.epochs,
-        min_lr=config.min_lr,
-        warmup_lr=config.lr / 100,
-        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-        step_on_epochs=False,
-        updates_per_epoch=len(loader),
-    )
-    trainer = Trainer(
-        config=config,
-        accelerator=accelerator,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        train_loader=loader,
-        eval_loader=accelerator.prepare(validation) if validation else None,
-        channels=data.channels,
-        folder=folder,
-    )
-    # From here on only what differs between processes anyway (dropout) draws from generators.
-    set_seed(config.seed, device_specific=True)
-    return trainer, _resume(config, accelerator, folder)
-
-
-def _resume(config: TrainConfig, accelerator: Accelerator, folder: RunFolder) -> Progress:
-    checkpoint = folder.resume_from(config.resume)
-    if checkpoint is None:
-        return Progress()
-    progress = folder.load(accelerator, checkpoint)
-    images_per_step = config.batch_size * accelerator.num_processes
-    if progress.images_per_step != images_per_step:
-        raise ValueError(
-            f"{checkpoint} was trained with {progress.images_per_step} images a step, this run has "
-            f"{images_per_step} ({accelerator.num_processes} x {config.batch_size}). Use as many "
-            f"processes as before, or change --batch-size."
-        )
-    logger.info("Resuming from %s: epoch %d, step %d", checkpoint, progress.epoch, progress.step)
-    return progress
+def _trained(trainer: Trainer, data: ImageData) -> nn.Module:
+    """The whole model of the chosen checkpoint, on every process."""
+    config, checkpoints = trainer.config, trainer.folder.checkpoints
+    best = checkpoints.best() if config.eval_checkpoint == "best" else None
+    if best is not None:
+        progress, own = checkpoints.load(trainer.accelerator, best)
+        trainer.load_own_state(own, progress.num_processes)
+    return whole_model(trainer.accelerator, trainer.best_model, lambda: build_model(config, data))
 
 
 def _finish(
@@ -187,12 +137,10 @@ def _finish(
     progress: Progress | None,
 ) -> Outcome:
     """Evaluate every channel set and write tables, pictures and the model."""
-    checkpoint = _chosen_checkpoint(config, folder) if progress is not None else None
-    bare = unwrap_model(model)
-    if checkpoint is not None and config.eval_checkpoint == "best":
-        folder.load(accelerator, checkpoint)
-    if progress is None:
-        model = bare.to(accelerator.device)
+    checkpoints, checkpoint = folder.checkpoints, None
+    if progress is not None:
+        best = config.eval_checkpoint == "best"
+        checkpoint = checkpoints.best() if best else checkpoints.last()
     started = time.perf_counter()
     name, sets = _evaluate(config, accelerator, model, data)
     evaluation = {
@@ -200,14 +148,16 @@ def _finish(
         "checkpoint": checkpoint.name if checkpoint else None,
         "seconds": time.perf_counter() - started,
     }
-    num_parameters = sum(p.numel() for p in bare.parameters())
-    about = {"name": architecture(bare), "num_parameters": num_parameters, "folder": "model"}
+    num_parameters = sum(p.numel() for p in model.parameters())
+    about = {
+        "name": architecture(model), "num_parameters": num_parameters, "folder": "model",
+    }  # fmt: skip
     results = build_results(
         config, data, accelerator, sets, model=about, progress=progress, evaluation=evaluation
     )
     if accelerator.is_main_process:
-        tell_all_channels(bare, data.channels, config.channel_identity)
-        _write(folder.path, results, sets, bare, data, config)
+        tell_all_channels(model, data.channels, config.channel_identity)
+        _write(folder.path, results, sets, model, data, config)
     accelerator.wait_for_everyone()
     return Outcome(folder.path, results, sets, accelerator.is_main_process)
 
@@ -219,7 +169,7 @@ def _evaluate(
     name, split = evaluation_split(data)
     sets = evaluate_channel_sets(
         model,
-        accelerator.prepare(eval_loader(config, split, data.channels)),
+        accelerator.prepare_data_loader(eval_loader(config, split, data.channels)),
         data.channels,
         num_classes=len(data.class_names),
         accelerator=accelerator,
@@ -227,12 +177,9 @@ def _evaluate(
         orders=config.eval_orders,
         max_sets=config.eval_max_sets,
         seed=config.seed,
+        statistics=set_statistics(config, model, data),
     )
     return name, sets
-
-
-def _chosen_checkpoint(config: TrainConfig, folder: RunFolder) -> Path | None:
-    return folder.best() if config.eval_checkpoint == "best" else folder.last()
 
 
 def _write(

@@ -1,0 +1,64 @@
+"""BatchNorm's statistics for every channel set, estimated anew on training images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from timm_varchan.channels import ANONYMOUS, seeded_rng
+from timm_varchan.data import ImageData, ImageSplit
+from timm_varchan.evaluation import choose_sets, default_modes, has_stems
+from timm_varchan.models import channel_statistics
+from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.loaders import eval_loader
+
+__all__ = ["set_statistics"]
+
+
+def set_statistics(
+    config: TrainConfig, model: nn.Module, data: ImageData
+) -> dict[tuple[str, str], dict[str, Tensor]] | None:
+    """Statistics for `evaluate_channel_sets(statistics=)`, the same on every process.
+
+    Args:
+        config: `eval_statistics` is the number of images; none are estimated if it is 0.
+        model: Not wrapped.
+        data: The training images are used.
+
+    Returns:
+        BatchNorm buffers by channel set and mode, or None.
+
+    Raises:
+        ValueError: A model without a stem, no training images.
+    """
+    if not config.eval_statistics:
+        return None
+    if not has_stems(model) or data.train is None:
+        raise ValueError(
+            "--eval-statistics needs a model with a stem and training images; leave it out."
+        )
+    count = min(config.eval_statistics, len(data.train))
+    chosen = seeded_rng("set statistics", config.seed).sample(range(len(data.train)), count)
+    images = data.train.take(sorted(chosen))
+    found = {}
+    for indices in choose_sets(data.channels, max_sets=config.eval_max_sets, seed=config.seed):
+        channel_set = data.channels.take(indices)
+        for mode in config.eval_modes or default_modes(model, data.channels):
+            told = channel_set if mode == "named" else ANONYMOUS
+            batches = _planes(config, images, data, model, indices)
+            found[str(channel_set), mode] = channel_statistics(model, batches, told)
+    return found
+
+
+def _planes(
+    config: TrainConfig,
+    images: ImageSplit,
+    data: ImageData,
+    model: nn.Module,
+    indices: tuple[int, ...],
+) -> Iterator[Tensor]:
+    """The planes of a channel set, in batches on the model's device."""
+    device = next(model.parameters()).device
+    for x, _ in eval_loader(config, images, data.channels):
+        yield x[:, indices].to(device)
