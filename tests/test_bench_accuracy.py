@@ -137,13 +137,12 @@ def test_zero_and_mask_differ_by_the_scale():
 def saved(tmp_path_factory):
     """Three untrained models of the synthetic data's classes."""
     folder = tmp_path_factory.mktemp("models")
-    names = load_data(
-        "synthetic", channels="RGB", img_size=32, num_images={"train": 10}
-    ).class_names
+    data = load_data("synthetic", img_size=32, num_images={"train": 10})
     torch.manual_seed(0)
-    for name, arch, spec in (("dwg", "dwg_test_resnet", "RGB"), ("plain", "test_resnet", "RGB"),
-                             ("rg", "test_resnet", "RG")):  # fmt: skip
-        channels = ChannelSet.parse(spec)
+    for name in ("dwg", "plain", "rg", "few"):
+        arch = "dwg_test_resnet" if name == "dwg" else "test_resnet"
+        channels = ChannelSet.parse("RG" if name == "rg" else "RGB")
+        names = data.class_names[:3] if name == "few" else data.class_names
         model = timm.create_model(arch, num_classes=len(names), in_chans=len(channels))
         hub.save(model, folder / name, class_names=names, channels=channels, img_size=32)
     return folder
@@ -185,7 +184,7 @@ def test_the_command_compares_models_and_experts(command, saved):
     ("models", "extra", "message"),
     [
         (["x=no_such_model"], [], "no model or folder 'no_such_model'"),
-        (["x={0}/other"], [], "x has 3 classes, which are not the 10 of the data"),
+        (["x={0}/few"], [], "x has 3 classes, which are not the 10 of the data"),
         (["x={0}/dwg", "x={0}/plain"], [], "the same name"),
         (["x=dynamic:{0}/plain"], [], "dynamic takes one channel set only"),
         (["x={0}/dwg"], ["--expert=RGN={0}/rg"], "Unknown channel"),

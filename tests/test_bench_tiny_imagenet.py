@@ -1,0 +1,152 @@
+"""The command that rebuilds the 50-class subset, on a made-up miniature of the public data."""
+
+import io
+import random
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCH = Path(__file__).parents[1] / "bench"
+REAL = BENCH / "../../shared/data/tinyimagenet50"
+sys.path.insert(0, str(BENCH))
+
+import tiny_imagenet as tiny  # noqa: E402
+
+WNIDS = ["n01", "n02", "n03", "n04"]
+CLASSES = ["n01_fish", "n03_goose"]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def encoded(seed, quality=75):
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def table(rows):
+    columns = {"image": [{"bytes": b, "path": p} for b, p, _ in rows],
+               "label": [label for *_, label in rows]}  # fmt: skip
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=WNIDS)}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def source(*, names=True, quality=75):
+    """Four classes of 12 training and 4 validation images, as the hub has them."""
+    train = [(encoded(100 * k + i, quality), f"{WNIDS[k]}_{i}.JPEG" if names else None, k)
+             for k in range(4) for i in range(12)]  # fmt: skip
+    valid = [(encoded(5000 + 4 * k + i, quality), f"val_{4 * k + i}.JPEG" if names else None, k)
+             for i in range(4) for k in range(4)]  # fmt: skip
+    return {"train": table(train), "valid": table(valid)}
+
+
+@pytest.fixture
+def plan():
+    """Classes 0 and 2, and two validation images of each."""
+    rows = [(encoded(100 * k + i), f"{WNIDS[k]}_{i}.JPEG") for k in (0, 2) for i in range(12)]
+    rows.sort(key=lambda row: row[1])
+    in_a_row = tiny.digest("".join(sorted(tiny.digest(b) for b, _ in rows)).encode())
+    random.Random(0).shuffle(rows)
+    classes = {
+        name: {str(n): tiny.digest(encoded(5000 + n))[:8] for n in numbers}
+        for name, numbers in zip(CLASSES, ((1, 3), (8, 11)), strict=True)
+    }
+    return tiny.Plan(
+        classes, tiny.digest("".join(tiny.digest(b) for b, _ in rows).encode()), in_a_row
+    )
+
+
+def read(folder):
+    files = {s: str(folder / f"{s}.parquet") for s in ("train", "validation")}
+    return datasets.load_dataset("parquet", data_files=files, cache_dir=str(folder / "cache"))
+
+
+def test_the_subset_is_rebuilt_in_its_order(plan, tmp_path):
+    same = tiny.rebuild(source(), tmp_path, plan)
+    assert all(same.values())
+    data = read(tmp_path)
+    assert data["train"].features["label"].names == CLASSES
+    names = sorted(f"{w}_{i}.JPEG" for w in ("n01", "n03") for i in range(12))
+    random.Random(0).shuffle(names)
+    stored = data["train"].cast_column("image", datasets.Image(decode=False))
+    assert [row["image"]["path"] for row in stored] == names
+    assert names[:2] != sorted(names)[:2]
+    assert data["train"]["label"][:] == [0 if name.startswith("n01") else 1 for name in names]
+    assert data["validation"]["label"][:] == [0, 0, 1, 1]
+    assert data["validation"][2]["image"].size == (8, 8)
+
+
+def test_a_source_without_file_names_is_recognised_by_content(plan, tmp_path):
+    same = tiny.rebuild(source(names=False), tmp_path, plan)
+    assert same["training images"]
+    assert same["validation images"]
+    assert read(tmp_path)["train"].num_rows == 24
+
+
+def test_other_bytes_under_the_same_names_are_told(plan, tmp_path):
+    same = tiny.rebuild(source(quality=40), tmp_path, plan)
+    assert not any(same.values())
+    assert read(tmp_path)["validation"].num_rows == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("valid"), r"splits train and validation, not \['train'\]"),
+        (lambda s: s.update(train=s["train"].rename_column("label", "y")), "columns image and"),
+        (lambda s: s.update(valid=s["valid"].select(range(4))), "3 validation images are not in"),
+        (lambda s: s.update(train=s["train"].cast_column(
+            "label", datasets.ClassLabel(names=["a", "b", "c", "d"]))),
+         r"lacks 2 of 2 classes, such as n01_fish"),
+    ],
+)  # fmt: skip
+def test_a_source_that_lacks_something_is_refused(plan, tmp_path, change, message):
+    given = source()
+    change(given)
+    with pytest.raises(ValueError, match=message):
+        tiny.rebuild(given, tmp_path / "out", plan)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_whether_all_is_the_same(plan, tmp_path, monkeypatch, capsys):
+    datasets.DatasetDict(source(quality=40)).save_to_disk(tmp_path / "public")
+    monkeypatch.setattr(tiny.Plan, "read", lambda: plan)
+    argv = ["tiny_imagenet.py", f"--source={tmp_path / 'public'}", f"--output={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        tiny.main()
+    assert stop.value.code == 3
+    assert "validation images: NOT the same" in capsys.readouterr().out
+    datasets.DatasetDict(source()).save_to_disk(tmp_path / "right")
+    argv[1] = f"--source={tmp_path / 'right'}"
+    tiny.main()
+    assert "order of the training images: the same" in capsys.readouterr().out
+
+
+def test_the_plan_has_50_classes_of_25_images():
+    plan = tiny.Plan.read()
+    assert len(plan.classes) == 50
+    assert list(plan.classes) == sorted(plan.classes)
+    assert {len(images) for images in plan.classes.values()} == {25}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the 50-class subset is not beside the checkout")
+def test_the_plan_is_that_of_the_data_that_was_measured(tmp_path):
+    plan = tiny.Plan.read()
+    files = {s: str(REAL / f"{s}.parquet") for s in ("train", "validation")}
+    data = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    same = tiny.rebuild(data, tmp_path / "out", plan)
+    assert all(same.values())
+    again = read(tmp_path / "out")
+    for split in ("train", "validation"):
+        assert again[split]["label"][:] == data[split]["label"][:]
