@@ -46,15 +46,21 @@ class Images:
         return Images(self.x[aside], self.y[aside]), Images(self.x[~aside], self.y[~aside])
 
 
+def _tables(folder: Path) -> datasets.DatasetDict:
+    """The splits as they are stored."""
+    files = {name: str(folder / f"{name}.parquet") for name in ("train", "validation")}
+    return datasets.load_dataset("parquet", data_files=files)
+
+
+def class_names(folder: Path) -> list[str]:
+    """The names of all classes."""
+    return list(_tables(folder)["train"].features["label"].names)
+
+
 def load(folder: Path, num_classes: int, img_size: int) -> tuple[Images, Images]:
     """Training images, and test images: 100 training images a class set aside, and validation."""
-    files = {
-        "train": str(folder / "train.parquet"),
-        "validation": str(folder / "validation.parquet"),
-    }
-    data = datasets.load_dataset("parquet", data_files=files)
     splits = {}
-    for name, split in data.items():
+    for name, split in _tables(folder).items():
         split = split.cast_column("image", datasets.Image(decode=False))
         labels = np.array(split["label"])
         keep = np.flatnonzero(labels < num_classes)

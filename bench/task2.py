@@ -1,4 +1,4 @@
-"""Task II: networks of a few layers against a ResNet34, all from scratch.
+r"""Task II: networks of a few layers against a ResNet34, all from scratch.
 
 Trains timm's ResNet34, the RRDB family and variants of it (`ARMS`) on the same data with the same
 budget and recipe. ResNet34 and `rrdb_rnn_small` each get their own learning rate from a small
@@ -7,6 +7,8 @@ Each run is written to `--output` as soon as it is finished and is not repeated.
 
     python bench/task2.py run --data DIR --output runs/task2
     python bench/task2.py report --output runs/task2 --json bench/results/task2.json
+    python bench/task2.py weights --data DIR --output runs/task2 --arm rrdb_rnn_small \
+        --folder timm_varchan/weights
 
 `--data` is a folder with `train.parquet` and `validation.parquet` (columns `image`, `label`).
 """
@@ -30,8 +32,8 @@ from finished_runs import Run, read_runs, run_path, write_run
 from fronts import FRONTS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from safetensors.torch import save_model
-from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, load
+from safetensors.torch import load_file, save_file, save_model
+from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, class_names, fit, load
 from timing import Clock, ratios, spread
 from torch import Tensor, nn
 
@@ -44,6 +46,7 @@ from timm_varchan.evaluation import (
     classification_metrics,
     paired_difference,
     predict_channel_sets,
+    wilson_interval,
 )
 from timm_varchan.training import DrawKey, draw_channels
 
@@ -339,6 +342,45 @@ def draw_curves(runs: Mapping[str, Mapping[int, Run]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def weights(args: argparse.Namespace) -> None:
+    """Write the weights of an arm in half precision, and the note that describes them."""
+    one = read_runs(args.output, ARMS)[args.arm][0]
+    settings, arm = json.loads(one.meta), ARMS[args.arm]
+    model = build(arm, settings["num_classes"]).eval()
+    state = load_file(run_path(args.output, args.arm, 0).with_suffix(".safetensors"))
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    model.load_state_dict(half)
+    size = settings["img_size"]
+    images = load(args.data, settings["num_classes"], size)[1]
+    # behind the training images that were set aside: the validation split
+    validation = Images(*(v[settings["num_classes"] * 100 :] for v in (images.x, images.y)))
+    labels = validation.y.numpy()
+    results = {}
+    for key, predicted in predict(model, validation, test_views(arm, 0)).items():
+        low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
+        value = float((predicted == labels).mean())
+        results[key] = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
+    reduced = size // model.feature_info[-1]["reduction"]
+    note = {
+        "tag": f"tin{settings['num_classes']}_{size}",
+        "pretrained_cfg": {
+            "num_classes": settings["num_classes"], "input_size": [3, size, size],
+            "pool_size": [reduced, reduced], "crop_pct": 1.0, "interpolation": "bilinear",
+            "mean": RGB.mean, "std": RGB.std, "license": "other",
+            "label_names": class_names(args.data)[: settings["num_classes"]],
+        },
+        "data": f"{settings['training_images']} images of {settings['num_classes']} classes of "
+                f"Tiny-ImageNet-200, reduced to {size} px; {settings['epochs']} epochs",
+        "licence": "for research, as the images of ImageNet",
+        "num_validation_images": len(labels),
+        "results": results,
+    }  # fmt: skip
+    args.folder.mkdir(parents=True, exist_ok=True)
+    save_file(half, args.folder / f"{arm.architecture}.safetensors")
+    (args.folder / f"{arm.architecture}.json").write_text(json.dumps(note, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -364,6 +406,12 @@ def main() -> None:
     reports.add_argument("--rounds", type=int, default=30, help="timed steps of each network")
     reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
     reports.set_defaults(func=report)
+    ship = commands.add_parser("weights", help="weights of a finished run, for the package")
+    ship.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")
+    ship.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
+    ship.add_argument("--arm", choices=[OWN, TWIN], required=True)
+    ship.add_argument("--folder", type=Path, required=True, help="timm_varchan/weights")
+    ship.set_defaults(func=weights)
     args = parser.parse_args()
     args.func(args)
 

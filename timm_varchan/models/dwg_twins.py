@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.models.adapt import adapt, stems
+from timm_varchan.models.shipped import shipped_cfg
 
 __all__: list[str] = []
 
@@ -226,6 +227,9 @@ def register_twins() -> None:
         for cfg in cfgs.values():
             cfg.first_conv = ()  # type: ignore[assignment]  # not None: timm shall do no surgery on a stem
         tags = {name.partition(".")[2]: cfg for name, cfg in cfgs.items()}
+        tag, fields = shipped_cfg(PREFIX + base)
+        if fields:
+            tags = {tag: replace(next(iter(cfgs.values())), **fields)}
         default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
         globals()[PREFIX + base] = register_model(_entrypoint(base))
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from timm_varchan.models.rrdb_blocks import ConvNormAct, DenseBlock, Stage
 from timm_varchan.models.rrdb_recurrence import ConvRecurrence
+from timm_varchan.models.shipped import shipped_cfg
 
 __all__ = ["RRDB"]
 
@@ -250,23 +251,20 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> RRDB:
     )
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
+def _cfg(name: str) -> tuple[str, dict[str, Any]]:
+    """The architecture with its tag, and its configuration; that of its weights if it has any."""
+    tag, fields = shipped_cfg(name)
+    return f"{name}.{tag}", {
         "url": "", "num_classes": 1000, "input_size": (3, 64, 64), "pool_size": (8, 8),
         "crop_pct": 0.875, "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD, "first_conv": "stem.conv", "classifier": "head",
-        "license": "apache-2.0", "paper_ids": "arXiv:1809.00219", **kwargs,
+        "license": "apache-2.0", "paper_ids": "arXiv:1809.00219", **fields,
     }  # fmt: skip
 
 
 #: Read by timm's `register_model`.
 default_cfgs = generate_default_cfgs(
-    {
-        "rrdb_small.untrained": _cfg(),
-        "rrdb_base.untrained": _cfg(),
-        "rrdb_rnn_small.untrained": _cfg(),
-        "rrdb_rnn_base.untrained": _cfg(),
-    }
+    dict(map(_cfg, ("rrdb_small", "rrdb_base", "rrdb_rnn_small", "rrdb_rnn_base")))
 )
 
 
