@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from paired import Results, by_view, expert_gaps, flips, leave_one_out, pairs, series_rows
 from schema import write
+from timing import Clock, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -51,6 +53,9 @@ def twice(model: nn.Module, x: Tensor, view: SetView, positions: range) -> Tenso
     set_channels(model, ANONYMOUS)
     return model(torch.cat([planes, planes], 1))
 
+
+#: Steps before the timed ones.
+WARMUP = 2
 
 MODES |= {"zero": zero, "anonymous, twice": twice}
 
@@ -194,8 +199,39 @@ def compare(
             "flips": flips(own),
             "experts": expert_gaps(own, right),
         })  # fmt: skip
+    for model, times in zip(models, time_sizes(entrants, args), strict=True):
+        model["latency"] = times
     modes = {entrant.name: entrant.modes for entrant in entrants}
     return {"models": models, "pairs": pairs(results, modes)}
+
+
+@torch.inference_mode()
+def time_sizes(entrants: list[Entrant], args: argparse.Namespace) -> list[list[dict[str, Any]]]:
+    """Latency of each entrant for each number of channels, their steps interleaved.
+
+    A model of a fixed number of channels gets all of them, as it does when some are masked.
+    """
+    times: list[list[dict[str, Any]]] = [[] for _ in entrants]
+    for size in range(1, max(len(entrant.channels) for entrant in entrants) + 1):
+        steps: list[list[float]] = [[] for _ in entrants]
+        for number in range(args.latency_rounds + WARMUP):
+            for entrant, own in zip(entrants, steps, strict=True):
+                if size > len(entrant.channels):
+                    continue
+                model, total = entrant.saved.model, len(entrant.channels)
+                flexible = has_stems(model)
+                if flexible:
+                    set_channels(model, entrant.channels.take(range(size)))
+                img_size = args.img_size or entrant.saved.img_size
+                x = torch.zeros(args.batch_size, size if flexible else total, img_size, img_size)
+                seconds = Clock(x.device)(partial(model, x))
+                if number >= WARMUP:
+                    own.append(1000 * seconds)
+        for own, rows in zip(steps, times, strict=True):
+            if own:
+                rows.append({"num_channels": size, "batch_size": args.batch_size,
+                             "rounds": args.latency_rounds, "ms": spread(own)})  # fmt: skip
+    return times
 
 
 def named(text: str) -> tuple[str, str]:
@@ -223,6 +259,7 @@ def main() -> None:
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=0)
     add("--max-sets", type=int, default=MAX_SETS, help="sets at most; of more a sample")
+    add("--latency-rounds", type=int, default=10, help="timed steps a number of channels; 0: none")
     add("--seed", type=int, default=0, help="of permutations, samples and intervals")
     add("--output", type=Path, required=True, help="result file")
     args = parser.parse_args()

@@ -27,6 +27,7 @@ PAIRED = {
     "difference": NUMBER, "low": NUMBER, "high": NUMBER, "p": NUMBER,
     "only_a": int, "only_b": int, "num_images": int,
 }  # fmt: skip
+SPREAD = dict.fromkeys(("median", "q25", "q75", "low", "high"), NUMBER)
 SERIES = {"mode": str, "order": str}
 HEAD = {
     "schema": {"kind": str, "version": int},
@@ -63,6 +64,7 @@ FIELDS: dict[str, dict[str, Any]] = {
                                      "worst_set": str}],
                 "leave_one_out": [SERIES | {"left_out": str, "paired": PAIRED}],
                 "flips": [{"channels": str, "mode": str, "change": str, "rate": ESTIMATE}],
+                "latency": [{"num_channels": int, "batch_size": int, "rounds": int, "ms": SPREAD}],
                 "experts": [SERIES | {"channels": str, "expert": str, "paired": PAIRED}],
             }
         ],

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import timm_varchan
 from timm_varchan import RGB, ChannelSet
-from timm_varchan.fold import fold
+from timm_varchan.folding import fold
 
 # Compilers and the profiler warn of this and that; a long measurement must not end by it.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(0)]

@@ -156,7 +156,8 @@ def command(saved, tmp_path, monkeypatch):
         target = tmp_path / "accuracy.json"
         given = [f"--model={m.format(saved)}" for m in models]
         argv = ["accuracy.py", "--data=synthetic", "--channels=RGB", "--limit=20", "--img-size=32",
-                f"--output={target}", *given, *(e.format(saved) for e in extra)]  # fmt: skip
+                "--latency-rounds=3", f"--output={target}", *given,
+                *(e.format(saved) for e in extra)]  # fmt: skip
         monkeypatch.setattr(sys, "argv", argv)
         accuracy.main()
         return schema.read(target, "accuracy")
@@ -176,6 +177,9 @@ def test_the_command_compares_models_and_experts(command, saved):
         assert all(f["rate"]["value"] == 0 for f in model["flips"]), "order and duplicates"
     assert {e["channels"] for e in plain["experts"]} == {"RG"}
     assert result["settings"]["num_images"] == 20
+    for model in result["models"]:
+        assert [t["num_channels"] for t in model["latency"]] == [1, 2, 3]
+        assert all(0 < t["ms"]["low"] <= t["ms"]["median"] for t in model["latency"])
     names = {(p["a"], p["b"]) for p in result["pairs"]}
     assert names == {("dwg", "gray"), ("dwg", "plain"), ("gray", "plain")}
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import timm_varchan
 from timm_varchan.channels import RGB, Channel, ChannelSet
-from timm_varchan.fold import fold
+from timm_varchan.folding import fold
 from timm_varchan.stems import MIXERS, make_stem
 from timm_varchan.stems.kernels import KernelMixer
 
