@@ -100,7 +100,7 @@ def load_model(source: str) -> hub.SavedModel:
     if not MIXERS[stem].any_count:
         raise ValueError(f"The stem {stem} takes one channel set only. Give {rest} as it is.")
     saved = hub.load(rest)
-    return replace(saved, model=adapt(saved.model, stem))
+    return replace(saved, model=adapt(saved.model, stem, virtual_channels=saved.channels))
 
 
 def enter(name: str, source: str, data: ImageData, wanted: str | None = None) -> Entrant:

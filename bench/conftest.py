@@ -86,6 +86,7 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     """Add what the times depend on; the host's name is nobody's business."""
     machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
     machine_info |= {
         "torch": torch.__version__,
         "timm": timm.__version__,
