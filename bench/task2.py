@@ -259,7 +259,7 @@ def describe(
             for key, p in one.predictions.items()
         }  # fmt: skip
         entry["seeds"][str(seed)] = {**one.details, "sets": sets, "history": one.history}
-        if seed in bar:
+        if seed in bar and name != BAR:
             entry["seeds"][str(seed)]["against_bar"] = against_bar(one, bar[seed])
     return entry
 

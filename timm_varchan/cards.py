@@ -92,7 +92,14 @@ def with_interval(estimate: Mapping[str, float], factor: float = 100) -> str:
     return f"{value} ({low} to {high})"
 
 
-def usage(source: str, channels: ChannelSet, img_size: int, *, stem: bool) -> str:
+def usage(
+    source: str,
+    channels: ChannelSet,
+    img_size: int,
+    *,
+    stem: bool,
+    pretrained: bool = True,
+) -> str:
     """Code that classifies, extracts features and embeds.
 
     Args:
@@ -100,6 +107,7 @@ def usage(source: str, channels: ChannelSet, img_size: int, *, stem: bool) -> st
         channels: Of the input.
         img_size: Height and width, in pixels.
         stem: Whether the model takes other channels too.
+        pretrained: Whether there are weights to be had.
     """
     shape = f"1, {len(channels)}, {img_size}, {img_size}"
     other = f"""
@@ -112,7 +120,7 @@ import timm_varchan  # registers the architecture with timm
 import timm
 import torch
 
-model = timm.create_model("{source}", pretrained=True).eval()
+model = timm.create_model("{source}", pretrained={pretrained}).eval()
 x = torch.randn({shape})  # {channels}, normalised by the means and deviations above
 probabilities, classes = model(x).softmax(dim=1).topk(min(5, model.num_classes))
 {other if stem else ""}```
@@ -123,7 +131,7 @@ import timm_varchan
 import timm
 import torch
 
-model = timm.create_model("{source}", pretrained=True, features_only=True).eval()
+model = timm.create_model("{source}", pretrained={pretrained}, features_only=True).eval()
 for features in model(torch.randn({shape})):
     print(features.shape)
 ```
@@ -134,7 +142,7 @@ import timm_varchan
 import timm
 import torch
 
-model = timm.create_model("{source}", pretrained=True, num_classes=0).eval()
+model = timm.create_model("{source}", pretrained={pretrained}, num_classes=0).eval()
 embeddings = model(torch.randn({shape}))  # (1, num_features)
 ```
 """

@@ -1,0 +1,192 @@
+"""Model cards from committed results: `dwg_densenet121`, `rrdb_rnn_small` and the bar ResNet34.
+
+    python bench/cards.py --results bench/results --output model_cards
+
+A card is written where the results that it needs are there: `complexity.json` (bench/complexity.py)
+and `task1.json` for the first, `task2.json` for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+from task1 import ARMS as TASK1_ARMS
+from task1 import markdown as task1_table
+from task2 import BAR, OWN
+from task2 import markdown as task2_table
+
+from timm_varchan import RGB
+from timm_varchan.cards import Card, markdown_table, usage, with_interval
+
+Results = Mapping[str, Any]
+REPORT = """@misc{chia2024assignment,
+  author = {Chia-Ming Lee},
+  title = {Deep Learning Assignment II},
+  note = {National Cheng Kung University, github.com/ming0531/DL-Assignment-2}
+}"""
+ESRGAN = """@misc{wang2018esrgan,
+  author = {Xintao Wang and others},
+  title = {ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks},
+  year = {2018},
+  note = {arXiv:1809.00219}
+}"""
+DENSENET = """@misc{huang2016densely,
+  author = {Gao Huang and Zhuang Liu and Laurens van der Maaten and Kilian Q. Weinberger},
+  title = {Densely Connected Convolutional Networks},
+  year = {2016},
+  note = {arXiv:1608.06993}
+}"""
+
+
+def dwg_densenet121(complexity: Results, task1: Results) -> Card:
+    """Cost, and what Task I measured on a small network with the same stem."""
+    name = "dwg_densenet121"
+    rows = [row for row in complexity["rows"] if row["model"] in ("densenet121", name)]
+    header = ("model", "channels", "params (M)", "multi-adds (G)", "fwd/bwd size (MB)")
+    costs = [
+        (row["model"], str(row["num_channels"]), f"{row['params'] / 1e6:.2f}",
+         f"{row['macs'] / 1e9:.3f}", f"{row['forward_backward_mb']:.1f}")
+        for row in rows
+    ]  # fmt: skip
+    own = next(row for row in rows if row["model"] == name and row["num_channels"] == len(RGB))
+    size, settings = own["img_size"], task1["settings"]
+    arms = {arm: task1["arms"][arm] for arm in TASK1_ARMS if arm in task1["arms"]}
+    return Card(
+        name=name,
+        description="DenseNet-121 for any number, order and subset of channels: timm's network "
+        "behind a stem that generates a kernel for each channel of each image. No weights were "
+        "trained for this card: `pretrained=True` loads timm's for RGB, of which the twin gives "
+        "the same logits. The accuracies below are those of a small network with the same stem.",
+        details={
+            "Model Type": "Image classification / feature backbone",
+            "Model Stats": {
+                "Params (M)": f"{own['params'] / 1e6:.2f}",
+                "GMACs": f"{own['macs'] / 1e9:.3f}",
+                "Image size": f"{size} x {size}",
+            },
+            "Channels": "any; by wavelength in nm, by name, or anonymous",
+            "Papers": ["https://arxiv.org/abs/1608.06993", "https://arxiv.org/abs/1912.03458"],
+        },
+        usage=usage(name, RGB, size, stem=True),
+        comparison=f"### Cost\nAt {size} px with {complexity['settings']['num_classes']} classes "
+        f"(`bench/complexity.py`).\n\n{markdown_table(header, costs)}\n"
+        f"### Accuracy of the stem on a small network\nA {settings['architecture']} of reduced "
+        f"width, {settings['num_classes']} classes of Tiny-ImageNet at {settings['img_size']} px, "
+        f"{settings['training_images']} training and {settings['test_images']} test images, "
+        f"{settings['epochs']} epochs (`bench/task1.py`), {task1['machine']}. Per cent; losses in "
+        f"points against one network for each channel set.\n\n{task1_table(arms)}",
+        limits=["Nothing here was measured with DenseNet-121 on images.",
+                "With BatchNorm, accuracy on a channel set depends on how often training saw it."],
+        license=timm.get_pretrained_cfg("densenet121").license,
+        citations=(REPORT, DENSENET),
+    )  # fmt: skip
+
+
+def _recipe(task2: Results, name: str) -> dict[str, str]:
+    settings, one = task2["settings"], next(iter(task2["arms"][name]["seeds"].values()))
+    tried = ", ".join(f"{float(lr):g}: {value:.1f} %" for lr, value in one["tried"].items())
+    return {
+        "epochs": str(settings["epochs"]),
+        "optimizer": f"AdamW, weight decay {settings['weight_decay']}, cosine schedule",
+        "learning rate": f"{one['lr']:g}, from a search of {settings['search_epochs']} epochs on "
+                         f"images set aside ({tried})",
+        "batch size": str(settings["batch_size"]),
+        "augmentation": "flip, shift by up to an eighth",
+        "label smoothing": str(settings["smoothing"]),
+        "machine": task2["machine"],
+    }  # fmt: skip
+
+
+def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> Card:
+    """What the cards of both networks of Task II share."""
+    arm, settings = task2["arms"][name], task2["settings"]
+    size, classes = settings["img_size"], settings["num_classes"]
+    cost = arm["complexity"]
+    shipped = bool(timm.list_pretrained(f"{name}*")) and name != BAR
+    stats = {"Params (M)": f"{cost[str(size)]['params'] / 1e6:.2f}"}
+    stats |= {f"MMACs at {px} px": f"{c['macs'] / 1e6:.1f}" for px, c in cost.items()}
+    seeds = ", ".join(
+        f"seed {seed}: {with_interval(one['sets']['RGB']['accuracy'], 1)} %"
+        for seed, one in arm["seeds"].items()
+    )
+    return Card(
+        name=name,
+        description=f"{description} Accuracy on {settings['test_images']} test images: {seeds}.",
+        details={
+            "Model Type": "Image classification / feature backbone",
+            "Model Stats": stats,
+            "Layers": f"{arm['num_convs']} convolutions on the longest path",
+            "Channels": f"R, G, B; values / 255, mean {RGB.mean}, standard deviation {RGB.std}",
+            "Data": f"{classes} classes of Tiny-ImageNet-200 at {size} px, "
+                    f"{settings['training_images']} training images",
+            "Recipe": _recipe(task2, name),
+        },
+        usage=usage(name, RGB, size, stem=False, pretrained=shipped),
+        comparison="Per cent with 95 % intervals over the choice of test images; paired "
+        "differences by the exact McNemar test; times as ratios of interleaved steps "
+        f"(`bench/task2.py`; curves: `bench/results/task2.png`).\n\n{task2_table(task2)}",
+        limits=[
+            f"Trained for {settings['epochs']} epochs on {settings['training_images']} small "
+            "images: figures rank networks under this budget, not at convergence.",
+            f"At {size} px ResNet34's stem (stride 2, then pooling) leaves a map of {size // 4} x "
+            f"{size // 4}; a stem for small images would make it stronger and slower.",
+            "Intervals cover the choice of test images, not of seeds.",
+        ],
+        **kwargs,
+    )  # fmt: skip
+
+
+def rrdb_rnn_small(task2: Results) -> Card:
+    """Task II's network."""
+    text = ("A recurrent convolution and three residual-in-residual dense blocks: four layers as "
+            "the task counts them (a block, or the recurrence, is one), six with stem and "
+            "classifier.")  # fmt: skip
+    return _from_task2(
+        task2, OWN, text, license="other", license_name="research", citations=(REPORT, ESRGAN)
+    )
+
+
+def resnet34(task2: Results) -> Card:
+    """Task II's bar."""
+    text = ("timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come "
+            "with the package.")  # fmt: skip
+    return _from_task2(task2, BAR, text, citations=(REPORT,))
+
+
+#: Each card with the results that it needs.
+CARDS: dict[str, tuple[Callable[..., Card], tuple[str, ...]]] = {
+    "dwg_densenet121": (dwg_densenet121, ("complexity", "task1")),
+    "rrdb_rnn_small": (rrdb_rnn_small, ("task2",)),
+    "resnet34": (resnet34, ("task2",)),
+}
+
+
+def render(folder: Path) -> dict[str, str]:
+    """All cards that the results in a folder allow, by name."""
+    texts = {}
+    for name, (make, needs) in CARDS.items():
+        files = [folder / f"{need}.json" for need in needs]
+        if all(file.is_file() for file in files):
+            texts[name] = make(*(json.loads(file.read_text()) for file in files)).render()
+    return texts
+
+
+def main() -> None:
+    """Parse the command line and write the cards."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--results", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the cards")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, text in render(args.results).items():
+        (args.output / f"{name}.md").write_text(text, encoding="utf-8")
+        print(args.output / f"{name}.md")
+
+
+if __name__ == "__main__":
+    main()
