@@ -9,12 +9,13 @@ import pytest
 import timm
 import torch
 from conftest import assert_same, randomise, wake
+from timm.models import save_for_hf
 
 import timm_varchan
 import timm_varchan.hub
-from timm_varchan import ChannelSet
+from timm_varchan import ChannelSet, fold
 from timm_varchan.__main__ import main
-from timm_varchan.fold import fold, measure_change
+from timm_varchan.fold_change import measure_change
 
 NUM_CLASSES = 5
 #: Kinds of first layers: a convolution, one with "same" padding, two in a block, one a scale.
@@ -112,7 +113,34 @@ def test_standardised_weights():
     assert_same(folded(x), logits(model, x, "GB"), 1e-4)
 
 
+def test_arguments_of_the_stem_stay_behind(tmp_path):
+    """What the base does not take is not saved, so that timm builds it anew."""
+    bands = "B02+B03+B04+B08"
+    model = twin("test_resnet", virtual_channels=bands, channel_names=["VV"])
+    adapted = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=5), "dwg", width=8)
+    for made in (model, adapted.eval()):
+        folded = fold(made, "B08+B02")
+        assert set(folded._model_args) <= {"num_classes", "in_chans"}
+        save_for_hf(folded, str(tmp_path), safe_serialization=True)
+        again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        x = torch.randn(1, 2, 64, 64)
+        assert_same(again(x), logits(made, x, "B08+B02"))
+
+
+def test_names_of_the_package(tmp_path):
+    code = "import timm_varchan as t, sys; assert 'accelerate' not in sys.modules; t.hub.save; "
+    code += "t.plots.plot_stem; import timm_varchan.folding; assert callable(t.fold); t.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "module 'timm_varchan' has no attribute 'nothing'" in done.stderr.splitlines()[-1]
+
+
 def test_refusals():
+    for other in (
+        torch.nn.Sequential(timm_varchan.DWGMixer()),
+        timm_varchan.Stem(timm_varchan.DWGMixer(), torch.nn.Conv2d(3, 4, 3)),
+    ):
+        with pytest.raises(ValueError, match="Fold the timm model itself"):
+            fold(other, "GB")
     with pytest.raises(ValueError, match=r"is a SpaceToDepth.*Export"):
         fold(twin("tresnet_m"), "GB")
     with pytest.raises(ValueError, match=r"Give ChannelSet.anonymous\(n\)"):

@@ -21,7 +21,7 @@ ROWS = (
     {"complexity", "evaluation"},
     {"plots", "hub"},
     {"training"},
-    {"cards", "export", "fold", "predict"},
+    {"cards", "export", "fold_change", "folding", "predict"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

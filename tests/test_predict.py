@@ -55,7 +55,7 @@ def test_every_format_and_an_unreadable_file(model, images):
     assert [file.name for file in files] == ["a.png", "b.JPG", "d.npy", "c.tif", "e.png"]
     options = {"channels": RGB, "img_size": 64, "class_names": NAMES, "top": 2}
     found = {p.file.name: p for p in predict(model, files, **options, batch_size=2)}
-    assert found["e.png"].error == "it is no image" or "no image" in found["e.png"].error
+    assert found["e.png"].error == "it is no image"
     assert found["e.png"].classes == ()
     x = eval_transform(64, RGB, crop_pct=1.0)(read_image(images / "a.png", RGB))
     expected = model(x[None])[0].softmax(0).topk(2)
@@ -108,8 +108,11 @@ def test_refusals(model, tmp_path):
         find_images([tmp_path / "empty"])
     with pytest.raises(ValueError, match="no files"):
         find_images([])
-    (missing,) = predict(model, [tmp_path / "missing.png"], **good)
-    assert "no" in missing.error
+    np.save(tmp_path / "nan.npy", np.full((3, 32, 32), np.nan, np.float32))
+    files = [tmp_path / "missing.png", tmp_path / "nan.npy"]
+    missing, not_finite = predict(model, files, **good)
+    assert missing.error == "there is no such file"
+    assert not_finite.error == "it holds values that are not finite"
 
 
 def test_command_in_a_process(saved, images):

@@ -4,7 +4,11 @@ Importing the package registers a twin `dwg_<architecture>` with timm for every 
 begins with a convolution.
 """
 
+import importlib
+from typing import Any
+
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet, register_channel
+from timm_varchan.folding import fold
 from timm_varchan.models import adapt, channel_statistics, set_channels, share
 from timm_varchan.stems import DWGMixer, Stem
 from timm_varchan.version import __version__
@@ -19,7 +23,17 @@ __all__ = [
     "__version__",
     "adapt",
     "channel_statistics",
+    "fold",
     "register_channel",
     "set_channels",
     "share",
 ]
+
+#: Modules that are imported when they are first used: they need much that `import timm` does not.
+_LATE = ("export", "hub", "plots", "predict")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

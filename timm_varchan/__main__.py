@@ -1,6 +1,6 @@
 """`python -m timm_varchan`: predict, export, fold, describe and push a model.
 
-Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some files of `predict`
+Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
 """
 
@@ -65,6 +65,38 @@ def _predict(args: argparse.Namespace) -> int:
     return _UNREADABLE if unreadable else 0
 
 
+def _look(args: argparse.Namespace) -> int:
+    import torch
+
+    from timm_varchan.plots import plot_stem
+    from timm_varchan.predict import ImageFiles, find_images
+
+    saved = _load(args)
+    channels = saved.select(args.channels) if args.channels else saved.channels
+    files = find_images(args.files)[: args.limit]
+    size = (args.img_size or saved.img_size, saved.crop_pct)
+    reader = ImageFiles(files, channels, (args.mean, args.std), size, args.value_scale)
+    names, images = [], []
+    for file, image in map(reader.__getitem__, range(len(files))):
+        if isinstance(image, str):
+            print(f"{file}: not read, {image}", file=sys.stderr)
+        else:
+            names.append(file.name)
+            images.append(image)
+    if not images:
+        raise ValueError("None of the files could be read.")
+    path = plot_stem(
+        saved.model,
+        torch.stack(images),
+        channels,
+        args.output,
+        sets=[saved.select(spec) for spec in args.sets or ()],
+        names=names,
+    )
+    print(path)
+    return _UNREADABLE if len(images) < len(files) else 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from timm_varchan.export import export
 
@@ -93,7 +125,8 @@ def _export(args: argparse.Namespace) -> int:
 
 def _fold(args: argparse.Namespace) -> int:
     from timm_varchan.data import load_data
-    from timm_varchan.fold import fold, measure_change
+    from timm_varchan.fold_change import measure_change
+    from timm_varchan.folding import fold
 
     saved = _load(args)
     wanted = saved.select(args.channels)
@@ -181,16 +214,26 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--img-size", type=int, help="height and width in pixels (the model's)")
     model.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
 
-    predict = commands.add_parser("predict", parents=[model], help="classify image files")
+    images = argparse.ArgumentParser(add_help=False)
+    images.add_argument("files", nargs="+", help="image files and folders")
+    images.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
+    images.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
+    images.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
+
+    predict = commands.add_parser("predict", parents=[model, images], help="classify image files")
     predict.set_defaults(run=_predict)
-    predict.add_argument("files", nargs="+", help="image files and folders")
-    predict.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
-    predict.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
-    predict.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
     predict.add_argument("--top", type=int, default=5, help="classes to show (5)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
     predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+
+    look = commands.add_parser(
+        "look", parents=[model, images], help="a picture of what the stem makes of images"
+    )
+    look.set_defaults(run=_look)
+    look.add_argument("--output", default="stem.png", help="picture to write (stem.png)")
+    look.add_argument("--sets", nargs="+", help="channel sets to compare, as RGB GB B")
+    look.add_argument("--limit", type=int, default=3, help="images to show (3)")
 
     export = commands.add_parser("export", parents=[model], help="write ONNX or torch.export")
     export.set_defaults(run=_export)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -15,39 +15,17 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.evaluation import Difference, paired_difference
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer, Stem
 
-__all__ = ["FoldChange", "fold", "measure_change"]
+__all__ = ["fold"]
 
 PREFIX = "dwg_"
+#: What a twin's construction arguments hold that its base does not take.
+TWIN_ARGUMENTS = ("channel_set", "channel_names", "virtual_channels")
 #: Largest relative difference between a folded layer and the stem with the same coefficients, in
 #: units of the type's precision.
 TOLERANCE_EPS = 100
-
-
-@dataclass(frozen=True)
-class FoldChange:
-    """What folding changed, measured on `num_images` images.
-
-    Args:
-        max_logit: Largest absolute change of a logit; mean_logit is the mean.
-        logit_std: Standard deviation of the model's own logits, to compare with.
-        agreement: Share of images with the same first class.
-        accuracy: Share of images that the model has right, folded_accuracy that the folded one has;
-            None without labels.
-        difference: Folded minus the model's accuracy, with interval and p-value.
-    """
-
-    num_images: int
-    max_logit: float
-    mean_logit: float
-    logit_std: float
-    agreement: float
-    accuracy: float | None = None
-    folded_accuracy: float | None = None
-    difference: Difference | None = None
 
 
 class _FixedMixer(Mixer):
@@ -93,15 +71,20 @@ def fold(
         The folded model, in evaluation mode.
 
     Raises:
-        ValueError: No stem, channels without a count, coefficients that depend on the content
-            without calibration images, or a first layer that is no convolution of the channels (a
-            space-to-depth).
+        ValueError: No timm model with a stem, channels without a count, coefficients that depend on
+            the content without calibration images, or a first layer that is no convolution of the
+            channels (a space-to-depth).
     """
     wanted = ChannelSet.parse(channels)
     if not len(wanted):
         raise ValueError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     folded = copy.deepcopy(share(model, wanted).eval())
     found = [(path, m) for path, m in folded.named_modules() if isinstance(m, Stem)]
+    if not found or not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        raise ValueError(
+            f"{type(model).__name__} is no timm model with a stem in it. Fold the timm model "
+            f"itself, before it is wrapped."
+        )
     coefficients = _coefficients(folded, wanted, [stem.mixer for _, stem in found], calibration)
     plain = True
     for (path, stem), a in zip(found, coefficients, strict=True):
@@ -109,7 +92,7 @@ def fold(
         plain &= _same_kind(stem.bank, layer)
         parent, _, name = path.rpartition(".")
         setattr(folded.get_submodule(parent), name, layer)
-    _describe(folded, wanted, plain)
+    _describe(folded, found[0][1].mixer, wanted, plain)
     return folded
 
 
@@ -225,19 +208,22 @@ def _same_kind(bank: nn.Module, layer: nn.Module) -> bool:
     return [type(module) for module in bank.modules()] == [type(m) for m in layer.modules()]
 
 
-def _describe(model: nn.Module, channels: ChannelSet, plain: bool) -> None:
+def _describe(model: nn.Module, mixer: Mixer, channels: ChannelSet, plain: bool) -> None:
     """Tell timm what the model is now: the base architecture with other input channels."""
     cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     base = str(cfg["architecture"]).removeprefix(PREFIX)
+    ours = set(TWIN_ARGUMENTS)
+    if base == cfg["architecture"]:  # no twin, so that `adapt` may have had any argument
+        ours |= set(inspect.signature(type(mixer)).parameters)
     registered = get_pretrained_cfg(base) if timm.is_model(base) else None
     cfg["architecture"] = base if plain else f"{base}_folded"
     cfg["first_conv"] = registered.first_conv if registered else None
     cfg["input_size"] = (len(channels), *cfg["input_size"][1:])
     if channels.mean is not None:
         cfg |= {"mean": channels.mean, "std": channels.std}
-    arguments = {**getattr(model, "_model_args", {}), "in_chans": len(channels)}
-    for ours in ("channel_set", "channel_names"):
-        arguments.pop(ours, None)
+    given = getattr(model, "_model_args", {})
+    arguments = {name: value for name, value in given.items() if name not in ours}
+    arguments["in_chans"] = len(channels)
     facts: dict[str, Any] = {
         "pretrained_cfg": cfg,
         "default_cfg": cfg,
@@ -247,54 +233,3 @@ def _describe(model: nn.Module, channels: ChannelSet, plain: bool) -> None:
     }
     for name, value in facts.items():
         setattr(model, name, value)
-
-
-@torch.no_grad()
-def measure_change(
-    model: nn.Module,
-    folded: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor | None]],
-    channels: ChannelSetLike,
-) -> FoldChange:
-    """Compare a folded model with the model that it came from.
-
-    Args:
-        model: The model with stems; it is not changed.
-        folded: What `fold` made of it for these channels.
-        batches: Normalised batches `(B, C, H, W)`, other ones than those of the calibration, and
-            their labels `(B,)` or None.
-        channels: The channel set.
-
-    Returns:
-        The change of logits, first classes and, with labels, accuracy.
-
-    Raises:
-        ValueError: No images.
-    """
-    twin, folded = share(model, ChannelSet.parse(channels)).eval(), folded.eval()
-    before, after, labels = [], [], []
-    for x, label in batches:
-        before.append(twin(x).float())
-        after.append(folded(x).float())
-        if label is not None:
-            labels.append(label)
-    if not before:
-        raise ValueError("There are no images to compare on: give at least one batch.")
-    a, b = torch.cat(before), torch.cat(after)
-    accuracy: dict[str, Any] = {}
-    if labels:
-        truth = torch.cat(labels).to(a.device)
-        right, folded_right = ((y.argmax(1) == truth).cpu().numpy() for y in (a, b))
-        accuracy = {
-            "accuracy": float(right.mean()),
-            "folded_accuracy": float(folded_right.mean()),
-            "difference": paired_difference(folded_right, right),
-        }
-    return FoldChange(
-        num_images=len(a),
-        max_logit=(a - b).abs().max().item(),
-        mean_logit=(a - b).abs().mean().item(),
-        logit_std=a.std().item(),
-        agreement=(a.argmax(1) == b.argmax(1)).float().mean().item(),
-        **accuracy,
-    )

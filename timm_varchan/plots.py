@@ -28,7 +28,7 @@ _STYLES = ("-", "--", ":")
 #: With more channel sets than this, the picture shows sizes instead of sets.
 MAX_BARS = 40
 #: Kernels shown of each channel: those with the largest weights in the kernel bank.
-NUM_KERNELS = 8
+NUM_KERNELS = 6
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -209,7 +209,7 @@ def plot_stem(
     views = [_look(model, images, whole, one, num_kernels) for one in wanted]
     widths = [len(view.coefficients[0, 0]) + view.num_kernels for view in views]
     lines = max(map(len, wanted))
-    figure = _figure(2 + 0.42 * sum(widths), 0.8 + len(images) * (0.5 + 0.42 * lines))
+    figure = _figure(2 + 0.42 * sum(widths), 0.5 + len(images) * (0.3 + 0.36 * lines))
     grid = figure.subplots(
         len(images), 1 + len(wanted), squeeze=False, width_ratios=[lines, *widths]
     )
@@ -244,15 +244,15 @@ def _look(
         chosen = stem.bank.weight.flatten(1).norm(dim=1).argsort(descending=True)[:num_kernels]
         kernels = stem.generated_kernels(x)[:, chosen].expand(len(x), -1, -1, -1, -1).float().cpu()
     virtual = stem.mixer.virtual_channels.labels
-    return _StemView(coefficients, kernels, virtual)
+    return _StemView(coefficients.numpy(), kernels.numpy(), virtual)
 
 
 @dataclass(frozen=True)
 class _StemView:
     """Coefficients `(B, C, K)`, some kernels `(B, n, C, kh, kw)`, names of the K."""
 
-    coefficients: Tensor
-    kernels: Tensor
+    coefficients: np.ndarray
+    kernels: np.ndarray
     virtual: tuple[str, ...]
 
     @property
@@ -264,14 +264,15 @@ class _StemView:
         """One image's channels, a line each: K numbers, then n kernels, in cells of 1 x 1."""
         num_virtual = len(self.virtual)
         table = self.coefficients[number]
-        place = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "equal"}
+        place: dict[str, Any] = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "equal"}
         extent = (0.0, float(num_virtual), float(len(labels)), 0.0)
         axes.imshow(table, vmin=-1, vmax=1, extent=extent, alpha=0.8, **place)
-        for (line, column), value in np.ndenumerate(table.numpy()):
+        for (line, column), value in np.ndenumerate(table):
             axes.text(
-                column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7
-            )
-        limit = float(self.kernels.abs().max()) if self.num_kernels else 1.0
+                column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if abs(value) > 0.6 else "black",
+            )  # fmt: skip
+        limit = float(np.abs(self.kernels).max()) if self.num_kernels else 1.0
         for line in range(len(labels)):
             for column in range(self.num_kernels):
                 left = num_virtual + column + 0.2
@@ -284,6 +285,7 @@ class _StemView:
         axes.set_yticks([line + 0.5 for line in range(len(labels))], labels)
         axes.tick_params(length=0, labelsize=7)
         axes.spines[:].set_visible(False)
+        axes.set_anchor("N")
 
 
 def _draw_image(axes: Axes, image: Tensor, name: str) -> None:
@@ -293,5 +295,6 @@ def _draw_image(axes: Axes, image: Tensor, name: str) -> None:
     shown = ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
     axes.imshow(shown.numpy(), cmap="gray")
     axes.set_xlabel(name, fontsize=7)
+    axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])

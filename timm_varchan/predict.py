@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
-from timm_varchan.data import eval_transform, read_image
+from timm_varchan.data import eval_transform
 from timm_varchan.data.images import (
     DECODE_ERRORS,
     IMAGE_SUFFIXES,
     decode_planes,
     decode_reason,
+    fit_planes,
     to_stored_values,
 )
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
-__all__ = ["Prediction", "find_images", "predict"]
+__all__ = ["ImageFiles", "Prediction", "find_images", "predict"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def predict(
     """
     wanted = ChannelSet.parse(channels)
     _check_options(model, class_names, top, batch_size)
-    reader = _Files(
+    reader = ImageFiles(
         [Path(f) for f in files], wanted, (mean, std), (img_size, crop_pct), value_scale
     )
     ready = _for_channels(model, wanted)
@@ -154,7 +155,7 @@ def _for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
     return model.eval()
 
 
-class _Files(Dataset[tuple[Path, "Tensor | str"]]):
+class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
     """Files, decoded and normalised one by one; in place of an image the reason why there is none.
 
     Args:
@@ -183,11 +184,9 @@ class _Files(Dataset[tuple[Path, "Tensor | str"]]):
     def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
         file = self.files[index]
         try:
-            if len(self.channels):
-                image = read_image(file, self.channels, value_scale=self.value_scale)
-                return file, self._transform(self.channels)(image)
-            image = _read_any(file, self.value_scale)
-            return file, self._transform(ChannelSet.anonymous(len(image)))(image)
+            image = _read(file, self.channels, self.value_scale)
+            channels = self.channels if len(self.channels) else ChannelSet.anonymous(len(image))
+            return file, self._transform(channels)(image)
         except DECODE_ERRORS as error:
             return file, decode_reason(error)
 
@@ -208,10 +207,14 @@ class _Files(Dataset[tuple[Path, "Tensor | str"]]):
         return eval_transform(self.size[0], channels, crop_pct=self.size[1])
 
 
-def _read_any(file: Path, value_scale: float | None) -> Tensor:
-    """All planes of a file but alpha."""
-    planes = decode_planes(file.read_bytes())
-    return to_stored_values(planes.image[: planes.num_planes], value_scale)
+def _read(file: Path, channels: ChannelSet, value_scale: float | None) -> Tensor:
+    """The planes that the channels ask for; all but alpha if they say no count."""
+    planes = decode_planes(file.read_bytes(), len(channels) or None)
+    image = fit_planes(planes, channels) if len(channels) else planes.image[: planes.num_planes]
+    image = to_stored_values(image, value_scale)
+    if image.is_floating_point() and not image.isfinite().all():
+        raise ValueError("it holds values that are not finite")
+    return image
 
 
 def _run(
