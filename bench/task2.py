@@ -7,6 +7,16 @@ Each run is written to `--output` as soon as it is finished and is not repeated.
 
     python bench/task2.py run --data DIR --output runs/task2
     python bench/task2.py report --output runs/task2 --json bench/results/task2.json
+
+Variants are compared with each other by shorter runs; `search-*.json` may be copied:
+
+    python bench/task2.py run --data DIR --output runs/task2_short --epochs 4 \
+        --arms rrdb_rnn_small no-recurrence attention graph
+    python bench/task2.py report --output runs/task2_short --reference rrdb_rnn_small \
+        --json bench/results/task2_short.json
+
+Weights for the package:
+
     python bench/task2.py weights --data DIR --output runs/task2 --arm rrdb_rnn_small \
         --folder timm_varchan/weights
 
@@ -90,6 +100,8 @@ ARMS = {
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 #: Of each class, for the search to be judged on; the final runs train on them too.
 NUM_ASIDE = 40
+#: At most so many test images for the curves; the results are of all.
+MAX_CURVE = 1000
 
 
 def build(arm: Arm, num_classes: int) -> nn.Module:
@@ -122,7 +134,9 @@ def train(
     torch.manual_seed(seed)
     model = build(arm, args.num_classes)
     view = test_views(arm, seed)[0]
-    labels = held_out.y.numpy()
+    every = -(-len(held_out.y) // MAX_CURVE)
+    few = Images(held_out.x[::every], held_out.y[::every])
+    labels = few.y.numpy()
 
     def prepare(x: Tensor, epoch: int, step: int) -> Tensor:
         key = DrawKey(seed, epoch, step)
@@ -132,7 +146,7 @@ def train(
         return x
 
     def evaluate() -> float:
-        return 100 * float((predict(model, held_out, [view])["RGB"] == labels).mean())
+        return 100 * float((predict(model, few, [view])["RGB"] == labels).mean())
 
     history = fit(
         model, data, lr=lr, epochs=epochs, warmup_epochs=epochs / 10, seed=seed, prepare=prepare,
@@ -202,9 +216,9 @@ def run(args: argparse.Namespace) -> None:
                       details=details)  # fmt: skip
 
 
-def against_bar(own: Run, bar: Run, seed: int = 0) -> dict[str, Any]:
-    """The paired difference to the bar in points, and the ratio of accuracies by bootstrap."""
-    a, b = own.correct("RGB"), bar.correct("RGB")
+def compare(own: Run, reference: Run, seed: int = 0) -> dict[str, Any]:
+    """The paired difference to a reference in points, and the ratio of accuracies by bootstrap."""
+    a, b = own.correct("RGB"), reference.correct("RGB")
     paired = paired_difference(a, b)
     generator = np.random.default_rng(seed)
     counts = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
@@ -222,7 +236,7 @@ def against_bar(own: Run, bar: Run, seed: int = 0) -> dict[str, Any]:
 def latency(
     models: Mapping[str, nn.Module], img_size: int, batch: int, rounds: int
 ) -> dict[str, Any]:
-    """Time of a forward pass of each model, interleaved, and its ratio to the bar's."""
+    """Time of a forward pass of each model, interleaved, and its ratio to the first one's."""
     x = torch.randn(batch, 3, img_size, img_size).contiguous(memory_format=torch.channels_last)
     clock = Clock(x.device)
     steps: dict[str, list[float]] = {name: [] for name in models}
@@ -231,15 +245,16 @@ def latency(
             seconds = clock(lambda model=model: model(x))
             if number >= 3:  # the first ones warm up
                 steps[name].append(seconds)
+    first = next(iter(steps.values()))
     return {
         name: {"time_ms": spread([1000 * s for s in seconds]),
-               "ratio": ratios({name: seconds, "bar": steps[BAR]})["bar"]}
+               "ratio": ratios({name: seconds, "first": first})["first"]}
         for name, seconds in steps.items()
     }  # fmt: skip
 
 
 def describe(
-    name: str, arm_runs: Mapping[int, Run], bar: Mapping[int, Run], num_classes: int
+    name: str, arm_runs: Mapping[int, Run], reference: Mapping[int, Run], num_classes: int
 ) -> dict[str, Any]:
     """Everything about one arm but its latency."""
     model = build(ARMS[name], num_classes)
@@ -259,8 +274,8 @@ def describe(
             for key, p in one.predictions.items()
         }  # fmt: skip
         entry["seeds"][str(seed)] = {**one.details, "sets": sets, "history": one.history}
-        if seed in bar and name != BAR:
-            entry["seeds"][str(seed)]["against_bar"] = against_bar(one, bar[seed])
+        if seed in reference and one is not reference[seed]:
+            entry["seeds"][str(seed)]["compared"] = compare(one, reference[seed])
     return entry
 
 
@@ -270,18 +285,21 @@ def report(args: argparse.Namespace) -> None:
     runs = read_runs(args.output, ARMS)
     settings = json.loads(next(iter(next(iter(runs.values())).values())).meta)
     classes, size = settings["num_classes"], settings["img_size"]
-    arms = {name: describe(name, one, runs.get(BAR, {}), classes) for name, one in runs.items()}
-    if BAR in runs:
-        models = {name: build(ARMS[name], classes).eval() for name in {BAR: 0, **runs}}
-        for batch in (1, 32):
-            timed = latency(models, size, batch, args.rounds)
-            for name in runs:
-                arms[name].setdefault("latency", {})[str(batch)] = timed[name]
+    if args.reference not in runs:
+        raise SystemExit(f"{args.output} has no finished run of the reference {args.reference}.")
+    reference = runs[args.reference]
+    arms = {name: describe(name, one, reference, classes) for name, one in runs.items()}
+    models = {name: build(ARMS[name], classes).eval() for name in {args.reference: 0, **runs}}
+    for batch in (1, 32):
+        timed = latency(models, size, batch, args.rounds)
+        for name in runs:
+            arms[name].setdefault("latency", {})[str(batch)] = timed[name]
     summary = {
         "settings": settings
         | {"batch_size": BATCH, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING,
            "learning_rates": LEARNING_RATES, "aside_for_search": NUM_ASIDE},
         "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
+        "reference": args.reference,
         "arms": arms,
     }  # fmt: skip
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -299,10 +317,10 @@ def _with_interval(estimate: Mapping[str, float], digits: int = 1) -> str:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The tables, in per cent with 95 % intervals over the choice of test images."""
-    size = str(summary["settings"]["img_size"])
+    size, reference = str(summary["settings"]["img_size"]), summary["reference"]
     header = ("network", "params (M)", f"multi-adds at {size} px (M)", "fwd/bwd size (MB)", "lr",
-              *METRICS, "minus ResNet34 (points)", "of ResNet34 (%)",
-              "time / ResNet34, batches of 1, 32")  # fmt: skip
+              *METRICS, f"minus {reference} (points)", f"of {reference} (%)",
+              f"time / {reference}, batches of 1, 32")  # fmt: skip
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, arm in summary["arms"].items():
         cost = arm["complexity"][size]
@@ -310,7 +328,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             cells = [name, f"{cost['params'] / 1e6:.2f}", f"{cost['macs'] / 1e6:.1f}",
                      f"{cost['forward_backward_mb']:.2f}", f"{one['lr']:g}"]  # fmt: skip
             cells += [_with_interval(one["sets"]["RGB"][metric]) for metric in METRICS]
-            against = one.get("against_bar")
+            against = one.get("compared")
             if against:
                 difference = against["difference"]
                 cells += [
@@ -390,7 +408,7 @@ def main() -> None:
     runs.add_argument("--output", type=Path, required=True, help="folder for the runs' results")
     runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     runs.add_argument("--seeds", nargs="+", type=int, default=[0])
-    runs.add_argument("--epochs", type=int, default=12)
+    runs.add_argument("--epochs", type=int, default=8)
     runs.add_argument("--search-epochs", type=int, default=2)
     runs.add_argument("--num-classes", type=int, default=25)
     runs.add_argument("--img-size", type=int, default=32)
@@ -403,6 +421,7 @@ def main() -> None:
     reports.add_argument(
         "--json", type=Path, required=True, help="file; tables and curves beside it"
     )
+    reports.add_argument("--reference", choices=list(ARMS), default=BAR, help="to compare with")
     reports.add_argument("--rounds", type=int, default=30, help="timed steps of each network")
     reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
     reports.set_defaults(func=report)
