@@ -134,8 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--measure", nargs="*", choices=list(STEPS), default=[], metavar="STEP",
                         help=f"measure first: {', '.join(STEPS)}")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=Path("runs/bench"),
-                        help="folder for the trained models; those there are not trained again")  # fmt: skip
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"), metavar="FOLDER",
+                        help="trained models; those there are not trained again")  # fmt: skip
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for step in args.measure:
