@@ -9,7 +9,10 @@ import logging
 import os
 import shlex
 import sys
+from pathlib import Path
 
+from timm_varchan.cards import write_card
+from timm_varchan.hub import push
 from timm_varchan.training import (
     CheckpointError,
     Interrupted,
@@ -42,6 +45,17 @@ def main(args: list[str] | None = None) -> None:
     if outcome.is_main:
         print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")
         print(f"Accuracy in per cent, 95 % intervals. Everything is in {outcome.folder}/")
+        if config.push_to_hub is not None:
+            _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
+
+
+def _push(folder: Path, repo_id: str, *, private: bool) -> None:
+    """Push the saved model with its card; what goes wrong is said with the command to repeat it."""
+    try:
+        write_card(folder, source=f"hf-hub:{repo_id}")
+        print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"hf_train: {error}") from error
 
 
 if __name__ == "__main__":

@@ -17,10 +17,15 @@ COMMIT = "1" * 40
 
 
 class HubServer:
-    """Run in a thread as a context manager. Commits to `.../failing` fail; `PUT /stop` ends it."""
+    """Run in a thread as a context manager. Commits to `.../failing` fail; `PUT /stop` ends it.
+
+    Of every repository `private` says what was asked when it was made; `uploads` are the files that
+    were sent, each content once as on the hub.
+    """
 
     def __init__(self):
         self.files, self.lfs = {}, {}
+        self.private, self.uploads = {}, []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -79,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200)
             threading.Thread(target=self.hub.stop).start()
             return
+        self.hub.uploads.append(self.path)
         self.hub.lfs[self.path.rpartition("/")[2]] = self._body()
         self._answer(200)
 
@@ -111,18 +117,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, wanted):
         repo = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
         exists = repo in self.hub.files
+        self.hub.private.setdefault(repo, wanted.get("private") or wanted.get("visibility"))
         self.hub.files.setdefault(repo, {})
         self._answer(409 if exists else 200, {"url": f"{self.hub.url}/{repo}", "name": repo})
 
     def _lfs_batch(self, objects):
-        answers = [
-            {
-                "oid": o["oid"],
-                "size": o["size"],
-                "actions": {"upload": {"href": f"{self.hub.url}/lfs/{o['oid']}", "header": {}}},
-            }
-            for o in objects
-        ]
+        answers = []
+        for o in objects:
+            answers.append({"oid": o["oid"], "size": o["size"]})
+            if o["oid"] not in self.hub.lfs:  # else it is there already: nothing to do
+                href = f"{self.hub.url}/lfs/{o['oid']}"
+                answers[-1]["actions"] = {"upload": {"href": href, "header": {}}}
         self._answer(200, {"transfer": "basic", "objects": answers})
 
     def _commit(self, repo, operations):

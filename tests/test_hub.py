@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 import timm_varchan
 from timm_varchan import RGB, ChannelSet, hub
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["cat", "dog", "emu"]
 
 
@@ -179,7 +182,7 @@ for name in ("org/nothing", "org/name@v3", "org/pickled", "org/broken", "org/emp
     seen[name] = error(hub.load, f"hf-hub:{name}")
 seen["wrong token"] = error(hub.push, folder, "org/name", token="hf_wrong")
 seen["no token"] = error(hub.push, folder, "org/name", token=False)
-seen["failed"] = error(hub.push, folder, "org/failing")
+seen["failed"] = error(hub.push, folder, "org/failing", private=False, revision="main")
 urllib.request.urlopen(urllib.request.Request(sys.argv[2] + "/stop", method="PUT", data=b""))
 seen["no network"] = error(hub.push, folder, "org/name")
 seen["cached"] = str(hub.load("hf-hub:org/name").channels)
@@ -210,6 +213,9 @@ def test_push_and_pull(folder, tmp_path):
     pushed = server.files["org/name"]
     assert set(pushed) == {"config.json", "model.safetensors", "results.json"}
     assert pushed["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert len(server.uploads) == 1, "the same weights were sent again"
+    assert server.private["org/name"] in (True, "private")
+    assert server.private["org/failing"] not in (True, "private")
     assert seen["address"] == seen["again"] == f"{server.url}/org/name"
     assert seen["difference"] == 0
     assert (seen["other"], seen["features"]) == (2, 5)
@@ -223,7 +229,7 @@ def test_push_and_pull(folder, tmp_path):
         "a b/c": "Give ORG/NAME",
         "wrong token": "no valid token.*HF_TOKEN.*Nothing is lost.*repeat with: python -m",
         "no token": "no valid token.*hf auth login.*Nothing is lost",
-        "failed": "answered 500.*Nothing is lost.*timm_varchan push .*org/failing",
+        "failed": "answered 500.*Nothing.*push .*org/failing --public --revision main$",
         "no network": "cannot be reached.*Check the network.*Nothing is lost",
         "not cached": "RuntimeError.*cannot be reached",
     }
@@ -233,3 +239,58 @@ def test_push_and_pull(folder, tmp_path):
             raise RuntimeError(seen[case])
     assert seen["cached"] == "RGB"
     assert (folder / "model.safetensors").exists()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A hub for commands in processes of their own, and their environment."""
+    with HubServer() as hub_server:
+        variables = {
+            "HF_ENDPOINT": hub_server.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        yield hub_server, {**os.environ, **variables}
+
+
+def run(*command, env):
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_pushes(server, tmp_path):
+    """After training, in one command; what fails is repeated by the command that is printed."""
+    hub_server, env = server
+    train = ["hf_train.py", "--channels", "RG", "--limit", "20", "--img-size", "16", "--epochs",
+             "1", "--workers", "0", "--batch-size", "8", "--eval-max-sets", "2", "--model",
+             "dwg_test_resnet"]  # fmt: skip
+    train += ["--output-dir", tmp_path / "run", "--push-to-hub"]
+    failed = run(*train, "org/failing", env=env)
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("hf_train: Could not push to org/failing")
+    command = failed.stderr.strip().rpartition("repeat with: python ")[2]
+    assert (tmp_path / "run" / "results.json").exists()
+    again = run(*shlex.split(command.replace("org/failing", "org/name")), env=env)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == f"{hub_server.url}/org/name"
+    assert hub_server.private["org/name"] in (True, "private")
+    pushed = hub_server.files["org/name"]
+    assert {"config.json", "model.safetensors", "README.md", "results.json", "curves.png"} <= set(
+        pushed
+    )
+    assert b"org/name" in pushed["README.md"] or b"org/failing" in pushed["README.md"]
+    resumed = run(*train, "org/name", "--resume", "auto", env=env)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.splitlines()[-1] == f"{hub_server.url}/org/name"
+    assert b"hf-hub:org/name" in hub_server.files["org/name"]["README.md"]
+
+
+def test_push_writes_the_card(server, folder):
+    hub_server, env = server
+    pushed = run("-m", "timm_varchan", "push", folder, "org/name", "--public", env=env)
+    assert pushed.returncode == 0, pushed.stderr
+    assert b"hf-hub:org/name" in hub_server.files["org/name"]["README.md"]
+    assert hub_server.private["org/name"] not in (True, "private")

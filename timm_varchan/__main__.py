@@ -198,7 +198,19 @@ def _card(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    address = hub.push(args.folder, args.repo_id, private=args.private, commit_message=args.message)
+    from pathlib import Path
+
+    from timm_varchan.cards import CARD, write_card
+
+    if (Path(args.folder) / hub.CONFIG).is_file() and not (Path(args.folder) / CARD).exists():
+        write_card(args.folder, source=f"hf-hub:{args.repo_id}")
+    address = hub.push(
+        args.folder,
+        args.repo_id,
+        private=not args.public,
+        revision=args.revision,
+        commit_message=args.message,
+    )
     print(address)
     return 0
 
@@ -258,7 +270,8 @@ def _parser() -> argparse.ArgumentParser:
     push.set_defaults(run=_push)
     push.add_argument("folder", help="what hub.save or a training run wrote")
     push.add_argument("repo_id", help="ORG/NAME")
-    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--public", action="store_true", help="a new repository is not private")
+    push.add_argument("--revision", help="the branch (main)")
     push.add_argument("--message", default="Add model", help="of the commit")
     return parser
 

@@ -5,8 +5,8 @@ push to and pull from a local server that speaks the hub's LFS endpoints (`tests
 Not covered: the hub itself and its default way to upload, Xet (`HF_HUB_DISABLE_XET=1` is set).
 """
 
-from timm_varchan.hub.folder import save
+from timm_varchan.hub.folder import CONFIG, save
 from timm_varchan.hub.loading import SavedModel, load
 from timm_varchan.hub.remote import push
 
-__all__ = ["SavedModel", "load", "push", "save"]
+__all__ = ["CONFIG", "SavedModel", "load", "push", "save"]

@@ -40,17 +40,19 @@ def push(
     repo_id: str,
     *,
     token: str | None = None,
-    private: bool = False,
+    private: bool = True,
     revision: str | None = None,
     commit_message: str = "Add model",
 ) -> str:
     """Upload a saved folder to the hub in one commit; the repository is made if it is not there.
 
+    Repeated after a failure it goes on: weights that the hub has already are not sent again.
+
     Args:
         folder: What `save` wrote, and whatever else stands in it.
         repo_id: `"ORG/NAME"`.
         token: A token that may write; by default `HF_TOKEN` or the one of `hf auth login`.
-        private: Whether a new repository is private.
+        private: Whether a new repository is private; one that is there stays as it is.
         revision: The branch.
         commit_message: First line of the commit.
 
@@ -77,10 +79,12 @@ def push(
             commit_message=commit_message,
         )
     except CLIENT_ERRORS as error:
-        again = shlex.join(["python", "-m", "timm_varchan", "push", str(folder), repo_id])
+        again = ["python", "-m", "timm_varchan", "push", str(folder), repo_id]
+        again += [] if private else ["--public"]
+        again += [] if revision is None else ["--revision", revision]
         raise RuntimeError(
             f"Could not push to {repo_id}: {hub_reason(error, repo_id)} Nothing is lost, the model "
-            f"is in {folder}; repeat with: {again}"
+            f"is in {folder}; repeat with: {shlex.join(again)}"
         ) from error
     return str(repository)
 

@@ -135,6 +135,8 @@ class TrainConfig:
     output_dir: str = _run("output", "folder of the run")
     resume: str | None = _run(None, "'auto': the run in the output folder; or a checkpoint folder")
     checkpoint_steps: int = _run(0, "also save after every so many updates; 0: after epochs only")
+    push_to_hub: str | None = _run(None, "after training push model and card there, as ORG/NAME")
+    push_public: bool = _run(False, "a new repository of --push-to-hub is not private")
     trackers: tuple[str, ...] = _run((), "log there too", ("tensorboard", "wandb"))
     expect_processes: int | None = _run(None, "stop unless so many processes work together")
 
@@ -162,8 +164,16 @@ class TrainConfig:
                 f"--batch-size is {self.batch_size}; --mixup and --cutmix mix pairs, so it must be "
                 f"even."
             )
+        self._check_push()
         for field in dataclasses.fields(self):
             self._check_choice(field)
+
+    def _check_push(self) -> None:
+        if self.push_to_hub is not None and self.eval_only is not None:
+            raise ValueError(
+                f"--push-to-hub is for after training, but --eval-only trains nothing. Push with: "
+                f"python -m timm_varchan push {self.eval_only} {self.push_to_hub}"
+            )
 
     def _check_choice(self, field: dataclasses.Field[Any]) -> None:
         value, choices = getattr(self, field.name), field.metadata["choices"]

@@ -26,7 +26,7 @@ _FREE_FIELDS = frozenset(
     {
         "output_dir", "resume", "workers", "prefetch", "cache", "expect_processes", "eval_modes",
         "eval_orders", "eval_max_sets", "eval_batch_size", "eval_checkpoint", "eval_statistics",
-        "checkpoint_steps", "trackers",
+        "checkpoint_steps", "trackers", "push_to_hub", "push_public",
     }
 )  # fmt: skip
 
