@@ -102,6 +102,8 @@ LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 NUM_ASIDE = 40
 #: At most so many test images for the curves; the results are of all.
 MAX_CURVE = 1000
+#: Costs are counted at these sizes too, in pixels.
+OTHER_SIZES = (64, 224)
 
 
 def build(arm: Arm, num_classes: int) -> nn.Module:
@@ -254,9 +256,11 @@ def latency(
 
 
 def describe(
-    name: str, arm_runs: Mapping[int, Run], reference: Mapping[int, Run], num_classes: int
-) -> dict[str, Any]:
+    name: str, arm_runs: Mapping[int, Run], reference: Mapping[int, Run],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Everything about one arm but its latency."""
+    num_classes = settings["num_classes"]
     model = build(ARMS[name], num_classes)
     entry: dict[str, Any] = {"architecture": ARMS[name].architecture,
                              "options": dict(ARMS[name].options), "front": ARMS[name].front,
@@ -264,7 +268,8 @@ def describe(
     count = getattr(model, "count_convs", None)
     entry["num_convs"] = 34 - 1 if name == BAR else count() if count else None
     entry["complexity"] = {
-        str(size): count_complexity(model, RGB, img_size=size).to_json() for size in (32, 64, 224)
+        str(size): count_complexity(model, RGB, img_size=size).to_json()
+        for size in sorted({settings["img_size"], *OTHER_SIZES})
     }
     entry["seeds"] = {}
     for seed, one in arm_runs.items():
@@ -288,7 +293,7 @@ def report(args: argparse.Namespace) -> None:
     if args.reference not in runs:
         raise SystemExit(f"{args.output} has no finished run of the reference {args.reference}.")
     reference = runs[args.reference]
-    arms = {name: describe(name, one, reference, classes) for name, one in runs.items()}
+    arms = {name: describe(name, one, reference, settings) for name, one in runs.items()}
     models = {name: build(ARMS[name], classes).eval() for name in {args.reference: 0, **runs}}
     for batch in (1, 32):
         timed = latency(models, size, batch, args.rounds)
