@@ -193,6 +193,10 @@ def test_adapted_models_share_copy_and_load(name):
     torch.testing.assert_close(other(x), model(x))
     shared = timm_varchan.share(model, "BGR")
     torch.testing.assert_close(shared(x.flip(1)), model(x), rtol=1e-3, atol=1e-4)
+    expected = model(x)
+    model.to(memory_format=torch.channels_last)
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(last), expected, rtol=1e-3, atol=1e-4)
     assert model.to(torch.bfloat16)(x.bfloat16()).isfinite().all()
 
 

@@ -52,8 +52,9 @@ class DynamicMixer(KernelMixer, KnownMixer):
         self.squeeze = nn.Linear(self.num_virtual, hidden, bias=False, **like)
         self.excite = nn.Linear(hidden, num_kernels, **like)
         out, kh, kw = kernel_shape
+        # N x out in one axis: `.to(memory_format=torch.channels_last)` fails on five.
         self.deviations = nn.Parameter(
-            torch.zeros(num_kernels, out, self.num_virtual, kh, kw, **like)
+            torch.zeros(num_kernels * out, self.num_virtual, kh, kw, **like)
         )
 
     def generated(self, x: Tensor) -> Tensor:
@@ -62,5 +63,6 @@ class DynamicMixer(KernelMixer, KnownMixer):
         means = (x.mean((2, 3))[:, :, None] * placed).sum(1)
         logits = self.excite(self.squeeze(means).relu())
         attention = (logits / self.temperature).softmax(-1)
-        kernels = torch.einsum("bn,nokij->bokij", attention, self.deviations)
+        deviations = self.deviations.unflatten(0, (attention.shape[1], -1))
+        kernels = torch.einsum("bn,nokij->bokij", attention, deviations)
         return torch.einsum("bck,bokij->bocij", placed.expand(len(x), -1, -1), kernels)
