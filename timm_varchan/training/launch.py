@@ -21,6 +21,11 @@ from timm_varchan.training.configuration import TrainConfig
 
 __all__ = ["create_accelerator", "is_sharded"]
 
+#: What may be asked for and silently not done, with the cure.
+_ASKED = {
+    DistributedType.DEEPSPEED: "Leave ACCELERATE_USE_CPU unset together with --use_deepspeed.",
+    DistributedType.FSDP: "FSDP needs GPUs under accelerate; on CPUs use configs/zero3.yaml.",
+}
 #: ZeRO's stage that divides the weights too.
 _ALL_SHARDED = 3
 
@@ -62,11 +67,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=handlers,
     )
     problem = _problem(accelerator.num_processes, config.expect_processes)
-    if wants_deepspeed and accelerator.distributed_type != DistributedType.DEEPSPEED:
-        problem = (
-            f"DeepSpeed was asked for, but the launcher set up {accelerator.distributed_type.value}"
-            f". Leave ACCELERATE_USE_CPU unset together with --use_deepspeed."
-        )
+    problem = problem or _not_as_asked(accelerator.distributed_type)
     if problem is not None:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
@@ -90,6 +91,15 @@ def is_sharded(accelerator: Accelerator) -> bool:
     if plugin is not None:
         return int(plugin.zero_stage) == _ALL_SHARDED
     return accelerator.distributed_type == DistributedType.FSDP
+
+
+def _not_as_asked(got: DistributedType) -> str | None:
+    """What is wrong with how the processes work together, and the cure."""
+    for wanted, cure in _ASKED.items():
+        asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
+        if asked and got != wanted:
+            return f"{wanted.name} was asked for, but the launcher set up {got.value}. {cure}"
+    return None
 
 
 def _problem(num_processes: int, expected: int | None) -> str | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
@@ -27,7 +28,7 @@ from timm_varchan.training.loaders import eval_loader, evaluation_split, load_ru
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.preparation import prepare
 from timm_varchan.training.results import build_results, markdown_report
-from timm_varchan.training.set_statistics import set_statistics
+from timm_varchan.training.set_statistics import check_statistics, set_statistics
 from timm_varchan.training.sharding import check_sharding, whole_model
 from timm_varchan.training.tracking import check_trackers
 
@@ -83,14 +84,15 @@ def run(config: TrainConfig) -> Outcome:
             set_seed(config.seed)
             data = load_run_data(config, accelerator, saved)
             evaluation_split(data)
+            model = build_model(config, data) if saved is None else saved.model
+            check_statistics(config, model, data)
             if saved is None:
-                model = build_model(config, data)
                 trainer, progress = prepare(config, accelerator, model, data, folder)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.claim(config)
         if saved is not None:
-            model = saved.model.to(accelerator.device)
+            model = model.to(accelerator.device)
             return _finish(config, accelerator, model, data, folder, None)
         progress = trainer.fit(progress)
         model = _trained(trainer, data)
@@ -198,6 +200,7 @@ def _write(
     if results["training"] is not None:
         plot_curves(results["training"]["history"], path / "curves.png")
     if config.eval_only is None:
+        model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
         save(
             model, path / "model", class_names=data.class_names, channels=data.channels,
             img_size=config.pixels, crop_pct=config.crop_pct,

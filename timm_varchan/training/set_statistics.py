@@ -13,7 +13,19 @@ from timm_varchan.models import channel_statistics
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.loaders import eval_loader
 
-__all__ = ["set_statistics"]
+__all__ = ["check_statistics", "set_statistics"]
+
+
+def check_statistics(config: TrainConfig, model: nn.Module, data: ImageData) -> None:
+    """Refuse statistics for every set where they cannot be had.
+
+    Raises:
+        ValueError: A model without a stem, no training images.
+    """
+    if config.eval_statistics and (not has_stems(model) or data.train is None):
+        raise ValueError(
+            "--eval-statistics needs a model with a stem and training images; leave it out."
+        )
 
 
 def set_statistics(
@@ -28,16 +40,9 @@ def set_statistics(
 
     Returns:
         BatchNorm buffers by channel set and mode, or None.
-
-    Raises:
-        ValueError: A model without a stem, no training images.
     """
-    if not config.eval_statistics:
+    if not config.eval_statistics or data.train is None:
         return None
-    if not has_stems(model) or data.train is None:
-        raise ValueError(
-            "--eval-statistics needs a model with a stem and training images; leave it out."
-        )
     count = min(config.eval_statistics, len(data.train))
     chosen = seeded_rng("set statistics", config.seed).sample(range(len(data.train)), count)
     images = data.train.take(sorted(chosen))

@@ -77,5 +77,7 @@ class Validator:
 
 def _spread(channels: ChannelSet, count: int) -> list[tuple[int, ...]]:
     """At most so many channel sets, all channels first, the others spread over the sizes."""
-    chosen = choose_sets(channels, max_sets=max(count, len(channels)))
-    return chosen[:: math.ceil(len(chosen) / count)]
+    chosen = choose_sets(channels)
+    count = min(count, len(chosen))
+    steps = max(1, count - 1)
+    return [chosen[round(i * (len(chosen) - 1) / steps)] for i in range(count)]

@@ -1,0 +1,297 @@
+"""What each option of training does."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+import timm
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+
+import timm_varchan
+from timm_varchan.evaluation import has_stems
+from timm_varchan.models.adapt import stems
+from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run, to_args
+from timm_varchan.training import loop as training_loop
+from timm_varchan.training.averaging import WeightAverage
+from timm_varchan.training.channel_draws import DrawKey
+from timm_varchan.training.fine_tuning import choose_trained, train_mode
+from timm_varchan.training.mixing import SeededMixup
+from timm_varchan.training.step_clock import StepClock
+
+ONE_EPOCH = dataclasses.replace(TINY, epochs=1)
+LOSSES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr")
+
+
+def history(outcome):
+    return [tuple(e[key] for key in LOSSES) for e in outcome.results["training"]["history"]]
+
+
+def runs(tmp_path, *changes):
+    """The outcomes of tiny runs that differ in some fields."""
+    outcomes = []
+    for number, change in enumerate(changes):
+        config = dataclasses.replace(ONE_EPOCH, output_dir=str(tmp_path / str(number)), **change)
+        outcomes.append(run(config))
+        forget_accelerate()
+    return outcomes
+
+
+# ---- recipes
+
+
+def test_flags_override_a_recipe_and_read_back():
+    config = parse_args(["--recipe", "modern", "--clip-grad", "none", "--epochs", "7"])
+    assert config == dataclasses.replace(RECIPES["modern"](), clip_grad=None, epochs=7)
+    assert parse_args(to_args(config)) == config
+    assert to_args(config) == ["--recipe", "modern", "--epochs", "7", "--clip-grad", "None"]
+    for name, recipe in RECIPES.items():
+        assert parse_args(["--recipe", name]) == recipe()
+        assert recipe().recipe == name
+    with pytest.raises(SystemExit):
+        parse_args(["--recipe", "secret"])
+
+
+def test_the_reports_recipe_is_the_reports():
+    config = RECIPES["report"]()
+    assert (config.opt, config.lr, config.batch_size, config.epochs) == ("adam", 1e-3, 16, 200)
+    assert config.sched == "constant"
+    assert config.channel_aug == "shuffle"
+    assert config.weight_decay == config.smoothing == config.mixup == config.cutmix == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_train(tmp_path, name):
+    small = {f: getattr(ONE_EPOCH, f) for f in ("channels", "limit", "img_size", "workers")}
+    config = dataclasses.replace(
+        RECIPES[name](), **small, epochs=2, batch_size=8, output_dir=str(tmp_path / "run")
+    )
+    outcome = run(config)
+    rates = [entry["lr"] for entry in outcome.results["training"]["history"]]
+    assert rates == [1e-3, 1e-3] if name == "report" else rates[1] < rates[0] < config.lr
+    assert outcome.results["config"]["recipe"] == name
+
+
+def test_stochastic_depth_that_a_model_lacks_is_refused(tmp_path):
+    with pytest.raises(SetupError, match="Add --drop-path 0"):
+        runs(tmp_path, {"model": "dwg_densenet121", "drop_path": 0.1})
+
+
+# ---- augmentation
+
+
+def test_mixing_hangs_on_the_key_alone():
+    config = TrainConfig(mixup=0.2, cutmix=1.0, smoothing=0.1)
+    mix = SeededMixup(config, num_classes=4)
+    x, labels = torch.randn(6, 5, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    first, targets = mix(x.clone(), labels, DrawKey(0, 1, 2))
+    again, targets_again = mix(x.clone(), labels, DrawKey(0, 1, 2))
+    assert torch.equal(first, again)
+    assert torch.equal(targets, targets_again)
+    assert targets.shape == (6, 4)
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    other, _ = mix(x.clone(), labels, DrawKey(0, 1, 3))
+    assert not torch.equal(first, other)
+    with pytest.raises(ValueError, match="must be even"):
+        TrainConfig(mixup=0.2, batch_size=7)
+
+
+# ---- precision and speed: they change no more than rounding
+
+
+def test_caching_changes_nothing(tmp_path):
+    plain, cached = runs(tmp_path, {}, {"cache": True})
+    assert history(plain) == history(cached)
+
+
+def test_two_forward_passes_an_update_are_one_of_twice_the_size(tmp_path):
+    vit = {"model": "dwg_test_vit", "channel_aug": "hcs", "clip_grad": 0.5}  # no BatchNorm
+    whole, halves = runs(
+        tmp_path, {**vit, "batch_size": 8}, {**vit, "batch_size": 4, "grad_accum_steps": 2}
+    )
+    assert whole.results["training"]["updates"] == halves.results["training"]["updates"] == 3
+    for one, other in zip(history(whole), history(halves), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_layouts_and_checkpointing_change_no_more_than_rounding(tmp_path):
+    plain, last, checkpointing = runs(
+        tmp_path, {}, {"channels_last": True}, {"grad_checkpointing": True}
+    )
+    for other in (last, checkpointing):
+        assert history(other)[0] == pytest.approx(history(plain)[0], rel=1e-3)
+
+
+def test_bfloat16_is_used(tmp_path, monkeypatch):
+    seen = set()
+    original = training_loop.F.cross_entropy
+
+    def watch(logits, *args, **kwargs):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return original(logits, *args, **kwargs)
+
+    monkeypatch.setattr(training_loop.F, "cross_entropy", watch)
+    (outcome,) = runs(tmp_path, {"mixed_precision": "bf16"})
+    assert seen >= {True}
+    assert history(outcome)[0][0] < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aug", ["hcs", "hcs-sample", "shuffle"])
+def test_channel_sets_do_not_recompile(tmp_path, aug):
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    five = {"channels": "R+G+B+NIR+SWIR1", "channel_aug": aug, "epochs": 3, "limit": 64}
+    (outcome,) = runs(tmp_path, {**five, "compile": True})
+    # One graph for one channel, one for any other number.
+    assert counters["stats"]["unique_graphs"] <= 2
+    assert outcome.results["training"]["updates"] == 24
+
+
+def test_clipping_and_layer_decay_reach_the_optimizer(tmp_path):
+    plain, clipped, decayed = runs(
+        tmp_path, {}, {"clip_grad": 1e-4, "opt": "sgd"}, {"layer_decay": 0.5}
+    )
+    assert len({history(outcome)[0][0] for outcome in (plain, clipped, decayed)}) == 3
+
+
+# ---- average of the weights
+
+
+def test_the_average_is_tested_and_saved(tmp_path):
+    plain, averaged = runs(tmp_path, {}, {"ema_decay": 0.9})
+    assert history(plain)[0][:2] == history(averaged)[0][:2]
+    assert history(plain)[0][2] != history(averaged)[0][2]
+    saved = dataclasses.replace(
+        ONE_EPOCH, eval_only=str(averaged.folder / "model"), output_dir=str(tmp_path / "e")
+    )
+    assert [s.to_json() for s in run(saved).sets] == [s.to_json() for s in averaged.sets]
+
+
+def test_an_average_follows_and_reads_back():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    average = WeightAverage(model, 0.9)
+    before = average.model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight += 1
+    average.update(model, 5)
+    moved = (average.model[0].weight - before).mean()
+    assert 0 < moved < 1
+    other = WeightAverage(model, 0.9)
+    other.load(average.state(buffers_only=False))
+    assert torch.equal(other.model[0].weight, average.model[0].weight)
+    assert not any("weight" in name and "0." in name for name in average.state(buffers_only=True))
+
+
+# ---- parts
+
+
+@pytest.mark.parametrize("part", ["head", "stem"])
+def test_only_the_chosen_part_moves(part):
+    model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3))
+    choose_trained(model, part)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train_mode(model, part)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved
+    assert all(("mixer" if part == "stem" else "fc.") in name for name in moved)
+
+
+def test_a_plain_model_has_no_stem_to_train(tmp_path):
+    with pytest.raises(SetupError, match="--train-only head"):
+        runs(tmp_path, {"model": "test_resnet", "channel_aug": "none", "train_only": "stem"})
+
+
+def test_from_rgb_to_other_channels_with_the_stem_alone(tmp_path):
+    plain = {"model": "test_resnet", "channels": "RGB", "channel_aug": "none", "eval_modes": None}
+    (first,) = runs(tmp_path, plain)
+    more = {
+        "model": f"local-dir:{first.folder / 'model'}", "adapt": True, "train_only": "stem",
+        "channels": "R+G+B+NIR+SWIR1", "channel_aug": "hcs", "epochs": 2,
+    }  # fmt: skip
+    (second,) = runs(tmp_path / "second", more)
+    saved = timm_varchan.hub.load(second.folder / "model")
+    assert has_stems(saved.model)
+    assert saved.channels.labels == ("R", "G", "B", "NIR", "SWIR1")
+    before = timm_varchan.hub.load(first.folder / "model").model.state_dict()
+    after = saved.model.state_dict()
+    assert torch.equal(after["layer1.0.conv1.weight"], before["layer1.0.conv1.weight"])
+    assert torch.equal(after["bn1.running_mean"], before["bn1.running_mean"])
+    assert stems(saved.model)[0].out.weight.any()
+    fewer = {
+        "model": f"local-dir:{second.folder / 'model'}", "channels": "B+NIR", "train_only": "head",
+        "channel_aug": "hcs-sample",
+    }  # fmt: skip
+    (third,) = runs(tmp_path / "third", fewer)
+    assert third.results["data"]["channels"][0]["name"] == "B"
+    kept = timm_varchan.hub.load(third.folder / "model").model.state_dict()
+    assert torch.equal(kept["conv1.0.mixer.out.weight"], after["conv1.0.mixer.out.weight"])
+    assert not torch.equal(kept["fc.weight"], after["fc.weight"])
+
+
+# ---- statistics, curves, trackers
+
+
+def test_statistics_of_every_set_are_estimated_on_training_images(tmp_path):
+    run_with = {"channels": "RGB", "eval_modes": ("named", "anonymous"), "limit": 40}
+    mixed, own = runs(tmp_path, run_with, {**run_with, "eval_statistics": 16})
+    assert history(mixed) == history(own)
+    assert [s.to_json() for s in mixed.sets] != [s.to_json() for s in own.sets]
+    with pytest.raises(SetupError, match="--eval-statistics needs"):
+        runs(
+            tmp_path / "plain",
+            {
+                "model": "test_resnet",
+                "channel_aug": "none",
+                "eval_statistics": 8,
+                "eval_modes": None,
+            },
+        )
+
+
+def test_every_epoch_tells_of_several_channel_sets(tmp_path):
+    (outcome,) = runs(
+        tmp_path, {"channels": "RGB", "trackers": ("tensorboard",), "val_max_sets": 4, "epochs": 2}
+    )
+    entry = outcome.results["training"]["history"][-1]
+    assert list(entry["eval_sets"]) == ["RGB", "RB", "R", "B"]
+    assert entry["eval_sets"]["RGB"] == entry["eval_accuracy"]
+    assert 0 <= entry["loader_share"] <= 1
+    with (outcome.folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["eval_accuracy_RB"]) == entry["eval_sets"]["RB"]
+    assert (outcome.folder / "curves.png").stat().st_size > 10_000
+    found = EventAccumulator(str(outcome.folder / "tensorboard" / "timm_varchan")).Reload()
+    logged = found.Scalars("eval/eval_accuracy_B")
+    assert [event.step for event in logged] == [1, 2]
+    assert logged[1].value == pytest.approx(entry["eval_sets"]["B"])
+    about = json.loads((outcome.folder / "environment.json").read_text())
+    assert set(about) == {"versions", "git_commit"}
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SetupError, match="pip install wandb"):
+        runs(tmp_path, {"trackers": ("wandb",)})
+
+
+def test_the_clock_tells_waiting_from_working(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def batches():
+        for number in range(3):
+            now[0] += 1.0
+            yield number
+
+    clock = StepClock()
+    for _ in clock.waiting(batches()):
+        now[0] += 3.0
+    assert clock.loader_share == pytest.approx(0.25)
+    assert clock.seconds == 12.0
