@@ -3,7 +3,7 @@
     python bench/cards.py --results bench/results --output model_cards
 
 A card is written where the results that it needs are there: `complexity.json` (bench/complexity.py)
-and `task1.json` for the first, `task2.json` for the others.
+and, if there, `task1.json` for the first, `task2.json` for the others.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from timm_varchan import RGB
 from timm_varchan.cards import Card, markdown_table, usage, with_interval
 
 Results = Mapping[str, Any]
+NORMALISED = f"R, G, B: values / 255, mean {RGB.mean}, standard deviation {RGB.std}"
 REPORT = """@misc{chia2024assignment,
   author = {Chia-Ming Lee},
   title = {Deep Learning Assignment II},
@@ -43,7 +44,7 @@ DENSENET = """@misc{huang2016densely,
 }"""
 
 
-def dwg_densenet121(complexity: Results, task1: Results) -> Card:
+def dwg_densenet121(complexity: Results, task1: Results | None = None) -> Card:
     """Cost, and what Task I measured on a small network with the same stem."""
     name = "dwg_densenet121"
     rows = [row for row in complexity["rows"] if row["model"] in ("densenet121", name)]
@@ -54,14 +55,14 @@ def dwg_densenet121(complexity: Results, task1: Results) -> Card:
         for row in rows
     ]  # fmt: skip
     own = next(row for row in rows if row["model"] == name and row["num_channels"] == len(RGB))
-    size, settings = own["img_size"], task1["settings"]
-    arms = {arm: task1["arms"][arm] for arm in TASK1_ARMS if arm in task1["arms"]}
+    size = own["img_size"]
     return Card(
         name=name,
         description="DenseNet-121 for any number, order and subset of channels: timm's network "
         "behind a stem that generates a kernel for each channel of each image. No weights were "
         "trained for this card: `pretrained=True` loads timm's for RGB, of which the twin gives "
-        "the same logits. The accuracies below are those of a small network with the same stem.",
+        "the same logits."
+        + (" Accuracies below are those of a small network with this stem." if task1 else ""),
         details={
             "Model Type": "Image classification / feature backbone",
             "Model Stats": {
@@ -69,22 +70,30 @@ def dwg_densenet121(complexity: Results, task1: Results) -> Card:
                 "GMACs": f"{own['macs'] / 1e9:.3f}",
                 "Image size": f"{size} x {size}",
             },
-            "Channels": "any; by wavelength in nm, by name, or anonymous",
+            "Channels": f"any; by wavelength in nm, by name, or anonymous. {NORMALISED}",
             "Papers": ["https://arxiv.org/abs/1608.06993", "https://arxiv.org/abs/1912.03458"],
         },
         usage=usage(name, RGB, size, stem=True),
         comparison=f"### Cost\nAt {size} px with {complexity['settings']['num_classes']} classes "
         f"(`bench/complexity.py`).\n\n{markdown_table(header, costs)}\n"
-        f"### Accuracy of the stem on a small network\nA {settings['architecture']} of reduced "
-        f"width, {settings['num_classes']} classes of Tiny-ImageNet at {settings['img_size']} px, "
-        f"{settings['training_images']} training and {settings['test_images']} test images, "
-        f"{settings['epochs']} epochs (`bench/task1.py`), {task1['machine']}. Per cent; losses in "
-        f"points against one network for each channel set.\n\n{task1_table(arms)}",
+        f"{_task1_section(task1) if task1 else ''}",
         limits=["Nothing here was measured with DenseNet-121 on images.",
                 "With BatchNorm, accuracy on a channel set depends on how often training saw it."],
         license=timm.get_pretrained_cfg("densenet121").license,
         citations=(REPORT, DENSENET),
     )  # fmt: skip
+
+
+def _task1_section(task1: Results) -> str:
+    settings = task1["settings"]
+    arms = {arm: task1["arms"][arm] for arm in TASK1_ARMS if arm in task1["arms"]}
+    return (
+        f"### Accuracy of the stem on a small network\nA {settings['architecture']} of reduced "
+        f"width, {settings['num_classes']} classes of Tiny-ImageNet at {settings['img_size']} px, "
+        f"{settings['training_images']} training and {settings['test_images']} test images, "
+        f"{settings['epochs']} epochs (`bench/task1.py`), {task1['machine']}. Per cent; losses in "
+        f"points against one network for each channel set.\n\n{task1_table(arms)}"
+    )
 
 
 def _recipe(task2: Results, name: str) -> dict[str, str]:
@@ -121,7 +130,7 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
             "Model Type": "Image classification / feature backbone",
             "Model Stats": stats,
             "Layers": f"{arm['num_convs']} convolutions on the longest path",
-            "Channels": f"R, G, B; values / 255, mean {RGB.mean}, standard deviation {RGB.std}",
+            "Channels": NORMALISED,
             "Data": f"{classes} classes of Tiny-ImageNet-200 at {size} px, "
                     f"{settings['training_images']} training images",
             "Recipe": _recipe(task2, name),
@@ -158,22 +167,28 @@ def resnet34(task2: Results) -> Card:
     return _from_task2(task2, BAR, text, citations=(REPORT,))
 
 
-#: Each card with the results that it needs.
-CARDS: dict[str, tuple[Callable[..., Card], tuple[str, ...]]] = {
-    "dwg_densenet121": (dwg_densenet121, ("complexity", "task1")),
-    "rrdb_rnn_small": (rrdb_rnn_small, ("task2",)),
-    "resnet34": (resnet34, ("task2",)),
+#: Each card with the results that it needs and those that it can do without.
+CARDS: dict[str, tuple[Callable[..., Card], tuple[str, ...], tuple[str, ...]]] = {
+    "dwg_densenet121": (dwg_densenet121, ("complexity",), ("task1",)),
+    "rrdb_rnn_small": (rrdb_rnn_small, ("task2",), ()),
+    "resnet34": (resnet34, ("task2",), ()),
 }
 
 
 def render(folder: Path) -> dict[str, str]:
-    """All cards that the results in a folder allow, by name."""
+    """All cards that the results in a folder, or in folders below it, allow, by name."""
     texts = {}
-    for name, (make, needs) in CARDS.items():
-        files = [folder / f"{need}.json" for need in needs]
-        if all(file.is_file() for file in files):
-            texts[name] = make(*(json.loads(file.read_text()) for file in files)).render()
+    for name, (make, needs, likes) in CARDS.items():
+        results = {key: _newest(folder, key) for key in (*needs, *likes)}
+        if all(results[key] for key in needs):
+            texts[name] = make(**results).render()
     return texts
+
+
+def _newest(folder: Path, name: str) -> Results | None:
+    """The results of this name; those of the latest version where folders of versions hold them."""
+    files = sorted(folder.rglob(f"{name}.json"))
+    return json.loads(files[-1].read_text()) if files else None
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ ARMS = {
     "rrdb_rnn_base": Arm("rrdb_rnn_base"),
 }
 #: The search starts in the middle and goes on while an end of what was tried is the best.
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 #: Of each class, for the search to be judged on; the final runs train on them too.
 NUM_ASIDE = 40
 #: At most so many test images for the curves; the results are of all.

@@ -24,12 +24,12 @@ from small_images import Images  # noqa: E402
 
 
 def test_search_goes_on_while_an_end_is_best():
-    accuracy = {5e-4: 3, 1e-3: 4, 2e-3: 5, 4e-3: 6, 8e-3: 1}
+    accuracy = dict(zip(task2.LEARNING_RATES, (3, 4, 5, 6, 1), strict=True))
     tried = {}
     while (lr := task2.next_rate(tried)) is not None:
         tried[lr] = accuracy[lr]
-    assert list(tried) == [2e-3, 1e-3, 4e-3, 8e-3]
-    assert task2.next_rate({2e-3: 1, 1e-3: 2, 5e-4: 3}) is None
+    assert [task2.LEARNING_RATES.index(lr) for lr in tried] == [2, 1, 3, 4]
+    assert task2.next_rate(dict(zip(task2.LEARNING_RATES[:3], (3, 2, 1), strict=True))) is None
 
 
 def finished(correct, arm="a"):
