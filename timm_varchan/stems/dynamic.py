@@ -63,6 +63,6 @@ class DynamicMixer(KernelMixer, KnownMixer):
         means = (x.mean((2, 3))[:, :, None] * placed).sum(1)
         logits = self.excite(self.squeeze(means).relu())
         attention = (logits / self.temperature).softmax(-1)
-        deviations = self.deviations.unflatten(0, (attention.shape[1], -1))
+        deviations = self.deviations.view(attention.shape[1], -1, *self.deviations.shape[1:])
         kernels = torch.einsum("bn,nokij->bokij", attention, deviations)
         return torch.einsum("bck,bokij->bocij", placed.expand(len(x), -1, -1), kernels)

@@ -33,6 +33,8 @@ class HyperMixer(KernelMixer):
     supports_anonymous: ClassVar[bool] = False
 
     code: Tensor
+    first: Tensor
+    which: Tensor
 
     def __init__(
         self,
@@ -64,29 +66,41 @@ class HyperMixer(KernelMixer):
     @classmethod
     def table_names(cls) -> tuple[str, ...]:
         """The buffers that `tables` fills."""
-        return (*super().table_names(), "code")
+        return (*super().table_names(), "code", "first", "which")
 
     def tables(
         self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
     ) -> dict[str, Tensor]:
-        """Add the sinusoidal code `(S, P, D)` of each wavelength in nm."""
+        """Add the code `(S, P, D)` of each wavelength, and which samples have the same set.
+
+        Kernels are generated once for each of the U different sets: `first` `(U,)` are samples that
+        have them, `which` `(S,)` is the place of each sample's set among them.
+        """
+        different: dict[ChannelSet, int] = {}
+        which = [different.setdefault(channel_set, len(different)) for channel_set in sets]
+        first = [sets.index(channel_set) for channel_set in different]
         half = self.width // 2
         frequencies = 10000.0 ** (-torch.arange(half, dtype=wavelengths_nm.dtype) / half)
         angles = wavelengths_nm[:, :, None] * frequencies
         code = torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
-        return {**super().tables(sets, wavelengths_nm, present), "code": code}
+        return {
+            **super().tables(sets, wavelengths_nm, present),
+            "code": code,
+            "first": torch.tensor(first),
+            "which": torch.tensor(which),
+        }
 
     def generated(self, x: Tensor) -> Tensor:
         """The kernels, `(S, out, C, kh, kw)`."""
         rows, _, _ = self.rows(x)
-        code, absent = self.code[:, rows], self.present[:, rows] == 0
+        code, absent = self.code[self.first][:, rows], self.present[self.first][:, rows] == 0
         embedded = code + self.embed(code)
         tokens = self.tokens.expand(len(code), -1, -1)
         hidden = torch.cat([tokens, embedded], 1)
         ignored = torch.cat([absent.new_zeros(tokens.shape[:2]), absent], 1)
         encoded = self.encoder(hidden, src_key_padding_mask=ignored)[:, tokens.shape[1] :]
         kernels = self.out(encoded + embedded).masked_fill(absent[:, :, None], 0.0)
-        return kernels.unflatten(2, self.kernel_shape).transpose(1, 2)
+        return kernels.unflatten(2, self.kernel_shape).transpose(1, 2)[self.which]
 
     def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
         super()._check_channels(channels)
