@@ -196,14 +196,15 @@ def run(args: argparse.Namespace) -> None:
             arm = ARMS[name]
             data = data or load(args.data, args.num_classes, args.img_size)
             images, held_out = data
-            tried = search(name if arm.search else OWN, images, args)
+            source = args.rate_of or (name if arm.search else OWN)
+            tried = search(source, images, args)
             lr = max(tried, key=lambda lr: tried[lr])
             print(f"{name}, seed {seed}, learning rate {lr:g}: {len(images.y)} training images")
             start, busy = time.perf_counter(), time.process_time()
             model, history = train(
                 arm, images, held_out, args, lr=lr, epochs=args.epochs, seed=seed
             )
-            details = {"lr": lr, "searched": arm.search, "tried": tried,
+            details = {"lr": lr, "lr_of": source, "tried": tried,
                        "seconds": time.perf_counter() - start,
                        "cpu_seconds": time.process_time() - busy}  # fmt: skip
             results = predict(model, held_out, test_views(arm, seed))
@@ -415,6 +416,8 @@ def main() -> None:
     runs.add_argument("--seeds", nargs="+", type=int, default=[0])
     runs.add_argument("--epochs", type=int, default=8)
     runs.add_argument("--search-epochs", type=int, default=2)
+    runs.add_argument("--rate-of", choices=[BAR, OWN],
+                      help="take its learning rate instead of an own search")  # fmt: skip
     runs.add_argument("--num-classes", type=int, default=25)
     runs.add_argument("--img-size", type=int, default=32)
     runs.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
