@@ -277,3 +277,13 @@ def test_wrong_content_is_never_written(tmp_path):
     with pytest.raises(AssertionError, match="rows is missing"):
         schema.write(tmp_path / "x.json", "complexity", {})
     assert not (tmp_path / "x.json").exists()
+
+
+def test_the_readme_explains_every_list_and_figure_of_the_schema():
+    text = (BENCH / "README.md").read_text()
+    (model,) = schema.FIELDS["accuracy"]["models"]
+    lists = [name for name, form in model.items() if isinstance(form, list)]
+    assert len(lists) == 7
+    assert [name for name in lists if f"`models[].{name}`" not in text] == []
+    assert [name for name in schema.PAIRED if f"`{name}`" not in text] == []
+    assert f"Version {schema.VERSION}." in text
