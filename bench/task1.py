@@ -74,14 +74,26 @@ class Arm:
         told_names = self.identity == "named" and self.aug != "shuffle"
         return ("named", "anonymous") if told_names else ("anonymous",)
 
+    @property
+    def test_sets(self) -> list[ChannelSet]:
+        """On which subsets of its channels it is tested."""
+        channels = ChannelSet.parse(self.channels)
+        any_count = self.stem is None or MIXERS[self.stem].any_count
+        return channels.subsets() if any_count else [channels]
+
+
+def stem_augs(stem: str) -> tuple[str, ...]:
+    """What training can do to the channels of a model with this stem."""
+    return tuple(CHANNEL_AUGS) if MIXERS[stem].any_count else ("none", "shuffle")
+
 
 ARMS = (
     {f"expert-{name}": Arm(None, name) for name in TEST_SETS}
-    | {"plain-shuffle": Arm(None, aug="shuffle")}
-    | {f"{stem}-{aug}": Arm(stem, aug=aug) for stem in MIXERS for aug in CHANNEL_AUGS}
+    | {f"plain-{aug}": Arm(None, aug=aug) for aug in ("shuffle", "hcs-mask")}
+    | {f"{stem}-{aug}": Arm(stem, aug=aug) for stem in MIXERS for aug in stem_augs(stem)}
     | {
         f"{stem}-{aug}-anonymous": Arm(stem, aug=aug, identity="anonymous")
-        for stem, mixer in MIXERS.items() if mixer.supports_anonymous for aug in CHANNEL_AUGS
+        for stem, mixer in MIXERS.items() if mixer.supports_anonymous for aug in stem_augs(stem)
     }
 )  # fmt: skip
 
@@ -134,7 +146,7 @@ def test(
     planes = list(RGB.index(channels))
     views = [
         SetView(channels, indices, mode, order, seed)
-        for indices in map(channels.index, channels.subsets())
+        for indices in map(channels.index, arm.test_sets)
         for mode in arm.modes for order in ORDERS
         if mode != "named" or order == "in order"  # names move with their planes
     ]  # fmt: skip
