@@ -17,8 +17,8 @@ from typing import Any
 import timm
 from task1 import ARMS as TASK1_ARMS
 from task1 import markdown as task1_table
-from task2 import BAR, OWN
-from task2 import markdown as task2_table
+from task2_arms import BAR, OWN
+from task2_report import markdown as task2_table
 
 from timm_varchan import RGB
 from timm_varchan.cards import Card, markdown_table, usage, with_interval

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 import cards  # noqa: E402
 import task2  # noqa: E402
+import task2_report  # noqa: E402
 from finished_runs import Run, read_runs, write_run  # noqa: E402
 from fronts import FRONTS  # noqa: E402
 from small_images import Images  # noqa: E402
@@ -39,13 +40,13 @@ def finished(correct, arm="a"):
 
 def test_comparison_with_a_reference():
     own, reference = np.arange(200) < 120, np.arange(200) % 2 == 0
-    result = task2.compare(finished(own), finished(reference))
+    result = task2_report.compare(finished(own), finished(reference))
     assert result["difference"]["value"] == pytest.approx(10)
     ratio = result["ratio"]
     assert ratio["value"] == pytest.approx(120)
     assert ratio["low"] < 120 < ratio["high"]
     assert result["difference"]["p"] > 0.01
-    same = task2.compare(finished(own), finished(own))["ratio"]
+    same = task2_report.compare(finished(own), finished(own))["ratio"]
     assert same["low"] == same["high"] == 100
 
 
