@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 __all__ = ["MIN_WAVELENGTH_NM", "Channel", "known_channels", "register_channel"]
 
 #: Wavelengths below this, in nm, are refused: they are almost always micrometres.
 MIN_WAVELENGTH_NM = 100.0
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name) and not re.search(r"[\s+,]", name)
+
+
+def _is_finite(value: object) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    # NaN is not; an int may be larger than any float
+    return bool(abs(value) <= sys.float_info.max)  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,17 @@ class Channel:
     std: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name is not None and (not self.name or re.search(r"[\s+,]", self.name)):
+        if self.name is not None and not _is_name(self.name):
             raise ValueError(
-                f"Channel name {self.name!r} is empty or contains a space, '+' or ',', which "
-                f"separate channels. Use letters, digits, '-' and '_'."
+                f"Channel name {self.name!r} is no text, empty or contains a space, '+' or ',', "
+                f"which separate channels. Use letters, digits, '-' and '_'."
             )
         for field in ("wavelength_nm", "mean", "std"):
             value = getattr(self, field)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"Channel {self.label}: {field} is {value}, not a finite number.")
+            if value is not None and not _is_finite(value):
+                raise ValueError(
+                    f"Channel {self.label}: {field} is {value!r}, not a finite number."
+                )
         if self.wavelength_nm is not None and self.wavelength_nm < MIN_WAVELENGTH_NM:
             raise ValueError(
                 f"Channel {self.label}: wavelength {self.wavelength_nm:g} nm is below "
@@ -62,7 +76,9 @@ class Channel:
         """Short text for tables and errors: the name, else the wavelength, else `?`."""
         if self.name is not None:
             return self.name
-        return "?" if self.wavelength_nm is None else f"{self.wavelength_nm:g}nm"
+        if not _is_finite(self.wavelength_nm):  # unknown, or what an error has to show
+            return "?"
+        return f"{self.wavelength_nm:g}nm"
 
 
 _IMAGENET = {"R": (0.485, 0.229), "G": (0.456, 0.224), "B": (0.406, 0.225)}

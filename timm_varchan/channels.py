@@ -10,7 +10,7 @@ import itertools
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
 from typing import Any, Union
 
@@ -38,13 +38,20 @@ def _unknown(name: str) -> ValueError:
     )
 
 
+def _channel_of(entry: dict[str, Any]) -> Channel:
+    known = [field.name for field in fields(Channel)]
+    if not isinstance(entry, dict) or not set(entry) <= set(known):
+        raise ValueError(f"A channel is described by {', '.join(known)}, not by {entry!r}.")
+    return Channel(**entry)
+
+
 def _channel(item: ChannelLike) -> Channel:
     if isinstance(item, Channel):
         return item
     if item is None:
         return Channel()
     if isinstance(item, dict):  # an entry of `ChannelSet.to_config`, as model arguments hold it
-        return Channel(**item)
+        return _channel_of(item)
     if isinstance(item, str):
         known = known_channels()
         if item not in known:
@@ -259,7 +266,7 @@ class ChannelSet:
     @classmethod
     def from_config(cls, config: Sequence[dict[str, Any]]) -> ChannelSet:
         """The channel set that `to_config` wrote."""
-        return cls(tuple(Channel(**entry) for entry in config))
+        return cls(tuple(_channel_of(entry) for entry in config))
 
 
 ChannelSetLike = Union[ChannelSet, str, Sequence[ChannelLike]]

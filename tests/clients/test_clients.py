@@ -1,0 +1,96 @@
+"""Other people's programs on our models: segmentation, detection, transformers, scikit-learn.
+
+Run with `pip install ".[clients]" && pytest -m clients tests/clients`.
+"""
+
+import pytest
+import timm
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torchvision.ops import FeaturePyramidNetwork
+
+import timm_varchan
+from timm_varchan.models import stems
+
+pytestmark = pytest.mark.clients
+COUNTS = (1, 3, 5, 12)
+
+
+@pytest.mark.parametrize("encoder", ["tu-dwg_resnet18", "tu-dwg_convnext_atto"])
+@pytest.mark.parametrize("decoder", ["Unet", "FPN"])
+def test_segmentation_models_pytorch(encoder, decoder):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[clients]'")
+    model = getattr(smp, decoder)(encoder, encoder_weights=None, in_channels=3, classes=2)
+    for count in COUNTS:
+        model.train().zero_grad()
+        masks = model(torch.randn(2, count, 64, 64))
+        assert masks.shape == (2, 2, 64, 64)
+        masks.square().mean().backward()
+        assert all(p.grad is not None for p in stems(model)[0].parameters())
+    timm_varchan.set_channels(model, "B02+B08")
+    assert model.eval()(torch.randn(1, 2, 64, 64)).isfinite().all()
+    with pytest.raises(ValueError, match="B02"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_segmentation_models_pytorch_with_another_default():
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[clients]'")
+    model = smp.Unet("tu-dwg_resnet18", encoder_weights=None, in_channels=7, classes=2).eval()
+    for count in (7, 2):
+        assert model(torch.randn(1, count, 64, 64)).shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "getter", "fx"])
+def test_feature_extraction_of_timm(feature_cls):
+    kwargs = {} if feature_cls == "list" else {"feature_cls": feature_cls}
+    model = timm.create_model("dwg_resnet18", features_only=True, **kwargs).eval()
+    channels = model.feature_info.channels()
+    for count in COUNTS:
+        features = model(torch.randn(1, count, 64, 64))
+        features = list(features.values()) if isinstance(features, dict) else features
+        assert [f.shape[1] for f in features] == channels
+    timm_varchan.set_channels(model, "GB")
+    with pytest.raises(ValueError, match="GB"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_feature_pyramid_of_torchvision():
+    body = timm.create_model("dwg_resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+    pyramid = FeaturePyramidNetwork(body.feature_info.channels(), out_channels=32)
+    for count in COUNTS:
+        body.zero_grad()
+        features = body(torch.randn(2, count, 64, 64))
+        levels = pyramid({str(i): f for i, f in enumerate(features)})
+        assert [v.shape for v in levels.values()] == [(2, 32, s, s) for s in (16, 8, 4, 2)]
+        sum(v.mean() for v in levels.values()).backward()
+        assert all(p.grad is not None for p in stems(body)[0].parameters())
+
+
+def test_timm_wrapper_of_transformers(tmp_path):
+    """It loads our architectures once timm_varchan is imported, from a folder of its own too."""
+    transformers = pytest.importorskip("transformers", reason="pip install '.[clients]'")
+    config = transformers.TimmWrapperConfig(architecture="dwg_resnet18", num_labels=4)
+    model = transformers.TimmWrapperForImageClassification(config).eval()
+    for count in COUNTS:
+        assert model(pixel_values=torch.randn(1, count, 64, 64)).logits.shape == (1, 4)
+    timm_varchan.set_channels(model, "GB")
+    x = torch.randn(1, 2, 64, 64)
+    expected = model(pixel_values=x).logits
+    model.save_pretrained(tmp_path)
+    again = transformers.TimmWrapperForImageClassification.from_pretrained(tmp_path).eval()
+    timm_varchan.set_channels(again, "GB")
+    torch.testing.assert_close(again(pixel_values=x).logits, expected)
+
+
+def test_embeddings_in_a_pipeline_of_sklearn():
+    torch.manual_seed(0)
+    model = timm.create_model("dwg_test_resnet", num_classes=0).eval()
+    labels = torch.arange(40) % 2
+    x = torch.randn(40, 5, 32, 32) + labels[:, None, None, None]
+    with torch.inference_mode():
+        embeddings = model(x).numpy()
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    pipeline.fit(embeddings[:20], labels[:20].numpy())
+    assert pipeline.score(embeddings[20:], labels[20:].numpy()) > 0.9
