@@ -13,6 +13,9 @@ from matplotlib.ticker import MaxNLocator
 #: Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+#: With more channel sets than this their names would hide each other.
+MAX_LABELS = 8
+
 
 def _figure(columns: int) -> Figure:
     figure = Figure(figsize=(4.6 * columns, 3.6), layout="constrained")
@@ -23,8 +26,8 @@ def _figure(columns: int) -> Figure:
 def _finish(figure: Figure, path: Path) -> Path:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+        if axes.get_legend_handles_labels()[0]:  # above: "best" is slow with many points
+            axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     figure.savefig(path, dpi=150)
     return path
 
@@ -73,7 +76,7 @@ def draw_trade(accuracy: Mapping[str, Any], path: Path) -> Path:
                   [100 * (r["accuracy"]["high"] - r["accuracy"]["value"]) for r in rows]],
             color=colour, marker="o", linestyle="", capsize=2, label=f"{model['name']}, {mode}",
         )  # fmt: skip
-        for row in rows:
+        for row in rows if len(rows) <= MAX_LABELS else ():
             place = (times[row["size"]], 100 * row["accuracy"]["value"])
             axes.annotate(row["channels"], place, fontsize="xx-small", xytext=(3, 3),
                           textcoords="offset points")  # fmt: skip

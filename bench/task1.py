@@ -84,7 +84,10 @@ class Arm:
 
 def stem_augs(stem: str) -> tuple[str, ...]:
     """What training can do to the channels of a model with this stem."""
-    return tuple(CHANNEL_AUGS) if MIXERS[stem].any_count else ("none", "shuffle")
+    if not MIXERS[stem].any_count:
+        return ("none",)
+    needs_names = not MIXERS[stem].supports_anonymous
+    return tuple(aug for aug in CHANNEL_AUGS if not (needs_names and aug == "shuffle"))
 
 
 ARMS = (

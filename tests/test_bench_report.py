@@ -1,11 +1,17 @@
 """Tables and pictures of the benchmark, and that documents hold what the results say."""
 
+import itertools
 import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from timm_varchan import RGB
+from timm_varchan.stems import make_stem
+from timm_varchan.training import DrawKey, draw_channels
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
@@ -13,6 +19,7 @@ sys.path.insert(0, str(BENCH))
 import pictures  # noqa: E402
 import report  # noqa: E402
 import tables  # noqa: E402
+import task1 as task1_script  # noqa: E402
 
 SERIES = {"mode": "named", "order": "in order"}
 
@@ -168,6 +175,20 @@ def test_the_pictures_of_the_report_are_there():
         kind = {"cost": "complexity", "task1_curves": "task1"}.get(Path(name).stem, "accuracy")
         if (report.RESULTS / f"{kind}.json").is_file():
             assert (BENCH / name).is_file()
+
+
+def test_every_arm_of_task1_can_be_told_what_its_augmentation_draws():
+    x = torch.randn(8, 3, 8, 8)
+    for name, arm in task1_script.ARMS.items():
+        if arm.stem is None:
+            assert arm.aug in ("none", "shuffle", "hcs-mask"), name
+            continue
+        stem = make_stem(arm.stem, torch.nn.Conv2d(3, 4, 3))
+        drawn, told = draw_channels(arm.aug, x, RGB, DrawKey(0, 0, 0), identity=arm.identity)
+        stem.set_channels(told)
+        assert stem(drawn).isfinite().all(), name
+        for mode, channels in itertools.product(arm.modes, arm.test_sets):
+            stem.set_channels(channels if mode == "named" else "anonymous")
 
 
 @pytest.fixture
