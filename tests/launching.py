@@ -32,7 +32,7 @@ def environment(**changes):
 def launched(command, args, script="hf_train.py", **changes):
     return subprocess.run(
         [*command, script, *args], cwd=ROOT, env=environment(**changes), text=True,
-        capture_output=True, timeout=280, start_new_session=True,
+        capture_output=True, timeout=550, start_new_session=True,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def losses(found):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_zero_2_and_3_do_what_plain_processes_do(tmp_path):
     # Clipping by far: DeepSpeed left to itself would clip at 1. Accumulation: the same updates.
     plain = start("cpu2", tmp_path / "plain", ACCELERATE_USE_CPU="true")

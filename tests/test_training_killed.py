@@ -25,6 +25,7 @@ def summary(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_resumed_is_bit_equal(tmp_path, processes, workers):

@@ -1,6 +1,7 @@
 """Data sets, transforms for any number of channels, and batches."""
 
 from timm_varchan.data.cached import cached
+from timm_varchan.data.channel_file import read_channels, write_channels
 from timm_varchan.data.channel_stats import channel_stats
 from timm_varchan.data.collate import collate_padded
 from timm_varchan.data.images import read_image
@@ -21,7 +22,9 @@ __all__ = [
     "collate_padded",
     "eval_transform",
     "load_data",
+    "read_channels",
     "read_image",
     "scale_values",
     "train_transform",
+    "write_channels",
 ]

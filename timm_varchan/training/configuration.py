@@ -51,7 +51,9 @@ class TrainConfig:
     """What a run does. The text of every field is the help of its flag."""
 
     dataset: str = _data("synthetic", "'synthetic', folder, Parquet or list file, or hub name")
-    channels: str | None = _data(None, "what the planes are, in order: RGB, B02+B08, ...")
+    channels: str | None = _data(
+        None, "what the planes are, in order: RGB, B02+B08, ...; or a JSON file"
+    )
     img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
     limit: int | None = _data(None, "at most so many images a split, as many of each class")
     image_column: str | None = _data(None, "column of the images")

@@ -20,6 +20,7 @@ from timm_varchan.data import (
     channel_stats,
     eval_transform,
     load_data,
+    read_channels,
     train_transform,
 )
 from timm_varchan.hub import SavedModel
@@ -48,7 +49,7 @@ def load_run_data(
     """
     named = {"train": config.train_split, "validation": config.validation_split}
     named["test"] = config.test_split
-    channels: ChannelSet | str | None = config.channels
+    channels = None if config.channels is None else read_channels(config.channels)
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
     with accelerator.main_process_first():
@@ -75,10 +76,10 @@ def load_run_data(
 
 
 def _with_statistics(
-    data: ImageData, wanted: ChannelSet | str | None, accelerator: Accelerator
+    data: ImageData, wanted: ChannelSet | None, accelerator: Accelerator
 ) -> ChannelSet:
     """The data's channels with the wanted mean and deviation, their own, or the images'."""
-    if isinstance(wanted, ChannelSet) and wanted.mean is not None and wanted.std is not None:
+    if wanted is not None and wanted.mean is not None and wanted.std is not None:
         return data.channels.with_stats(wanted.mean, wanted.std)
     if data.channels.mean is not None:
         return data.channels

@@ -1,0 +1,50 @@
+"""`python -m timm_varchan.data.measure DATA`: mean and deviation of every channel of a data set.
+
+`hf_train.py` measures them itself where they are not known; measured once and written to a file,
+every run uses the same: `hf_train.py --channels channels.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from timm_varchan.channels import ChannelSet
+from timm_varchan.data.channel_file import write_channels
+from timm_varchan.data.channel_stats import channel_stats
+from timm_varchan.data.loading import load_data
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; errors that a user can cure are one line."""
+    parser = argparse.ArgumentParser(prog="python -m timm_varchan.data.measure")
+    parser.add_argument("data", help="folder, Parquet or list file, or hub name")
+    parser.add_argument("--channels", help="planes of the files, as GB or B02+B08")
+    parser.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
+    parser.add_argument("--num-images", type=int, default=1000, help="images to look at (1000)")
+    parser.add_argument("--output", help="JSON file to write, for hf_train.py --channels")
+    args = parser.parse_args(argv)
+    try:
+        channels = _measure(args)
+        for channel in channels:
+            print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}")
+        if args.output:
+            print(write_channels(channels, args.output))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> ChannelSet:
+    data = load_data(args.data, channels=args.channels, value_scale=args.value_scale)
+    split = data.train or data.validation or data.test
+    assert split is not None  # load_data refuses data without any
+    return data.channels.with_stats(*channel_stats(split, args.num_images))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
