@@ -110,12 +110,11 @@ def report(args: argparse.Namespace) -> None:
             arms[name].setdefault("latency", {})[str(batch)] = timed[name]
     summary = {
         "settings": settings
-        | {"batch_size": BATCH, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING,
-           },
+        | {"batch_size": BATCH, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING},
         "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
         "reference": args.reference,
         "arms": arms,
-    }  # fmt: skip
+    }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(summary, indent=1) + "\n")
     table = markdown(summary)
