@@ -34,6 +34,6 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
         return ChannelSet.from_config(json.loads(Path(spec).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{spec} holds no channels ({error}). Make it with: python -m timm_varchan.data.measure DATA "
-            f"--output {spec}"
+            f"{spec} holds no channels ({error}). Make it with: python -m "
+            f"timm_varchan.data.measure DATA --output {spec}"
         ) from error

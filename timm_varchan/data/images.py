@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tokenize
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,8 @@ IMAGE_SUFFIXES = frozenset(
 #: What the decoders raise on bytes that they cannot read, and on files that are not there.
 DECODE_ERRORS = (
     OSError, ValueError, RuntimeError, SyntaxError, EOFError, LookupError, TypeError,
-    ArithmeticError, AttributeError, AssertionError, struct.error, zlib.error,
+    ArithmeticError, AttributeError, AssertionError, MemoryError, struct.error, zlib.error,
+    tokenize.TokenError,  # NumPy, of a damaged header
     Image.DecompressionBombError, tifffile.TiffFileError,
 )  # fmt: skip
 

@@ -144,7 +144,8 @@ def _finish(
         best = config.eval_checkpoint == "best"
         checkpoint = checkpoints.best() if best else checkpoints.last()
     started = time.perf_counter()
-    name, sets = _evaluate(config, accelerator, model, data)
+    with torch.compiler.set_stance("force_eager"):  # not a graph for every channel set
+        name, sets = _evaluate(config, accelerator, model, data)
     evaluation = {
         "split": name,
         "checkpoint": checkpoint.name if checkpoint else None,
