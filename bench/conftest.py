@@ -86,7 +86,10 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     """Add what the times depend on; the host's name is nobody's business."""
     machine_info.pop("node", None)
-    machine_info.get("cpu", {}).pop("flags", None)
+    machine_info["cpu"] = {
+        name: value for name, value in machine_info.get("cpu", {}).items()
+        if name in ("brand_raw", "count", "l2_cache_size", "l3_cache_size")
+    }  # fmt: skip
     machine_info |= {
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -94,6 +97,30 @@ def pytest_benchmark_update_machine_info(
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_benchmark_compare_machine_info(
+    machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Refuse to compare times of different machines; other versions are what is compared.
+
+    Raises:
+        UsageError: Another processor, accelerator or number of threads.
+    """
+    other = compared_benchmark["machine_info"]
+    kinds = ("machine", "threads", "accelerator")
+    different = [f"{k} {other.get(k)}, here {machine_info[k]}" for k in kinds
+                 if other.get(k) != machine_info[k]]  # fmt: skip
+    brands = [info.get("cpu", {}).get("brand_raw") for info in (other, machine_info)]
+    if brands[0] != brands[1]:
+        different.append(f"processor {brands[0]}, here {brands[1]}")
+    if different:
+        raise pytest.UsageError(
+            f"The compared file is of another machine: {'; '.join(different)}. Measure again here."
+        )
+    # The plugin's own check comes next; it warns, and so ends the run, where a version differs.
+    compared_benchmark["machine_info"] = machine_info
 
 
 @pytest.hookimpl(optionalhook=True)

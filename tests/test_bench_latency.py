@@ -26,11 +26,16 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def configured(**changes):
-    """What the benchmark's conftest makes of its options."""
+def conftest():
     spec = importlib.util.spec_from_file_location("bench_conftest", BENCH / "conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def configured(**changes):
+    """What the benchmark's conftest makes of its options."""
+    module = conftest()
     config = SimpleNamespace(getoption={**OPTIONS, **changes}.get, stash={})
     module.pytest_configure(config)
     return config
@@ -56,6 +61,19 @@ def test_no_cuda_is_said_at_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(pytest.UsageError, match="there is no CUDA device here"):
         configured(**{"--device": "cuda"})
+
+
+def test_times_of_another_machine_are_not_compared():
+    here = {"node": "me", "machine": "x86_64", "cpu": {"brand_raw": "A", "hz_actual": 1}}
+    conftest().pytest_benchmark_update_machine_info(None, here)
+    assert "node" not in here
+    assert here["cpu"] == {"brand_raw": "A"}, "without what changes from run to run"
+    newer = {"machine_info": {**here, "torch": "9.9"}}
+    conftest().pytest_benchmark_compare_machine_info(here, newer)
+    for change in ({"threads": 99}, {"cpu": {"brand_raw": "B"}}, {"accelerator": "other"}):
+        other = {"machine_info": {**here, **change}}
+        with pytest.raises(pytest.UsageError, match="of another machine"):
+            conftest().pytest_benchmark_compare_machine_info(here, other)
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(1, 0), (5, 2)])
