@@ -102,8 +102,8 @@ def _recipe(task2: Results, name: str) -> dict[str, str]:
     return {
         "epochs": str(settings["epochs"]),
         "optimizer": f"AdamW, weight decay {settings['weight_decay']}, cosine schedule",
-        "learning rate": f"{one['lr']:g}, from a search of {settings['search_epochs']} epochs on "
-                         f"images set aside ({tried})",
+        "learning rate": f"{one['lr']:g}, from a search with {one.get('lr_of', name)}, "
+                         f"{settings['search_epochs']} epochs each on images set aside ({tried})",
         "batch size": str(settings["batch_size"]),
         "augmentation": "flip, shift by up to an eighth",
         "label smoothing": str(settings["smoothing"]),
