@@ -17,6 +17,11 @@ from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.hub.folder import CONFIG, WEIGHTS, check_weights, read_config
 from timm_varchan.hub.remote import CLIENT_ERRORS, download, hub_reason
 
+#: What timm and its architectures raise on values that make no sense.
+_WRONG = (
+    TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SavedModel:
@@ -28,6 +33,9 @@ class SavedModel:
         class_names: Name of every class, empty where nobody knows them.
         img_size: Height and width that it was trained at, in pixels.
         crop_pct: Share of the resized image's side that evaluation keeps.
+
+    Raises:
+        ValueError: A size or share that none can have, or class names that are no text.
     """
 
     model: nn.Module
@@ -35,6 +43,15 @@ class SavedModel:
     class_names: tuple[str, ...]
     img_size: int
     crop_pct: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_pct <= 1 or self.img_size < 1:
+            raise ValueError(
+                f"The configuration names {self.img_size} px and a crop of {self.crop_pct}; needed "
+                f"are 1 px or more, and a share above 0 and at most 1."
+            )
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise ValueError("The configuration's label names are no texts. Save the model anew.")
 
     def select(self, spec: str) -> ChannelSet:
         """Read a channel set as people write it; the data's own channels keep their statistics.
@@ -89,7 +106,13 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
             f"local-dir:FOLDER or hf-hub:ORG/NAME."
         )
     model = _create(text if folder is None else f"local-dir:{folder}", text, kwargs)
-    return _describe(model.eval(), config, kwargs)
+    try:
+        return _describe(model.eval(), config, kwargs)
+    except _WRONG as error:
+        raise ValueError(
+            f"{CONFIG} of {text} describes its input or its classes wrongly ({error}). Save the "
+            f"model anew."
+        ) from error
 
 
 def _create(name: str, named: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -105,7 +128,7 @@ def _create(name: str, named: str, kwargs: dict[str, Any]) -> nn.Module:
         raise ValueError(
             f"{WEIGHTS} of {named} is damaged ({error}). Download or save it again."
         ) from error
-    except (RuntimeError, TypeError, KeyError, ValueError, AssertionError) as error:
+    except (*_WRONG, RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 and lines[0].endswith(":") else "".join(lines[:1])
         raise ValueError(
