@@ -86,7 +86,7 @@ def test_without_results_the_card_claims_none(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         os.link(folder / name, copy / name)
     text = folder_card(copy).render()
-    assert "Nothing is known here" in text
+    assert "No results lie beside it" in text
     assert "%" not in text
     assert "Model Comparison" not in text.replace("## Model Comparison\n\n## Limits", "")
 

@@ -28,8 +28,6 @@ TIMM_CITATION = """@misc{rw2019timm,
   author = {Ross Wightman},
   title = {PyTorch Image Models},
   year = {2019},
-  publisher = {GitHub},
-  journal = {GitHub repository},
   doi = {10.5281/zenodo.4414861},
   howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
 }"""
@@ -247,10 +245,7 @@ def _channel_text(channel: Any, channels: ChannelSet, index: int) -> str:
 
 def _description(architecture: str, results: Mapping[str, Any] | None) -> str:
     if results is None:
-        return (
-            f"A `{architecture}`. Nothing is known here of how it was trained: no results lie "
-            f"beside it."
-        )
+        return f"A `{architecture}`. No results lie beside it that would say how it was trained."
     config, data = results["config"], results["data"]
     if results["training"] is None:
         return f"A `{architecture}`, evaluated on {data['name']}; this run did not train it."
