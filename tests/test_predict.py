@@ -109,8 +109,10 @@ def test_refusals(model, tmp_path):
     with pytest.raises(ValueError, match="no files"):
         find_images([])
     np.save(tmp_path / "nan.npy", np.full((3, 32, 32), np.nan, np.float32))
-    files = [tmp_path / "missing.png", tmp_path / "nan.npy"]
-    missing, not_finite = predict(model, files, **good)
+    np.save(tmp_path / "large.npy", np.full((3, 32, 32), 3e38, np.float32))
+    files = [tmp_path / f"{name}" for name in ("missing.png", "nan.npy", "large.npy")]
+    missing, not_finite, large = predict(model, files, **good)
+    assert large.error == "its values are so large that the answer is not finite"
     assert missing.error == "there is no such file"
     assert not_finite.error == "it holds values that are not finite"
 

@@ -10,6 +10,7 @@ from conftest import assert_same, wake
 from torch import nn
 
 import timm_varchan
+from timm_varchan import hub
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.models import channel_statistics, set_channels, share, stems
 
@@ -53,6 +54,21 @@ def test_channel_sets_are_independent(model):
     assert [str(stems(twin)[0].channels) for twin in twins.values()] == list(SETS)
     assert twins["GB"].in_chans == 2
     assert twins["GB"]._model_args != twins["RGB"]._model_args
+
+
+@torch.no_grad()
+def test_threads_share_one_model_by_themselves(model, tmp_path):
+    """Every thread makes its own copy of one loaded model, as a server does for each request."""
+    folder = hub.save(model, tmp_path / "m", class_names=[], channels=RGB, img_size=64)
+    loaded = hub.load(folder).model
+    inputs = {spec: images(spec) for spec in SETS}
+    alone = {spec: share(loaded, spec)(x) for spec, x in inputs.items()}
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(SETS) * 20
+        answers = pool.map(lambda spec: share(loaded, spec)(inputs[spec]), jobs)
+        for spec, actual in zip(jobs, answers, strict=True):
+            assert_same(actual, alone[spec])
+    assert stems(loaded)[0].channels is None
 
 
 @torch.no_grad()

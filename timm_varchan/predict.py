@@ -236,6 +236,11 @@ def _run(
             if isinstance(outcome, str):
                 yield Prediction(file, error=outcome)
                 continue
+            if not probabilities[i].isfinite().all():
+                yield Prediction(
+                    file, error="its values are so large that the answer is not finite"
+                )
+                continue
             values, classes = probabilities[i].topk(min(top, len(probabilities[i])))
             named = (class_names[c] if class_names else str(c) for c in classes.tolist())
             yield Prediction(file, tuple(zip(named, values.tolist(), strict=True)))

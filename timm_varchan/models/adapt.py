@@ -71,7 +71,7 @@ def _record(model: nn.Module, channels: ChannelSet | None, default: ChannelSet) 
         arguments["channel_set"] = channels.to_config()
     elif channels is not None:
         arguments["channel_set"] = "anonymous"
-    if "virtual_channels" in arguments:
+    if arguments.get("virtual_channels") is not None:
         arguments["virtual_channels"] = ChannelSet.parse(arguments["virtual_channels"]).to_config()
     arguments["in_chans"] = model.in_chans = count  # type: ignore[assignment]
     model._model_args = arguments  # type: ignore[assignment]

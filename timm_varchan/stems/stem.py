@@ -55,7 +55,13 @@ class Stem(nn.Module):
         self.bank = bank
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix, then convolve."""
+        """Mix, then convolve.
+
+        Raises:
+            ValueError: The input does not fit the channel set.
+            RuntimeError: From the convolution: another floating-point type than its weights have,
+                or fewer pixels than its kernel.
+        """
         return self.bank(self.mixer(x))
 
     @torch.jit.ignore
