@@ -408,7 +408,7 @@ def test_hub_names_without_network(monkeypatch, tmp_path, name):
 def test_hub_data_by_its_name(monkeypatch):
     asked = []
 
-    def load_dataset(name, cache_dir=None):
+    def load_dataset(name, cache_dir=None, streaming=False):
         asked.append(name)
         return datasets.DatasetDict({"train": table(6), "validation": table(4)})
 

@@ -7,6 +7,7 @@ from timm_varchan.data.collate import collate_padded
 from timm_varchan.data.images import read_image
 from timm_varchan.data.loading import load_data
 from timm_varchan.data.split import ImageData, ImageSplit
+from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
 from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
 from timm_varchan.data.transformed import TransformedSplit
 from timm_varchan.data.transforms import eval_transform, scale_values, train_transform
@@ -16,15 +17,18 @@ __all__ = [
     "SYNTHETIC_CLASSES",
     "ImageData",
     "ImageSplit",
+    "ImageStream",
     "TransformedSplit",
     "cached",
     "channel_stats",
+    "check_workers",
     "collate_padded",
     "eval_transform",
     "load_data",
     "read_channels",
     "read_image",
     "scale_values",
+    "stream_data",
     "train_transform",
     "write_channels",
 ]

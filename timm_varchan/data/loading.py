@@ -124,9 +124,9 @@ def _make_splits(
         where = f"{tables.name}/{split}"
         if len(table) == 0:
             raise empty_split(where, split)
-        image = _find_column(table, options.image_column, _IMAGE_RULE, where)
+        image = find_column(table, options.image_column, IMAGE_RULE, where)
         sources[split] = RowSource(table, image, where, tables.folder)
-        label = _find_column(table, options.label_column, _LABEL_RULE, where)
+        label = find_column(table, options.label_column, LABEL_RULE, where)
         columns[split] = (
             table.features[label],
             table.select_columns([label]).with_format(None)[:][label],
@@ -151,15 +151,15 @@ class _ColumnRule(NamedTuple):
     flag: str
 
 
-_IMAGE_RULE = _ColumnRule(
+IMAGE_RULE = _ColumnRule(
     "images", ("image", "img", "images", "file", "path"), datasets.Image, "--image-column"
 )
-_LABEL_RULE = _ColumnRule(
+LABEL_RULE = _ColumnRule(
     "labels", ("label", "labels", "class", "target"), datasets.ClassLabel, "--label-column"
 )
 
 
-def _find_column(table: datasets.Dataset, asked: str | None, rule: _ColumnRule, where: str) -> str:
+def find_column(table: Any, asked: str | None, rule: _ColumnRule, where: str) -> str:
     """The asked column, else the first of the usual names, else the only one of the right type."""
     if asked is not None:
         if asked in table.column_names:

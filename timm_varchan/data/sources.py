@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow.parquet as parquet
@@ -158,13 +158,7 @@ def _load_parquet(
     cache_dir: str | None,
     folder: Path | None = None,
 ) -> dict[str, datasets.Dataset]:
-    known = {name for names in SPLIT_ALIASES.values() for name in names} | set(splits.values())
-    found: dict[str, list[str]] = {}
-    for file in files:
-        stem = re.sub(r"-\d+-of-\d+$", "", file.stem)
-        name = file.parent.name if stem not in known and file.parent != folder else stem
-        found.setdefault(name if name in known else stem, []).append(str(file))
-    chosen = choose_splits(found, splits, folder or files[0])
+    chosen = _parquet_splits(files, splits, folder)
     for split, group in chosen.items():
         if sum(_num_rows(file) for file in group) == 0:
             raise empty_split(f"{', '.join(group)} ({split})", split)
@@ -178,6 +172,45 @@ def _load_parquet(
             f"need the same columns."
         ) from error
     return dict(tables)
+
+
+def _parquet_splits(
+    files: list[Path], splits: Mapping[str, str | None], folder: Path | None
+) -> dict[str, list[str]]:
+    """The files of each split, by their names or their folder's."""
+    known = {name for names in SPLIT_ALIASES.values() for name in names} | set(splits.values())
+    found: dict[str, list[str]] = {}
+    for file in files:
+        stem = re.sub(r"-\d+-of-\d+$", "", file.stem)
+        name = file.parent.name if stem not in known and file.parent != folder else stem
+        found.setdefault(name if name in known else stem, []).append(str(file))
+    return choose_splits(found, splits, folder or files[0])
+
+
+def open_streams(
+    source: str, splits: Mapping[str, str | None]
+) -> tuple[str, dict[str, datasets.IterableDataset]]:
+    """The rows of every split of a hub name or of Parquet files, read as they come.
+
+    Returns:
+        What the data is called, and the rows by `train`, `validation`, `test`.
+
+    Raises:
+        FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
+        ValueError: A folder without Parquet files, splits that are not there.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        files = _visible(path.rglob("*.parquet"), path) if path.is_dir() else [path]
+        if not files or files[0].suffix != ".parquet":
+            raise ValueError(
+                f"{source} holds no Parquet files, which --streaming reads. Leave it out."
+            )
+        chosen = _parquet_splits(files, splits, path if path.is_dir() else None)
+        opened = datasets.load_dataset("parquet", data_files=chosen, streaming=True)
+        return path.resolve().stem, dict(opened)
+    name = HUB_ALIASES.get(source, source)
+    return name, _load_hub(name, splits, None, streaming=True)
 
 
 def _num_rows(file: str) -> int:
@@ -250,10 +283,10 @@ def _load_class_folders(
 
 
 def _load_hub(
-    name: str, splits: Mapping[str, str | None], cache_dir: str | None
-) -> dict[str, datasets.Dataset]:
+    name: str, splits: Mapping[str, str | None], cache_dir: str | None, streaming: bool = False
+) -> dict[str, Any]:
     try:
-        tables = datasets.load_dataset(name, cache_dir=cache_dir)
+        tables = datasets.load_dataset(name, cache_dir=cache_dir, streaming=streaming)
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
         network = "unset HF_HUB_OFFLINE" if offline else "check the network"

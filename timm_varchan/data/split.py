@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+import datasets
 import torch
 from torch import Tensor
 
@@ -124,6 +125,8 @@ class ImageData:
         class_names: Name of every label.
         channels: Planes of every image, in order, with mean and standard deviation where known.
         name: What the data is, for results: `synthetic`, a hub name, a folder's name; no path.
+        stream: Where training images are streamed, their rows and the names of the image and the
+            label column; `train` has only the first of them then.
     """
 
     train: ImageSplit | None
@@ -132,3 +135,4 @@ class ImageData:
     class_names: tuple[str, ...]
     channels: ChannelSet
     name: str
+    stream: tuple[datasets.IterableDataset, tuple[str, str]] | None = None

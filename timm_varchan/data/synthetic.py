@@ -244,4 +244,11 @@ def synthetic_data(
         )
         for split, count in counts.items()
     }
-    return ImageData(**splits, class_names=SYNTHETIC_CLASSES, channels=taken, name="synthetic")
+    return ImageData(
+        train=splits.get("train"),
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        class_names=SYNTHETIC_CLASSES,
+        channels=taken,
+        name="synthetic",
+    )

@@ -67,6 +67,8 @@ class TrainConfig:
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
     cache: bool = _data(False, "decode every image once and keep it in memory")
+    streaming: bool = _data(False, "read training images as they come (hub, Parquet files)")
+    epoch_images: int | None = _data(None, "with --streaming: what counts as an epoch")
     workers: int = _data(2, "processes that load data, for each process that trains")
     prefetch: int = _data(2, "batches that a worker loads ahead")
 
@@ -148,7 +150,7 @@ class TrainConfig:
             ("grad_accum_steps", 1), ("workers", 0), ("prefetch", 1), ("warmup_epochs", 0),
             ("lr", 0), ("min_lr", 0), ("weight_decay", 0), ("mixup", 0), ("cutmix", 0),
             ("rotation_degrees", 0), ("drop_path", 0), ("clip_grad", 0), ("checkpoint_steps", 0),
-            ("eval_statistics", 0), ("val_max_sets", 0),
+            ("eval_statistics", 0), ("epoch_images", 1), ("val_max_sets", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
@@ -167,8 +169,16 @@ class TrainConfig:
                 f"even."
             )
         self._check_push()
+        self._check_streaming()
         for field in dataclasses.fields(self):
             self._check_choice(field)
+
+    def _check_streaming(self) -> None:
+        if self.streaming and (self.epoch_images is None or self.cache):
+            raise ValueError(
+                "--streaming needs --epoch-images N (how long a stream is nobody knows before its "
+                "end), and nothing of it can be kept: leave --cache out."
+            )
 
     def _check_push(self) -> None:
         if self.push_to_hub is not None and self.eval_only is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,21 +17,49 @@ from timm_varchan.channels import ChannelSet
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
+    ImageStream,
     TransformedSplit,
     cached,
     channel_stats,
+    check_workers,
     eval_transform,
     load_data,
     read_channels,
+    stream_data,
     train_transform,
 )
 from timm_varchan.hub import SavedModel
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
 
-__all__ = ["eval_loader", "evaluation_split", "load_run_data", "train_loader"]
+__all__ = ["StreamLoader", "eval_loader", "evaluation_split", "load_run_data", "train_loader"]
 
 Loader = DataLoader[tuple[Tensor, int]]
+
+
+class StreamLoader:
+    """Batches of a stream on this process's device; every process reads a share of its own.
+
+    Args:
+        loader: Of an `ImageStream`.
+        device: Where batches go.
+    """
+
+    def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
+        self._loader, self._device = loader, device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose order and augmentation."""
+        dataset: Any = self._loader.dataset
+        dataset.set_epoch(epoch)
+
+    def skip(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the epoch after so many."""
+        for x, labels in itertools.islice(self._loader, count, None):
+            yield x.to(self._device, non_blocking=True), labels.to(self._device)
 
 
 def load_run_data(
@@ -52,21 +82,27 @@ def load_run_data(
     channels = None if config.channels is None else read_channels(config.channels)
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
+    common: dict[str, Any] = {
+        "channels": channels,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+        "splits": {split: name for split, name in named.items() if name is not None},
+        "limit": config.limit,
+        "value_scale": config.value_scale,
+    }
     with accelerator.main_process_first():
-        data = load_data(
-            config.dataset,
-            channels=channels,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            splits={split: name for split, name in named.items() if name is not None},
-            class_names=(saved.class_names or None) if saved else None,
-            validation_fraction=config.validation_fraction,
-            limit=config.limit,
-            seed=config.data_seed,
-            skip_corrupt=config.skip_corrupt,
-            value_scale=config.value_scale,
-            img_size=config.img_size,
-        )
+        if config.streaming and saved is None:
+            data = stream_data(config.dataset, **common)
+        else:
+            data = load_data(
+                config.dataset,
+                class_names=(saved.class_names or None) if saved else None,
+                validation_fraction=config.validation_fraction,
+                seed=config.data_seed,
+                skip_corrupt=config.skip_corrupt,
+                img_size=config.img_size,
+                **common,
+            )
     if saved is not None and saved.model.num_classes != len(data.class_names):
         raise ValueError(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
@@ -99,17 +135,25 @@ def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
 
 
 def train_loader(
-    config: TrainConfig, split: ImageSplit, channels: ChannelSet, accelerator: Accelerator
-) -> Loader:
+    config: TrainConfig, data: ImageData, accelerator: Accelerator
+) -> Loader | StreamLoader:
     """Augmented batches, in an order that depends on seed and epoch; whole updates only.
 
+    Returns:
+        A loader to prepare, or one that is ready, of streamed images.
+
     Raises:
-        ValueError: Fewer images than one update takes, or more than memory holds with --cache.
+        ValueError: No training images, fewer than one update takes, or more than memory holds with
+            --cache.
     """
+    split, channels = data.train, data.channels
+    if split is None:
+        raise ValueError(f"{data.name} has no training images. Name its split with --train-split.")
     images = config.batch_size * config.grad_accum_steps * accelerator.num_processes
-    if len(split) < images:
+    count = config.epoch_images if config.streaming and config.epoch_images else len(split)
+    if count < images:
         raise ValueError(
-            f"{len(split)} training images are fewer than an update of {accelerator.num_processes} "
+            f"{count} training images are fewer than an update of {accelerator.num_processes} "
             f"x {config.batch_size} x {config.grad_accum_steps}. Lower --batch-size."
         )
     transform = train_transform(
@@ -123,6 +167,23 @@ def train_loader(
         auto_augment=config.auto_augment,
         erase_prob=config.erase_prob,
     )
+    if data.stream is not None:
+        rows, columns = data.stream
+        check_workers(rows, accelerator.num_processes, config.workers)
+        stream = ImageStream(
+            rows,
+            columns,
+            channels,
+            transform,
+            num_batches=count // images * config.grad_accum_steps,
+            batch_size=config.batch_size,
+            process=(accelerator.process_index, accelerator.num_processes),
+            seed=config.seed,
+            value_scale=config.value_scale,
+        )
+        return StreamLoader(
+            DataLoader(stream, batch_size=config.batch_size, **_workers(config)), accelerator.device
+        )
     if config.cache:
         split = cached(split, num_copies=accelerator.num_processes)
     return DataLoader(

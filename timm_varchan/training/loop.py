@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.fine_tuning import train_mode
 from timm_varchan.training.folder import RunFolder
 from timm_varchan.training.interruption import Interrupted, NonFiniteLossError, StepWatch
+from timm_varchan.training.loaders import StreamLoader
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.step_clock import StepClock
 from timm_varchan.training.tracking import RunLog
@@ -65,7 +66,7 @@ class Trainer:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any
-    loader: DataLoader[tuple[Tensor, int]]
+    loader: DataLoader[tuple[Tensor, int]] | StreamLoader
     channels: ChannelSet
     folder: RunFolder
     validate: Validator
@@ -115,7 +116,11 @@ class Trainer:
         self._set_epoch(epoch)
         first = progress.step
         train_mode(self.model, config.train_only)
-        batches = skip_first_batches(self.loader, first * config.grad_accum_steps)
+        done = first * config.grad_accum_steps
+        if isinstance(self.loader, StreamLoader):
+            batches: Iterable[Any] = self.loader.skip(done)
+        else:
+            batches = skip_first_batches(self.loader, done)
         micro = 0
         with tqdm(
             total=len(self.loader) // config.grad_accum_steps, initial=first, unit="step",
@@ -251,6 +256,9 @@ class Trainer:
 
     def _set_epoch(self, epoch: int) -> None:
         """Order and augmentation of an epoch, wherever accelerate keeps them."""
+        if isinstance(self.loader, StreamLoader):
+            self.loader.set_epoch(epoch)
+            return
         sampler: Any = self.loader.batch_sampler
         while hasattr(sampler, "batch_sampler"):
             sampler = sampler.batch_sampler

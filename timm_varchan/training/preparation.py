@@ -18,7 +18,7 @@ from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.fine_tuning import choose_trained
 from timm_varchan.training.folder import RunFolder
-from timm_varchan.training.loaders import eval_loader, train_loader
+from timm_varchan.training.loaders import StreamLoader, eval_loader, train_loader
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.tracking import RunLog
@@ -52,18 +52,19 @@ def prepare(
         ValueError: No or too few training images, a part that the model lacks, a full disk, a
             checkpoint of another run.
     """
-    if data.train is None:
-        raise ValueError(f"{data.name} has no training images. Name its split with --train-split.")
     tell_all_channels(model, data.channels, config.channel_identity)
     choose_trained(model, config.train_only)
     folder.check_space(_checkpoint_bytes(model, config))
-    loader = train_loader(config, data.train, data.channels, accelerator)
+    loader = train_loader(config, data, accelerator)
     validation = eval_loader(config, data.validation, data.channels) if data.validation else None
     # accelerate's wrappers must hold the model that they are given: the average comes after them.
     optimizer = _optimizer(config, model)
     if config.compile:
         model.compile()
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if isinstance(loader, StreamLoader):
+        model, optimizer = accelerator.prepare(model, optimizer)
+    else:
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if validation is not None:
         validation = accelerator.prepare(validation)
     average = None

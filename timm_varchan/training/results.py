@@ -8,7 +8,8 @@
     seeds           list of the seeds that took part
     model           name, num_parameters, folder (in the output folder)
     data            name, class_names, channels (as `ChannelSet.to_config`),
-                    num_images {train, validation, test, evaluated}, num_skipped
+                    num_images {train (None if streamed), validation, test, evaluated},
+                    num_skipped
     training        None if nothing was trained, else epochs, updates, seconds, images_per_second
                     (median over epochs), history: one entry an epoch with epoch (from 0),
                     train_loss, train_accuracy, eval_loss, eval_accuracy, lr, images_per_second,
@@ -101,7 +102,11 @@ def build_results(
 
 def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    num_images = {name: len(split) if split else 0 for name, split in splits.items()}
+    num_images: dict[str, int | None] = {
+        name: len(split) if split else 0 for name, split in splits.items()
+    }
+    if data.stream is not None:
+        num_images["train"] = None  # nobody counted
     return {
         "name": data.name,
         "class_names": list(data.class_names),
