@@ -149,6 +149,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
                     _with_interval(against["ratio"], 0),
                     ", ".join(f"{t['ratio']['median']:.2f}" for t in arm["latency"].values()),
                 ]
+            cells += [""] * (len(header) - len(cells))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -52,6 +52,16 @@ def test_shipped_weights_load_offline(name, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in NAMES if f"dwg_{name}" not in NAMES])
+def test_twin_starts_from_the_weights_of_its_base(name):
+    """Where a twin has no weights of its own."""
+    base, twin = (timm.create_model(p + name, pretrained=True).eval() for p in ("", "dwg_"))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(twin(x), base(x), rtol=1e-4, atol=1e-5)
+    assert twin.pretrained_cfg["label_names"] == base.pretrained_cfg["label_names"]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_are_as_good_as_their_note_says(name):
     if not REAL.is_dir():
