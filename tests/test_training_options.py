@@ -117,11 +117,11 @@ def test_two_forward_passes_an_update_are_one_of_twice_the_size(tmp_path):
 
 
 def test_layouts_and_checkpointing_change_no_more_than_rounding(tmp_path):
-    plain, last, checkpointing = runs(
-        tmp_path, {}, {"channels_last": True}, {"grad_checkpointing": True}
-    )
-    for other in (last, checkpointing):
-        assert history(other)[0] == pytest.approx(history(plain)[0], rel=1e-3)
+    plain, last = runs(tmp_path, {}, {"channels_last": True})
+    assert history(last)[0] == pytest.approx(history(plain)[0], rel=1e-3)
+    vit = {"model": "dwg_test_vit"}  # no BatchNorm, which would see every batch twice
+    plain, checkpointing = runs(tmp_path / "vit", vit, {**vit, "grad_checkpointing": True})
+    assert history(checkpointing)[0] == pytest.approx(history(plain)[0], rel=1e-3)
 
 
 def test_bfloat16_is_used(tmp_path, monkeypatch):

@@ -93,6 +93,17 @@ def test_without_a_sound_checkpoint_the_run_begins_anew(finished, tmp_path):
     assert history(outcome) == history(finished)
 
 
+def test_an_older_damaged_one_is_in_nobodys_way(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    shutil.copytree(checkpoints.all()[-1], checkpoints.path / "step-00000001")
+    half_write(checkpoints.path / "step-00000001")
+    assert checkpoints.best() == Checkpoints(folder / "checkpoints").best() is not None
+    truncate(checkpoints.all()[-1])
+    run(dataclasses.replace(STEPS, output_dir=str(folder), resume="auto"))
+    assert not (checkpoints.path / "step-00000001").exists()
+
+
 def test_the_two_newest_and_the_best_are_kept(finished):
     found = Checkpoints(finished.folder / "checkpoints")
     names = [path.name for path in found.all()]

@@ -81,8 +81,15 @@ class Checkpoints:
 
     def best(self) -> Path | None:
         """The checkpoint at the end of an epoch with the highest validation accuracy."""
-        whole = [c for c in self.all() if read_progress(c).step == 0]
-        return max(whole, key=lambda c: read_progress(c).rank, default=None)
+        ranks = {}
+        for checkpoint in self.all():
+            try:
+                progress = read_progress(checkpoint)
+            except (OSError, ValueError, KeyError):
+                continue  # damaged
+            if progress.step == 0:
+                ranks[checkpoint] = progress.rank
+        return max(ranks, key=lambda c: ranks[c], default=None)
 
     def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> Path:
         """Write a checkpoint under another name and rename it; keep the newest and the best.

@@ -19,7 +19,7 @@ GROUPS = {
     "augmentation": "what training does to images and channels",
     "model": "what is trained",
     "training": "optimizer, schedule and loss",
-    "speed": "precision and how the work is done; none of it changes what is learned",
+    "speed": "precision, memory, time",
     "evaluation": "how every channel set is tested",
     "run": "folder, checkpoints, log",
 }
@@ -120,7 +120,9 @@ class TrainConfig:
     mixed_precision: str | None = _speed(None, "as accelerate was launched, or", _PRECISIONS)
     channels_last: bool = _speed(False, "keep images and kernels in the channels_last layout")
     compile: bool = _speed(False, "torch.compile; one or two graphs for all channel sets")
-    grad_checkpointing: bool = _speed(False, "less memory for more time")
+    grad_checkpointing: bool = _speed(
+        False, "less memory for more time; BatchNorm takes every batch up twice"
+    )
 
     eval_modes: tuple[str, ...] | None = _evaluation(
         None, "how the model meets a channel set; what it can by default", MODES

@@ -12,8 +12,9 @@
                     num_skipped
     training        None if nothing was trained, else epochs, updates, seconds, images_per_second
                     (median over epochs), history: one entry an epoch with epoch (from 0),
-                    train_loss, train_accuracy, eval_loss, eval_accuracy, lr, images_per_second,
-                    seconds
+                    train_loss, train_accuracy, eval_loss, eval_accuracy, lr, seconds,
+                    loader_share (of the seconds, 0..1), images_per_second, eval_sets (accuracy by
+                    channel set)
     evaluation      split, checkpoint, seconds,
                     sets: one entry a channel set, mode and order, largest sets first, with
                     channels, indices, size, mode, order, num_images, and for each of accuracy,

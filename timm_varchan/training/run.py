@@ -74,7 +74,7 @@ def run(config: TrainConfig) -> Outcome:
     """
     with _setup():
         check_trackers(config)
-    accelerator = create_accelerator(config)
+        accelerator = create_accelerator(config)
     try:
         with _setup():
             check_sharding(config, accelerator)
