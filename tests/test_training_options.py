@@ -121,7 +121,7 @@ def test_layouts_and_checkpointing_change_no_more_than_rounding(tmp_path):
     assert history(last)[0] == pytest.approx(history(plain)[0], rel=1e-3)
     vit = {"model": "dwg_test_vit"}  # no BatchNorm, which would see every batch twice
     plain, checkpointing = runs(tmp_path / "vit", vit, {**vit, "grad_checkpointing": True})
-    assert history(checkpointing)[0] == pytest.approx(history(plain)[0], rel=1e-3)
+    assert history(checkpointing)[0] == pytest.approx(history(plain)[0], rel=1e-2)
 
 
 def test_bfloat16_is_used(tmp_path, monkeypatch):
