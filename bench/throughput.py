@@ -83,8 +83,7 @@ def main() -> None:
     config = TrainConfig(
         channels="RGB", img_size=args.img_size, batch_size=args.batch_size, limit=args.limit,
         epochs=args.epochs, workers=args.workers, cache=True, model=f"dwg_{args.arch}",
-        sched="none", warmup_epochs=0, val_max_sets=1, eval_modes=("named",),
-        eval_orders=("in order",), eval_max_sets=3,
+        sched="none", warmup_epochs=0, val_max_sets=1, eval_orders=("in order",), eval_max_sets=3,
     )  # fmt: skip
     loops = {
         f"plain loop, {args.arch}": lambda: plain(config, args.arch),

@@ -211,7 +211,15 @@ def test_only_the_chosen_part_moves(part):
 
 def test_a_plain_model_has_no_stem_to_train(tmp_path):
     with pytest.raises(SetupError, match="--train-only head"):
-        runs(tmp_path, {"model": "test_resnet", "channel_aug": "none", "train_only": "stem"})
+        runs(
+            tmp_path,
+            {
+                "model": "test_resnet",
+                "channel_aug": "none",
+                "train_only": "stem",
+                "eval_modes": None,
+            },
+        )
 
 
 def test_from_rgb_to_other_channels_with_the_stem_alone(tmp_path):
@@ -249,16 +257,11 @@ def test_statistics_of_every_set_are_estimated_on_training_images(tmp_path):
     mixed, own = runs(tmp_path, run_with, {**run_with, "eval_statistics": 16})
     assert history(mixed) == history(own)
     assert [s.to_json() for s in mixed.sets] != [s.to_json() for s in own.sets]
+    plain = {"model": "test_resnet", "channel_aug": "none"}
     with pytest.raises(SetupError, match="--eval-statistics needs"):
-        runs(
-            tmp_path / "plain",
-            {
-                "model": "test_resnet",
-                "channel_aug": "none",
-                "eval_statistics": 8,
-                "eval_modes": None,
-            },
-        )
+        runs(tmp_path / "plain", {**plain, "eval_statistics": 8, "eval_modes": ("mask",)})
+    with pytest.raises(SetupError, match="--eval-modes named need"):
+        runs(tmp_path / "plain", plain)
 
 
 def test_every_epoch_tells_of_several_channel_sets(tmp_path):

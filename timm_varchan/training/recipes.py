@@ -30,7 +30,6 @@ def report() -> TrainConfig:
         rotation_degrees=15.0,
         channel_aug="shuffle",
         channel_identity="anonymous",
-        eval_modes=("anonymous",),
     )
 
 

@@ -22,13 +22,13 @@ from timm_varchan.training.building import architecture, build_model
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.environment import write_json
+from timm_varchan.training.evaluating import check_evaluation, set_statistics
 from timm_varchan.training.folder import RunFolder, check_folder
 from timm_varchan.training.launch import create_accelerator
 from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.preparation import prepare
 from timm_varchan.training.results import build_results, markdown_report
-from timm_varchan.training.set_statistics import check_statistics, set_statistics
 from timm_varchan.training.sharding import check_sharding, whole_model
 from timm_varchan.training.tracking import check_trackers
 
@@ -83,9 +83,8 @@ def run(config: TrainConfig) -> Outcome:
             folder = check_folder(config, accelerator)
             set_seed(config.seed)
             data = load_run_data(config, accelerator, saved)
-            evaluation_split(data)
             model = build_model(config, data) if saved is None else saved.model
-            check_statistics(config, model, data)
+            check_evaluation(config, model, data)
             if saved is None:
                 trainer, progress = prepare(config, accelerator, model, data, folder)
             accelerator.wait_for_everyone()

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics for every channel set, estimated anew on training images."""
+"""What the evaluation of every channel set needs: a model that can, statistics for each set."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from timm_varchan.data import ImageData, ImageSplit
 from timm_varchan.evaluation import choose_sets, default_modes, has_stems
 from timm_varchan.models import channel_statistics
 from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.loaders import eval_loader
+from timm_varchan.training.loaders import eval_loader, evaluation_split
 
-__all__ = ["check_statistics", "set_statistics"]
+__all__ = ["check_evaluation", "set_statistics"]
 
 
-def check_statistics(config: TrainConfig, model: nn.Module, data: ImageData) -> None:
-    """Refuse statistics for every set where they cannot be had.
+def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> None:
+    """Refuse an evaluation that the model cannot do, before it is trained.
 
     Raises:
-        ValueError: A model without a stem, no training images.
+        ValueError: No images; modes or statistics that need a stem; no images for statistics.
     """
+    evaluation_split(data)
+    if not has_stems(model) and set(config.eval_modes or ()) - {"mask"}:
+        raise ValueError(
+            f"--eval-modes {' '.join(config.eval_modes or ())} need a model with a stem. Leave it "
+            f"out, or choose mask."
+        )
     if config.eval_statistics and (not has_stems(model) or data.train is None):
         raise ValueError(
             "--eval-statistics needs a model with a stem and training images; leave it out."
