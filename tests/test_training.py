@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -408,3 +409,14 @@ def test_a_plain_model_on_a_folder_of_images(tmp_path):
     assert outcome.results["data"]["class_names"] == ["cat", "dog"]
     loaded = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
     assert loaded.num_classes == 2
+
+
+def test_the_documents_name_flags_that_there_are():
+    root = Path(__file__).parents[1]
+    known = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)}
+    text = (root / "docs" / "training.md").read_text()
+    # those of accelerate, of hf_train.py itself, and of the command that measures channels
+    others = {"--config_file", "--help", "--output"}
+    named = set(re.findall(r"--[a-z][a-z_-]+", text))
+    assert named - others <= known
+    assert "--recipe" in named
