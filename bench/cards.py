@@ -138,7 +138,7 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
         usage=usage(name, RGB, size, stem=False, pretrained=shipped),
         comparison="Per cent with 95 % intervals over the choice of test images; paired "
         "differences by the exact McNemar test; times as ratios of interleaved steps "
-        f"(`bench/task2.py`; curves: `bench/results/task2.png`).\n\n{task2_table(task2)}",
+        f"(`bench/task2.py`; curves: `task2.png` beside the results).\n\n{task2_table(task2)}",
         limits=[
             f"Trained for {settings['epochs']} epochs on {settings['training_images']} small "
             "images: figures rank networks under this budget, not at convergence.",

@@ -21,6 +21,7 @@ from pictures import draw_cost, draw_sizes, draw_trade
 from schema import read
 from tables import TABLES, block_names, fill
 from task1_tables import TASK1_TABLES, draw_task1
+from task2_report import markdown as task2_table
 
 import timm_varchan
 
@@ -88,7 +89,9 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
         kind: read(folder / f"{kind}.json", kind)
         for kind in ("complexity", "accuracy") if (folder / f"{kind}.json").is_file()
     }  # fmt: skip
-    for kind, key in (("latency", "empty_rows"), ("task1", "arms")):
+    for kind, key in (
+        ("latency", "empty_rows"), ("task1", "arms"), ("task2", "arms"), ("task2_short", "arms"),
+    ):  # fmt: skip
         path = folder / f"{kind}.json"
         if path.is_file():
             results[kind] = json.loads(path.read_text())
@@ -102,6 +105,7 @@ def make_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     tables = {name: make(results[kind]) for name, (kind, make) in TABLES.items() if kind in results}
     if "task1" in results:
         tables |= {name: make(results["task1"]) for name, make in TASK1_TABLES.items()}
+    tables |= {k: task2_table(results[k]) for k in ("task2", "task2_short") if k in results}
     return tables
 
 

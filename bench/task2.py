@@ -6,14 +6,14 @@ search on training images that are set aside for it; variants take that of `rrdb
 Each run is written to `--output` as soon as it is finished and is not repeated.
 
     python bench/task2.py run --data DIR --output runs/task2
-    python bench/task2.py report --output runs/task2 --json bench/results/task2.json
+    python bench/task2.py report --output runs/task2 --json bench/results/0.1.0/task2.json
 
 Variants are compared with each other by shorter runs; `search-*.json` may be copied:
 
     python bench/task2.py run --data DIR --output runs/task2_short --epochs 4 \
         --arms rrdb_rnn_small no-recurrence attention graph
     python bench/task2.py report --output runs/task2_short --reference rrdb_rnn_small \
-        --json bench/results/task2_short.json
+        --json bench/results/0.1.0/task2_short.json
 
 Weights for the package:
 
