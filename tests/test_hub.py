@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import timm
 import torch
@@ -49,6 +50,21 @@ def test_config_holds_what_a_user_needs(model, folder, tmp_path):
     with pytest.raises(FileNotFoundError):
         hub.save(model, folder, class_names=NAMES, channels=RGB, img_size=64, files=["nowhere"])
     assert (folder / "results.json").exists(), "a failed save left half a folder"
+
+
+def test_what_stored_numbers_are_divided_by_is_kept(model, folder, tmp_path):
+    assert hub.load(folder).value_scale is None
+    hub.save(model, folder, class_names=NAMES, channels=RGB, img_size=64, value_scale=10000)
+    assert hub.load(folder).value_scale == 10000
+    numpy.save(tmp_path / "x.npy", numpy.random.default_rng(0).integers(0, 9000, (3, 64, 64), "u2"))
+    answers = [
+        subprocess.run(
+            [sys.executable, "-m", "timm_varchan", "predict", folder, tmp_path / "x.npy", "--json",
+             *scale], capture_output=True, text=True, check=True,
+        ).stdout
+        for scale in ([], ["--value-scale", "10000"], ["--value-scale", "65535"])
+    ]  # fmt: skip
+    assert answers[0] == answers[1] != answers[2]
 
 
 @pytest.mark.parametrize("prefix", ["", "local-dir:"])

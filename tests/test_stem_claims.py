@@ -255,3 +255,18 @@ def test_slice_is_zero_fill_without_rescaling():
     bias = stems["slice"].bank.bias[:, None, None]
     sliced, filled = (run(stems[name], "RB", x) for name in ("slice", "zero_fill"))
     torch.testing.assert_close((sliced - bias) * 1.5, filled - bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["template", "depthwise"])
+def test_a_name_that_the_bank_has_already_changes_nothing(name):
+    x = torch.randn(2, 3, 16, 16)
+    plain, named = (
+        make_stem(name, nn.Conv2d(3, 4, 3), channel_names=names) for names in ((), ("R", "NIR"))
+    )
+    named.bank.load_state_dict(plain.bank.state_dict())
+    torch.testing.assert_close(named(x), plain(x))
+
+
+def test_whole_kernels_refuse_other_padding():
+    with pytest.raises(ValueError, match="ordinary first convolution"):
+        make_stem("generator", nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"))

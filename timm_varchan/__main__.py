@@ -43,7 +43,7 @@ def _predict(args: argparse.Namespace) -> int:
         crop_pct=saved.crop_pct,
         mean=args.mean,
         std=args.std,
-        value_scale=args.value_scale,
+        value_scale=args.value_scale or saved.value_scale,
         top=args.top,
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -75,7 +75,8 @@ def _look(args: argparse.Namespace) -> int:
     channels = saved.select(args.channels) if args.channels else saved.channels
     files = find_images(args.files)[: args.limit]
     size = (args.img_size or saved.img_size, saved.crop_pct)
-    reader = ImageFiles(files, channels, (args.mean, args.std), size, args.value_scale)
+    scale = args.value_scale or saved.value_scale
+    reader = ImageFiles(files, channels, (args.mean, args.std), size, scale)
     names, images = [], []
     for file, image in map(reader.__getitem__, range(len(files))):
         if isinstance(image, str):
@@ -137,7 +138,7 @@ def _fold(args: argparse.Namespace) -> int:
             channels=saved.channels,
             class_names=saved.class_names or None,
             limit=args.limit,
-            value_scale=args.value_scale,
+            value_scale=args.value_scale or saved.value_scale,
         )
         train, test = data.train, data.validation or data.test
     images = None if train is None else (x for x, _ in _batches(train, saved, wanted))
@@ -171,6 +172,7 @@ def _fold(args: argparse.Namespace) -> int:
         channels=wanted,
         img_size=saved.img_size,
         crop_pct=saved.crop_pct,
+        value_scale=saved.value_scale,
     )
     print(f"{args.output}: {architecture} with {len(wanted)} channels, {wanted}.")
     return 0
@@ -202,7 +204,9 @@ def _push(args: argparse.Namespace) -> int:
 
     from timm_varchan.cards import CARD, write_card
 
-    if (Path(args.folder) / hub.CONFIG).is_file() and not (Path(args.folder) / CARD).exists():
+    card = Path(args.folder) / CARD
+    told = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if (Path(args.folder) / hub.CONFIG).is_file() and (not told or "local-dir:" in told):
         write_card(args.folder, source=f"hf-hub:{args.repo_id}")
     address = hub.push(
         args.folder,
@@ -224,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("model", help="name, folder, local-dir:FOLDER or hf-hub:ORG/NAME")
     model.add_argument("--no-pretrained", action="store_true", help="random weights, to try out")
     model.add_argument("--img-size", type=int, help="height and width in pixels (the model's)")
-    model.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
+    model.add_argument(
+        "--value-scale", type=float, help="divide stored numbers by this (the model's)"
+    )
 
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("files", nargs="+", help="image files and folders")

@@ -89,8 +89,9 @@ def predict(
     """Classify image files.
 
     Args:
-        model: A classifier with or without a stem, on any device; it is not changed. One that was
-            set to `"anonymous"` stays so, any other with a stem is told the channels.
+        model: A classifier on any device. One with a stem is not changed; if it was set to
+            `"anonymous"` it is asked so, else told the channels. One without a stem is put into
+            evaluation mode.
         files: PNG, JPEG, TIFF with any bands, `.npy`, ...
         channels: What the planes of the files are, with mean and standard deviation;
             `"anonymous"` for any number, also different ones, with `mean` and `std`.

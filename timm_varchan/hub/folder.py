@@ -33,6 +33,7 @@ def save(
     channels: ChannelSet,
     img_size: int,
     crop_pct: float | None = None,
+    value_scale: float | None = None,
     files: Iterable[str | Path] = (),
 ) -> Path:
     """Save a classifier for `load` and `timm.create_model("local-dir:FOLDER", pretrained=True)`.
@@ -47,6 +48,7 @@ def save(
         img_size: Height and width that it was trained at, in pixels.
         crop_pct: Share of the resized image's side that evaluation keeps; the architecture's own
             by default.
+        value_scale: What stored numbers were divided by, where that is not their type's largest.
         files: Further files to put beside it: results, curves, a model card.
 
     Returns:
@@ -78,6 +80,7 @@ def save(
             model_config={
                 "label_names": list(class_names),
                 "channels": channels.to_config(),
+                "value_scale": value_scale,
                 "timm_varchan": __version__,
             },
             safe_serialization=True,

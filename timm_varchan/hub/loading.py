@@ -33,6 +33,7 @@ class SavedModel:
         class_names: Name of every class, empty where nobody knows them.
         img_size: Height and width that it was trained at, in pixels.
         crop_pct: Share of the resized image's side that evaluation keeps.
+        value_scale: What stored numbers were divided by, where that is not their type's largest.
 
     Raises:
         ValueError: A size or share that none can have, or class names that are no text.
@@ -43,12 +44,17 @@ class SavedModel:
     class_names: tuple[str, ...]
     img_size: int
     crop_pct: float
+    value_scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1 or self.img_size < 1:
             raise ValueError(
                 f"The configuration names {self.img_size} px and a crop of {self.crop_pct}; needed "
                 f"are 1 px or more, and a share above 0 and at most 1."
+            )
+        if self.value_scale is not None and not 0 < self.value_scale < float("inf"):
+            raise ValueError(
+                f"The configuration's value_scale is {self.value_scale}; it must be above 0."
             )
         if not all(isinstance(name, str) for name in self.class_names):
             raise ValueError("The configuration's label names are no texts. Save the model anew.")
@@ -146,6 +152,7 @@ def _describe(model: nn.Module, config: dict[str, Any], kwargs: dict[str, Any]) 
         class_names=_class_names(model, cfg),
         img_size=int(get_model_input_config(model)["input_size"][-1]),
         crop_pct=float(cfg.get("crop_pct") or 1.0),
+        value_scale=None if (scale := config.get("value_scale")) is None else float(scale),
     )
 
 

@@ -94,7 +94,11 @@ class KernelStem(Stem):
     """
 
     def __init__(self, mixer: KernelMixer, bank: nn.Module) -> None:
-        if type(bank) not in (nn.Conv2d, Conv2dSame) or bank.groups != 1:
+        if (
+            type(bank) not in (nn.Conv2d, Conv2dSame)
+            or bank.groups != 1
+            or (bank.padding_mode != "zeros")
+        ):
             raise ValueError(
                 f"{type(mixer).__name__} needs an ordinary first convolution, but this one is a "
                 f"{type(bank).__name__}. Use a stem that mixes, such as 'dwg'."

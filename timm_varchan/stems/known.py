@@ -33,7 +33,8 @@ class KnownMixer(Mixer):
         """The channels that have a place: the virtual ones first."""
         names = known_channels()
         more = [names.get(name, Channel(name)) for name in self.channel_names]
-        return [*self.virtual_channels, *more]
+        own = set(self.virtual_channels)
+        return [*self.virtual_channels, *(channel for channel in more if channel not in own)]
 
     def tables(
         self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor

@@ -41,7 +41,7 @@ class TemplateMixer(KnownMixer):
         self.channel_names = tuple(channel_names)
         super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
         K = self.num_virtual
-        start = torch.cat([torch.eye(K), torch.full((len(self.channel_names), K), 1 / K)])
+        start = torch.cat([torch.eye(K), torch.full((len(self.known()) - K, K), 1 / K)])
         self.mixtures = nn.Parameter(start.to(device=device, dtype=dtype))
 
     def coefficients(self, x: Tensor) -> Tensor:

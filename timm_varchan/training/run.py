@@ -101,12 +101,13 @@ def run(config: TrainConfig) -> Outcome:
 
 
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
-    """The configuration with image size and crop filled in where they were not given."""
+    """The configuration with what the saved model says of its images where no flag does."""
     img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
     return dataclasses.replace(
         config,
         img_size=img_size if config.img_size is None else config.img_size,
         crop_pct=crop_pct if config.crop_pct is None else config.crop_pct,
+        value_scale=config.value_scale or (None if saved is None else saved.value_scale),
     )
 
 
@@ -203,7 +204,18 @@ def _write(
         model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
         save(
             model, path / "model", class_names=data.class_names, channels=data.channels,
-            img_size=config.pixels, crop_pct=config.crop_pct,
-            files=[path / "results.json", path / "results.md", path / "channel_sets.png",
-                   path / "curves.png"],
+            img_size=config.pixels, crop_pct=config.crop_pct, value_scale=config.value_scale,
+            files=[path / "results.md", path / "channel_sets.png", path / "curves.png"],
         )  # fmt: skip
+        # What may be pushed says nothing of this machine's folders.
+        public = {**results, "config": {k: _name(v) for k, v in results["config"].items()}}
+        write_json(public, path / "model" / "results.json")
+
+
+def _name(value: Any) -> Any:
+    """A path without its folders; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    prefix, colon, rest = value.rpartition(":")
+    path = Path(rest)
+    return f"{prefix}{colon}{path.name}" if path.is_absolute() or path.exists() else value
