@@ -1,13 +1,16 @@
 """Operations on any number of planes, images kept in memory, channels kept in files."""
 
+import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import (
+    ImageSplit,
     cached,
     channel_stats,
     load_data,
@@ -94,6 +97,26 @@ def test_images_of_several_sizes_are_kept_too(tmp_path):
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(kept, split, strict=True))
 
 
+def test_the_memory_of_all_images_counts(monkeypatch):
+    """Small and large images: estimated from many of them, and counted where that fails."""
+
+    class Sizes:
+        channels = ChannelSet.anonymous(1)
+
+        def __call__(self, row):
+            return torch.zeros(1, 10, 10 if row % 2 == 0 else 50, dtype=torch.uint8)
+
+    split = ImageSplit(Sizes(), [0] * 40)  # 12,000 bytes, 4,000 if all were like the first
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 9000}))
+    with pytest.raises(ValueError, match=r"^40 images.*Leave --cache out"):
+        cached(split)
+    monkeypatch.setattr("random.Random.sample", lambda *args: [0])
+    with pytest.raises(ValueError, match=r"^The first 2\d of 40 images.*Leave --cache out"):
+        cached(split)
+    with pytest.raises(ValueError, match=r"^40 images.*2 processes"):
+        cached(split, num_copies=2)
+
+
 def test_channels_are_measured_and_kept_in_a_file(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for number in range(4):
@@ -116,7 +139,27 @@ def test_channels_are_measured_and_kept_in_a_file(tmp_path, capsys):
     )
 
 
+def test_columns_and_split_of_what_is_measured_can_be_named(tmp_path, capsys):
+    images = {"good": np.full((2, 4, 4), 51, np.uint8), "bad": np.zeros((2, 4, 4), np.uint8)}
+    encoded = {name: io.BytesIO() for name in images}
+    for name, file in encoded.items():
+        np.save(file, images[name])
+    rows = {name: [file.getvalue()] * 2 for name, file in encoded.items()} | {"kind": ["a", "b"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "fitting.parquet")
+    rows["bad"], rows["good"] = rows["good"], rows["bad"]
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    args = [str(tmp_path), "--image-column", "good", "--train-split", "fitting"]
+    assert measure(args) == 1
+    assert "--label-column" in capsys.readouterr().err
+    assert measure([*args, "--label-column", "kind"]) == 0
+    assert capsys.readouterr().out.count("mean 0.2 ") == 2
+
+
 def test_what_is_no_file_of_channels_is_refused(tmp_path, capsys):
+    for content in ("{}", "[]", '""', "null", '{"0": {"name": "R"}}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match=r"holds no channels.*a list of channels"):
+            read_channels(str(tmp_path / "other.json"))
     (tmp_path / "other.json").write_text("[1, 2]")
     for name in ("other.json", "nothing.json"):
         with pytest.raises(ValueError, match=r"holds no channels.*timm_varchan.data.measure"):

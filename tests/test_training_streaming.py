@@ -122,6 +122,9 @@ def test_streamed_runs_train_and_resume(folder, tmp_path, monkeypatch, workers):
         with pytest.raises(Interrupted):
             run(config)
     forget_accelerate()
+    with pytest.raises(SetupError, match=r"another run \(workers"):
+        run(dataclasses.replace(config, workers=1))
+    forget_accelerate()
     resumed = run(config)
     for one, other in zip(
         *(o.results["training"]["history"] for o in (whole, resumed)), strict=True

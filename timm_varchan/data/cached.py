@@ -10,12 +10,15 @@ import psutil
 import torch
 from torch import Tensor
 
+from timm_varchan.channels import seeded_rng
 from timm_varchan.data.split import ImageSplit
 
 __all__ = ["cached"]
 
 #: Share of the memory that is free which a cache may take.
 _SHARE = 0.8
+#: Images that are looked at before all of them are decoded.
+_NUM_LOOKED_AT = 32
 
 
 class _Kept:
@@ -41,17 +44,32 @@ def cached(split: ImageSplit, *, num_copies: int = 1) -> ImageSplit:
     Raises:
         ValueError: They need more memory than is free; an image that cannot be read.
     """
-    first = split[0][0]
-    needed = first.nbytes * len(split) * num_copies
+    chosen = seeded_rng("cache").sample(range(len(split)), min(_NUM_LOOKED_AT, len(split)))
+    looked_at = [split[index][0] for index in sorted(chosen)]
     free = psutil.virtual_memory().available
-    if needed > _SHARE * free:
-        raise ValueError(
-            f"{len(split)} images of {tuple(first.shape)} need about {needed / 2**30:.1f} GiB of "
-            f"memory ({num_copies} processes), {free / 2**30:.1f} GiB are free. Leave --cache out."
-        )
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+    limit = _SHARE * free / num_copies
+
+    def check(num_bytes: float, number: str) -> None:
+        if num_bytes > limit:
+            raise ValueError(
+                f"{number} images need about {num_bytes * num_copies / 2**30:.1f} GiB of memory "
+                f"({num_copies} processes), {free / 2**30:.1f} GiB are free. Leave --cache out."
+            )
+
+    def counted(images: Iterator[Tensor]) -> Iterator[Tensor]:
+        num_bytes = 0
+        for number, image in enumerate(images, start=1):
+            num_bytes += image.nbytes
+            check(num_bytes, f"The first {number} of {len(split)}")
+            yield image
+
+    check(sum(x.nbytes for x in looked_at) / len(looked_at) * len(split), f"{len(split)}")
+    threads = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    try:
         images = threads.map(lambda index: split[index][0], range(len(split)))
-        kept = _stacked(first, len(split), images)
+        kept = _stacked(looked_at[0], len(split), counted(images))
+    finally:
+        threads.shutdown(cancel_futures=True)
     return ImageSplit(_Kept(split, kept), split.labels(), skipped=split.skipped)
 
 

@@ -31,7 +31,10 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
     if not (isinstance(spec, str) and spec.endswith(".json")):
         return ChannelSet.parse(spec)
     try:
-        return ChannelSet.from_config(json.loads(Path(spec).read_text(encoding="utf-8")))
+        config = json.loads(Path(spec).read_text(encoding="utf-8"))
+        if not isinstance(config, list) or not config:
+            raise ValueError(f"it needs a list of channels, not {str(config)[:40]!r}")
+        return ChannelSet.from_config(config)
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(
             f"{spec} holds no channels ({error}). Make it with: python -m "

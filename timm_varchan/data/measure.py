@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", help="folder, Parquet or list file, or hub name")
     parser.add_argument("--channels", help="planes of the files, as GB or B02+B08")
     parser.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
+    parser.add_argument("--image-column", help="column of the images")
+    parser.add_argument("--label-column", help="column of the labels")
+    parser.add_argument("--train-split", help="what the source calls its training split")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave out unreadable images")
     parser.add_argument("--num-images", type=int, default=1000, help="images to look at (1000)")
     parser.add_argument("--output", help="JSON file to write, for hf_train.py --channels")
     args = parser.parse_args(argv)
@@ -40,7 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> ChannelSet:
-    data = load_data(args.data, channels=args.channels, value_scale=args.value_scale)
+    data = load_data(
+        args.data,
+        channels=args.channels,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        splits={} if args.train_split is None else {"train": args.train_split},
+        skip_corrupt=args.skip_corrupt,
+        value_scale=args.value_scale,
+    )
     split = data.train or data.validation or data.test
     assert split is not None  # load_data refuses data without any
     return data.channels.with_stats(*channel_stats(split, args.num_images))

@@ -66,7 +66,7 @@ class TrainConfig:
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
-    cache: bool = _data(False, "decode every image once and keep it in memory")
+    cache: bool = _data(False, "decode training images once and keep them in memory")
     streaming: bool = _data(False, "read training images as they come (hub, Parquet files)")
     epoch_images: int | None = _data(None, "with --streaming: what counts as an epoch")
     workers: int = _data(2, "processes that load data, for each process that trains")

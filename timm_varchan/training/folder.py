@@ -115,10 +115,12 @@ def _refusal(path: Path, config: TrainConfig) -> str | None:
 
 def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """In what the run in a folder differs from the one that should continue it."""
+    # The workers of a stream share its files out: which images they come to hangs on their number.
+    free = _FREE_FIELDS - {"workers"} if new["streaming"] else _FREE_FIELDS
     changed = [
         f"{name} {old.get(name)!r} -> {value!r}"
         for name, value in new.items()
-        if name not in _FREE_FIELDS and old.get(name) != value
+        if name not in free and old.get(name) != value
     ]
     if not changed:
         return None
