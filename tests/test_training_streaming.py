@@ -5,6 +5,7 @@ import io
 
 import datasets
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from test_training import interrupt_at
@@ -45,7 +46,7 @@ def encoded(number):
     return file.getvalue()
 
 
-def seen(data, *, processes=1, workers=0, epoch=0, num_batches=4):
+def seen(data, *, processes=1, workers=0, epoch=0, num_batches=4, skip_corrupt=False):
     """The numbers of the images of every process's batches."""
     found = []
     for process in range(processes):
@@ -53,6 +54,7 @@ def seen(data, *, processes=1, workers=0, epoch=0, num_batches=4):
         stream = ImageStream(
             rows, columns, data.channels, torch.nn.Identity(), num_batches=num_batches,
             batch_size=4, process=(process, processes), buffer_size=10,
+            skip_corrupt=skip_corrupt,
         )  # fmt: skip
         stream.set_epoch(epoch)
         loader = DataLoader(stream, batch_size=4, num_workers=workers)
@@ -140,3 +142,71 @@ def test_what_a_stream_cannot_do_is_refused(folder, tmp_path):
     )
     with pytest.raises(SetupError):
         run(config)
+
+
+def write_rows(path, images, labels):
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {"image": images, "label": [0] * len(labels)}
+    table = datasets.Dataset.from_dict(rows, features=features).data.table
+    # `ClassLabel` refuses to write what it reads
+    column = table.schema.get_field_index("label")
+    table = table.set_column(column, table.schema.field(column), [labels])
+    parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize("label", [-1, None, 2])
+def test_labels_that_are_none_are_refused_or_skipped(tmp_path, label):
+    good = [encoded(number) for number in range(8)]
+    write_rows(tmp_path / "train.parquet", good, [0, 1] * 4)
+    write_rows(tmp_path / "test.parquet", good[:3], [0, 1, label])
+    with pytest.raises(ValueError, match=r"/test row 2 has .*label.*--skip-corrupt.*--test-split"):
+        stream_data(str(tmp_path))
+    data = stream_data(str(tmp_path), skip_corrupt=True)
+    assert (len(data.test), data.test.num_skipped) == (2, 1)
+    write_rows(tmp_path / "test.parquet", good[:2], [0, 1])
+    data = stream_data(str(tmp_path))
+    write_rows(tmp_path / "train.parquet", good, [0, 1] * 3 + [0, label])
+    with pytest.raises(ValueError, match=r"file 1 of 1, row 7 has .*label"):
+        stream_data(str(tmp_path))
+    with pytest.raises(ValueError, match=r"train row \d of pass 0 .*label.*--skip-corrupt"):
+        seen(data)
+
+
+def test_damaged_images_are_named_or_skipped(tmp_path, caplog):
+    images = [encoded(number) for number in range(8)]
+    labels = [0, 1] * 4
+    write_rows(tmp_path / "train.parquet", images, labels)
+    whole = stream_data(str(tmp_path))
+    images[3] = images[3][:100]
+    write_rows(tmp_path / "train.parquet", images, labels)
+    with pytest.raises(ValueError, match=r"file 1 of 1, row 3 cannot be read.*--skip-corrupt"):
+        list(stream_data(str(tmp_path)).train)
+    with pytest.raises(ValueError, match=r"train row \d of pass 0 .* cannot be read.*--skip-corr"):
+        seen(whole)
+    data = stream_data(str(tmp_path), skip_corrupt=True)
+    assert (len(data.train), data.train.num_skipped) == (7, 1)
+    caplog.clear()
+    (found,) = seen(data, skip_corrupt=True, num_batches=7)
+    counts = np.bincount([int(n) for batch in found for n in batch], minlength=8)
+    assert counts.tolist() == [4, 4, 4, 0, 4, 4, 4, 4]
+    assert "cannot be read" in caplog.text
+    write_rows(tmp_path / "train.parquet", [b"no image"] * 8, labels)
+    with pytest.raises(ValueError, match="No training image can be read"):
+        seen(data, skip_corrupt=True)
+
+
+def test_statistics_of_sorted_data_come_from_all_over(tmp_path, monkeypatch):
+    monkeypatch.setattr("timm_varchan.data.stream_sample.NUM_SAMPLED", 20)
+    for part in range(4):
+        numbers = range(40 * part, 40 * part + 40)
+        path = tmp_path / f"train-{part:05d}-of-00004.parquet"
+        write_rows(path, [encoded(n) for n in numbers], [part // 2] * 40)
+    data = stream_data(str(tmp_path))
+    numbers = [int(image[0, 0, 0]) for image, _ in data.train]
+    assert len(numbers) == 20
+    assert np.bincount([n // 40 for n in numbers]).tolist() == [5] * 4
+    assert max(n % 40 for n in numbers) >= 5
+    again = [int(image[0, 0, 0]) for image, _ in stream_data(str(tmp_path)).train]
+    assert numbers == again

@@ -85,18 +85,25 @@ def _to_indices(feature: Any, values: Sequence[Any], names: tuple[str, ...]) -> 
     positions = {name: index for index, name in enumerate(names)}
     column = LabelColumn([])
     for row, value in enumerate(values):
-        if value is None:
-            index, problem = -1, "has no label"
-        elif is_index:
-            index = int(value) if 0 <= value < len(names) else -1
-            problem = f"has label {value}, out of range 0..{len(names) - 1}"
+        if value is None or is_index:
+            problem = index_problem(value, len(names))
+            index = int(value) if problem is None else -1
         else:
             index = positions.get(value, -1)
             problem = f"has label {value!r}, which is none of the {len(names)} classes"
         column.indices.append(index)
         if index < 0:
-            column.problems[row] = problem
+            column.problems[row] = str(problem)
     return column
+
+
+def index_problem(label: int | None, num_classes: int) -> str | None:
+    """Why a label is none of the classes' indices, or None."""
+    if label is None:
+        return "has no label"
+    if not 0 <= label < num_classes:
+        return f"has label {label}, out of range 0..{num_classes - 1}"
+    return None
 
 
 def balanced_indices(labels: Sequence[int], limit: int, seed: int, split: str) -> list[int]:

@@ -85,10 +85,10 @@ def load_data(
     if num_images is not None:
         raise ValueError(f"num_images is for 'synthetic', {source} has what it has; use limit.")
     tables = load_tables(source, splits or {}, cache_dir)
-    names, made = _make_splits(
+    names, made = make_splits(
         tables,
         ChannelSet.parse(channels) if channels is not None else None,
-        _Options(image_column, label_column, class_names, skip_corrupt, value_scale),
+        Options(image_column, label_column, class_names, skip_corrupt, value_scale),
     )
     if "validation" not in made and validation_fraction > 0 and "train" in made:
         made |= _split_off(made["train"], validation_fraction, seed)
@@ -102,11 +102,13 @@ def load_data(
         name=tables.name,
     )
     data = _limited(data, limit, seed)
-    return _each_split(data, _readable) if skip_corrupt else data
+    return each_split(data, readable) if skip_corrupt else data
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
+    """How `make_splits` reads tables; see `load_data`."""
+
     image_column: str | None
     label_column: str | None
     class_names: Sequence[str] | None
@@ -114,8 +116,8 @@ class _Options:
     value_scale: float | None
 
 
-def _make_splits(
-    tables: Tables, channels: ChannelSet | None, options: _Options
+def make_splits(
+    tables: Tables, channels: ChannelSet | None, options: Options
 ) -> tuple[tuple[str, ...], dict[str, ImageSplit]]:
     """Class names and splits of tables; the images' columns, labels and channels are settled."""
     sources: dict[str, RowSource] = {}
@@ -125,7 +127,7 @@ def _make_splits(
         if len(table) == 0:
             raise empty_split(where, split)
         image = find_column(table, options.image_column, IMAGE_RULE, where)
-        sources[split] = RowSource(table, image, where, tables.folder)
+        sources[split] = RowSource(table, image, where, tables.folder, tables.row_names.get(split))
         label = find_column(table, options.label_column, LABEL_RULE, where)
         columns[split] = (
             table.features[label],
@@ -138,7 +140,7 @@ def _make_splits(
     made = {}
     for split, source in sources.items():
         reader = RowReader(source, channels, options.value_scale)
-        made[split] = _labelled_split(reader, labels[split], options.skip_corrupt)
+        made[split] = _labelled_split(reader, labels[split], split, options.skip_corrupt)
     return names, made
 
 
@@ -178,11 +180,14 @@ def find_column(table: Any, asked: str | None, rule: _ColumnRule, where: str) ->
     )
 
 
-def _labelled_split(reader: RowReader, labels: LabelColumn, skip_corrupt: bool) -> ImageSplit:
+def _labelled_split(
+    reader: RowReader, labels: LabelColumn, split: str, skip_corrupt: bool
+) -> ImageSplit:
     problems = [reader.source.where(row, text) for row, text in labels.problems.items()]
     if problems and not skip_corrupt:
         more = f" (and {len(problems) - 1} rows more)" if problems[1:] else ""
-        raise ValueError(problems[0] + more + ROW_CURE)
+        other = "" if split == "train" else f" Or name another split with --{split}-split."
+        raise ValueError(problems[0] + more + ROW_CURE + other)
     rows = [row for row, index in enumerate(labels.indices) if index >= 0]
     return ImageSplit(reader, labels.indices, rows=rows, skipped=problems)
 
@@ -194,7 +199,8 @@ def _split_off(train: ImageSplit, fraction: float, seed: int) -> dict[str, Image
     return {"train": train.take(kept), "validation": train.take(taken)}
 
 
-def _each_split(data: ImageData, change: Callable[[str, ImageSplit], ImageSplit]) -> ImageData:
+def each_split(data: ImageData, change: Callable[[str, ImageSplit], ImageSplit]) -> ImageData:
+    """The data with every split that it has changed by a function of name and images."""
     made = {
         split: None if images is None else change(split, images)
         for split, images in (
@@ -209,16 +215,17 @@ def _each_split(data: ImageData, change: Callable[[str, ImageSplit], ImageSplit]
 def _limited(data: ImageData, limit: int | None, seed: int) -> ImageData:
     if limit is None:
         return data
-    return _each_split(
+    return each_split(
         data, lambda name, split: split.take(balanced_indices(split.labels(), limit, seed, name))
     )
 
 
-def _readable(name: str, split: ImageSplit) -> ImageSplit:
-    readable = split.without_unreadable()
-    if len(readable) == 0:
+def readable(name: str, split: ImageSplit) -> ImageSplit:
+    """The images that can be read; a `ValueError` where none is left."""
+    left = split.without_unreadable()
+    if len(left) == 0:
         raise ValueError(
-            f"Nothing of {name} is left: {readable.num_skipped} rows cannot be read or have no "
-            f"valid label, the first: {readable.skipped[0]}"
+            f"Nothing of {name} is left: {left.num_skipped} rows cannot be read or have no "
+            f"valid label, the first: {left.skipped[0]}"
         )
-    return readable
+    return left

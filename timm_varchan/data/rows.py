@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,23 @@ class RowSource:
         column: The column of the images: `Image`, binary, text (a path) or `Array2D`/`Array3D`.
         split: Name of the split, for errors.
         folder: What relative paths start from.
+        row_names: What errors call the rows; their numbers by default.
 
     Raises:
         ValueError: The column holds no images.
     """
 
-    def __init__(self, table: datasets.Dataset, column: str, split: str, folder: Path) -> None:
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        column: str,
+        split: str,
+        folder: Path,
+        row_names: Sequence[str] | None = None,
+    ) -> None:
         feature = table.features[column]
         self._column, self._split, self._folder = column, split, folder
+        self._row_names = row_names
         self._array_type: str | None = None
         table = table.select_columns([column])
         if isinstance(feature, datasets.Image):
@@ -89,7 +99,8 @@ class RowSource:
         if isinstance(file, dict):
             file = file.get("path")
         named = f" ({file})" if isinstance(file, str) else ""
-        return f"{self._split} row {row}{named} {problem}"
+        name = f"row {row}" if self._row_names is None else self._row_names[row]
+        return f"{self._split} {name}{named} {problem}"
 
     def error(self, row: int, problem: str) -> ValueError:
         """An error that names the split, the row, the file and the cure."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,11 +41,13 @@ class Tables:
         splits: One table a split, by `train`, `validation`, `test`.
         folder: What relative paths in the rows start from.
         name: What the data is called in results.
+        row_names: What errors call the rows of a split, where these are only some of the source's.
     """
 
     splits: dict[str, datasets.Dataset]
     folder: Path
     name: str
+    row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def load_tables(

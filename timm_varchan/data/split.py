@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 ROW_CURE = (
     ". Repair it or take it out, or leave such rows out with --skip-corrupt (skip_corrupt=True)."
 )
-_NAMED_IN_WARNING = 5
+#: Rows that a warning about skipped ones names.
+NUM_NAMED = 5
 
 
 class Reader(Protocol):
@@ -101,8 +102,8 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
             logger.warning(
                 "%d images skipped: %s%s",
                 readable.num_skipped,
-                "; ".join(readable.skipped[:_NAMED_IN_WARNING]),
-                "; ..." if readable.num_skipped > _NAMED_IN_WARNING else "",
+                "; ".join(readable.skipped[:NUM_NAMED]),
+                "; ..." if readable.num_skipped > NUM_NAMED else "",
             )
         return readable
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,34 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike, seeded_rng
-from timm_varchan.data.images import decode_planes, fit_planes, to_stored_values
-from timm_varchan.data.loading import IMAGE_RULE, LABEL_RULE, find_column
-from timm_varchan.data.sources import open_streams
-from timm_varchan.data.split import ImageData, ImageSplit
+from timm_varchan.channels import ChannelSet, ChannelSetLike, seeded_rng
+from timm_varchan.data.images import (
+    DECODE_ERRORS,
+    decode_planes,
+    decode_reason,
+    fit_planes,
+    to_stored_values,
+)
+from timm_varchan.data.labels import index_problem
+from timm_varchan.data.loading import (
+    IMAGE_RULE,
+    LABEL_RULE,
+    Options,
+    each_split,
+    find_column,
+    make_splits,
+    readable,
+)
+from timm_varchan.data.sources import Tables, open_streams
+from timm_varchan.data.split import NUM_NAMED, ROW_CURE, ImageData
+from timm_varchan.data.stream_sample import sampled_rows, table_of
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ImageStream", "check_workers", "stream_data"]
 
-#: Training images that are looked at for means and deviations.
-NUM_SAMPLED = 1000
+#: After so many skipped images the log has another line.
+_LOG_EVERY = 1000
 
 
 class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
@@ -42,6 +61,8 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         seed: Of order and augmentation.
         value_scale: What stored numbers are divided by, or None.
         buffer_size: Images among which the next is drawn.
+        skip_corrupt: Take the next row for one that cannot be read or has no valid label; the log
+            names the first ones.
     """
 
     def __init__(
@@ -57,11 +78,13 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         seed: int = 0,
         value_scale: float | None = None,
         buffer_size: int = 1000,
+        skip_corrupt: bool = False,
     ) -> None:
         self._rows, self._columns, self._channels = rows, columns, channels
         self._transform, self._seed, self._value_scale = transform, seed, value_scale
         self._num_batches, self._batch_size = num_batches, batch_size
         self._process, self._buffer_size = process, buffer_size
+        self._skip_corrupt, self._num_skipped = skip_corrupt, 0
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -75,30 +98,61 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, rank = int(self._epoch), self._process[0]
-        image, label = self._columns
         # Workers take turns at whole batches.
         batches = len(range(worker, self._num_batches, num_workers))
         rows = itertools.islice(self._passes(epoch), batches * self._batch_size)
-        for place, row in enumerate(rows):
-            planes = _decode(row[image], self._channels, self._value_scale)
+        for place, (planes, label) in enumerate(rows):
             key = seeded_rng("stream", self._seed, epoch, rank, worker, place).getrandbits(63)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(key)
-                yield self._transform(planes), int(row[label])
+                yield self._transform(planes), label
 
-    def _passes(self, epoch: int) -> Iterator[Mapping[str, Any]]:
-        """This reader's rows, again and again, in another order each time."""
+    def _passes(self, epoch: int) -> Iterator[tuple[Tensor, int]]:
+        """This reader's images and labels, again and again, in another order each time."""
         rank, num_ranks = self._process
         for number in itertools.count():
             seed = seeded_rng("stream order", self._seed, epoch, number).getrandbits(32)
             rows = self._rows.shuffle(seed=seed, buffer_size=self._buffer_size)
-            empty = True
+            problem, num_read = "", 0
             # `datasets` divides what a process has among its workers.
-            for row in split_dataset_by_node(rows, rank, num_ranks):
-                empty = False
-                yield row
-            if empty:
-                raise ValueError(_too_many(self._rows, num_ranks))
+            for place, row in enumerate(split_dataset_by_node(rows, rank, num_ranks)):
+                try:
+                    example = self._read(row, f"row {place} of pass {number} in epoch {epoch}")
+                except ValueError as error:
+                    if not self._skip_corrupt:
+                        raise
+                    problem = str(error).removesuffix(ROW_CURE)
+                    self._log_skipped(problem)
+                    continue
+                num_read += 1
+                yield example
+            if num_read == 0:
+                raise ValueError(
+                    f"No training image can be read; the last: {problem}. Leave --streaming out."
+                    if problem
+                    else _too_many(self._rows, num_ranks)
+                )
+
+    def _read(self, row: Mapping[str, Any], place: str) -> tuple[Tensor, int]:
+        """Image and label of a row; a `ValueError` names it."""
+        image, label = (row[column] for column in self._columns)
+        problem = index_problem(label, self._rows.features[self._columns[1]].num_classes)
+        try:
+            if problem is None:
+                planes = fit_planes(
+                    decode_planes(_bytes(image), len(self._channels)), self._channels
+                )
+                return to_stored_values(planes, self._value_scale), int(label)
+        except DECODE_ERRORS as error:
+            problem = f"cannot be read: {decode_reason(error)}"
+        path = image.get("path") if isinstance(image, dict) else None
+        named = f"label {label}" + (f", {path}" if path else "")
+        raise ValueError(f"train {place} ({named}) {problem}{ROW_CURE}")
+
+    def _log_skipped(self, problem: str) -> None:
+        self._num_skipped += 1
+        if self._num_skipped <= NUM_NAMED or self._num_skipped % _LOG_EVERY == 0:
+            logger.warning("%d streamed images skipped: %s", self._num_skipped, problem)
 
 
 def check_workers(rows: datasets.IterableDataset, num_ranks: int, num_workers: int) -> None:
@@ -123,16 +177,6 @@ def _too_many(rows: datasets.IterableDataset, num_ranks: int) -> str:
     )
 
 
-class _Encoded:
-    """A reader of images that are kept encoded, decoded when they are asked for."""
-
-    def __init__(self, images: list[Any], channels: ChannelSet, value_scale: float | None) -> None:
-        self._images, self.channels, self._value_scale = images, channels, value_scale
-
-    def __call__(self, row: int) -> Tensor:
-        return _decode(self._images[row], self.channels, self._value_scale)
-
-
 def stream_data(
     source: str,
     *,
@@ -142,6 +186,7 @@ def stream_data(
     splits: Mapping[str, str | None] | None = None,
     limit: int | None = None,
     value_scale: float | None = None,
+    skip_corrupt: bool = False,
 ) -> ImageData:
     """Open data that is not downloaded as a whole.
 
@@ -154,14 +199,16 @@ def stream_data(
         splits: Likewise.
         limit: At most so many images of validation and test, the first ones.
         value_scale: See `load_data`.
+        skip_corrupt: Likewise; of the stream, `ImageStream` skips them.
 
     Returns:
-        The data: of the training split the first images and the stream; the other splits are
-        kept encoded in memory.
+        The data: of the training split a sample and the stream; the other splits are kept encoded
+        in memory. The sample is drawn from the beginnings of files all over the data.
 
     Raises:
         FileNotFoundError: Nothing is there, or the hub cannot be reached.
-        ValueError: No training split, labels without names, images that are not in the rows.
+        ValueError: No training split, labels without names or out of range, images that are not in
+            the rows or, among those that are kept, cannot be read.
     """
     name, streams = open_streams(source, splits or {})
     if "train" not in streams:
@@ -176,23 +223,35 @@ def stream_data(
             f"The labels of {name} are {feature}, whose classes only a look at all of them tells. "
             f"Write them as ClassLabel, or leave --streaming out."
         )
+    if isinstance(streams["train"].features[columns[0]], (datasets.Array2D, datasets.Array3D)):
+        raise ValueError(f"The images of {name} are arrays, not files. Leave --streaming out.")
     raw = {split: _raw(rows, columns) for split, rows in streams.items()}
-    first = next(iter(raw["train"]))
-    wanted = _channels(first[columns[0]], channels)
-    kept = {
-        split: _keep(rows.take(count) if count else rows, columns, wanted, value_scale)
-        for split, rows in raw.items()
-        for count in (NUM_SAMPLED if split == "train" else limit,)
+    sample = list(sampled_rows(raw["train"]))
+    kept = {"train": [row for _, row in sample]}
+    kept |= {
+        s: list(rows.take(limit) if limit else rows) for s, rows in raw.items() if s != "train"
     }
-    return ImageData(
-        train=kept["train"],
-        validation=kept.get("validation"),
-        test=kept.get("test"),
+    tables = Tables(
+        {s: table_of(r, raw[s].features) for s, r in kept.items()},
+        Path(),
+        name,
+        row_names={"train": [place for place, _ in sample]},
+    )
+    _, made = make_splits(
+        tables,
+        None if channels is None else ChannelSet.parse(channels),
+        Options(*columns, feature.names, skip_corrupt, value_scale),
+    )
+    data = ImageData(
+        train=made["train"],
+        validation=made.get("validation"),
+        test=made.get("test"),
         class_names=tuple(feature.names),
-        channels=wanted,
+        channels=made["train"].channels,
         name=name,
         stream=(raw["train"], columns),
     )
+    return each_split(data, readable) if skip_corrupt else data
 
 
 def _raw(rows: datasets.IterableDataset, columns: tuple[str, str]) -> datasets.IterableDataset:
@@ -201,27 +260,6 @@ def _raw(rows: datasets.IterableDataset, columns: tuple[str, str]) -> datasets.I
     if isinstance(rows.features[columns[0]], datasets.Image):
         rows = rows.cast_column(columns[0], datasets.Image(decode=False))
     return rows
-
-
-def _keep(
-    rows: datasets.IterableDataset,
-    columns: tuple[str, str],
-    channels: ChannelSet,
-    value_scale: float | None,
-) -> ImageSplit:
-    images, labels = [], []
-    for row in rows:
-        images.append(row[columns[0]])
-        labels.append(row[columns[1]])
-    return ImageSplit(_Encoded(images, channels, value_scale), labels)
-
-
-def _channels(image: Any, channels: ChannelSetLike | None) -> ChannelSet:
-    """The given channels, else those that the first image has."""
-    if channels is not None and len(ChannelSet.parse(channels)):
-        return ChannelSet.parse(channels)
-    count = decode_planes(_bytes(image)).num_planes
-    return RGB if channels is None and count in (1, 3) else ChannelSet.anonymous(count)
 
 
 def _bytes(image: Any) -> bytes:
@@ -234,8 +272,3 @@ def _bytes(image: Any) -> bytes:
     raise ValueError(
         f"The images are not in the rows (found {type(image).__name__}). Leave --streaming out."
     )
-
-
-def _decode(image: Any, channels: ChannelSet, value_scale: float | None) -> Tensor:
-    planes = decode_planes(_bytes(image), len(channels))
-    return to_stored_values(fit_planes(planes, channels), value_scale)

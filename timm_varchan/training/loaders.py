@@ -89,6 +89,7 @@ def load_run_data(
         "splits": {split: name for split, name in named.items() if name is not None},
         "limit": config.limit,
         "value_scale": config.value_scale,
+        "skip_corrupt": config.skip_corrupt,
     }
     with accelerator.main_process_first():
         if config.streaming and saved is None:
@@ -99,7 +100,6 @@ def load_run_data(
                 class_names=(saved.class_names or None) if saved else None,
                 validation_fraction=config.validation_fraction,
                 seed=config.data_seed,
-                skip_corrupt=config.skip_corrupt,
                 img_size=config.img_size,
                 **common,
             )
@@ -180,6 +180,7 @@ def train_loader(
             process=(accelerator.process_index, accelerator.num_processes),
             seed=config.seed,
             value_scale=config.value_scale,
+            skip_corrupt=config.skip_corrupt,
         )
         return StreamLoader(
             DataLoader(stream, batch_size=config.batch_size, **_workers(config)), accelerator.device
