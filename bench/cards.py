@@ -1,4 +1,4 @@
-"""Model cards from committed results: `dwg_densenet121`, `rrdb_rnn_small` and the bar ResNet34.
+"""Model cards from committed results: `dwg_densenet121`, `rrdb_rnn_small`, its twin, and ResNet34.
 
     python bench/cards.py --results bench/results --output model_cards
 
@@ -17,8 +17,9 @@ from typing import Any
 import timm
 from task1 import ARMS as TASK1_ARMS
 from task1 import markdown as task1_table
-from task2_arms import BAR, OWN
+from task2_arms import BAR, OWN, TWIN
 from task2_report import markdown as task2_table
+from task2_report import sets_markdown
 
 from timm_varchan import RGB
 from timm_varchan.cards import Card, markdown_table, usage, with_interval
@@ -117,6 +118,8 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
     size, classes = settings["img_size"], settings["num_classes"]
     cost = arm["complexity"]
     shipped = bool(timm.list_pretrained(f"{name}*")) and name != BAR
+    is_twin = name == TWIN
+    sets = f"\n### Channel sets\nTrained with `{arm['aug']}`, told the channels.\n\n"
     stats = {"Params (M)": f"{cost[str(size)]['params'] / 1e6:.2f}"}
     stats |= {f"MMACs at {px} px": f"{c['macs'] / 1e6:.1f}" for px, c in cost.items()}
     seeds = ", ".join(
@@ -135,10 +138,11 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
                     f"{settings['training_images']} training images",
             "Recipe": _recipe(task2, name),
         },
-        usage=usage(name, RGB, size, stem=False, pretrained=shipped),
+        usage=usage(name, RGB, size, stem=is_twin, pretrained=shipped),
         comparison="Per cent with 95 % intervals over the choice of test images; paired "
         "differences by the exact McNemar test; times as ratios of interleaved steps "
-        f"(`bench/task2.py`; curves: `task2.png` beside the results).\n\n{task2_table(task2)}",
+        f"(`bench/task2.py`; curves: `task2.png` beside the results).\n\n{task2_table(task2)}"
+        + (sets + sets_markdown(task2) if is_twin else ""),
         limits=[
             f"Trained for {settings['epochs']} epochs on {settings['training_images']} small "
             "images: figures rank networks under this budget, not at convergence.",
@@ -160,6 +164,16 @@ def rrdb_rnn_small(task2: Results) -> Card:
     )
 
 
+def dwg_rrdb_rnn_small(task2: Results) -> Card:
+    """The twin of Task II's network."""
+    text = ("`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each image: "
+            "any number, order and subset of channels. Trained on RGB with a random subset of its "
+            "channels for every image.")  # fmt: skip
+    return _from_task2(
+        task2, TWIN, text, license="other", license_name="research", citations=(REPORT, ESRGAN)
+    )
+
+
 def resnet34(task2: Results) -> Card:
     """Task II's bar."""
     text = ("timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come "
@@ -171,6 +185,7 @@ def resnet34(task2: Results) -> Card:
 CARDS: dict[str, tuple[Callable[..., Card], tuple[str, ...], tuple[str, ...]]] = {
     "dwg_densenet121": (dwg_densenet121, ("complexity",), ("task1",)),
     "rrdb_rnn_small": (rrdb_rnn_small, ("task2",), ()),
+    "dwg_rrdb_rnn_small": (dwg_rrdb_rnn_small, ("task2",), ()),
     "resnet34": (resnet34, ("task2",), ()),
 }
 
@@ -180,8 +195,10 @@ def render(folder: Path) -> dict[str, str]:
     texts = {}
     for name, (make, needs, likes) in CARDS.items():
         results = {key: _newest(folder, key) for key in (*needs, *likes)}
-        if all(results[key] for key in needs):
-            texts[name] = make(**results).render()
+        missing = not all(results[key] for key in needs)
+        if missing or (needs == ("task2",) and name not in results["task2"]["arms"]):
+            continue
+        texts[name] = make(**results).render()
     return texts
 
 

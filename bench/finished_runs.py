@@ -53,7 +53,9 @@ def write_run(
     predictions: Mapping[str, np.ndarray],
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a run under another name first, so that it is never half there."""
+    """Print a run's accuracies; write it under another name first, so that it is never half there."""
+    for key, predicted in predictions.items():
+        print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
     part = path.with_suffix(".part")
     texts = {"meta": meta, "history": history, "details": details or {}}
     content = {name: np.array(json.dumps(text)) for name, text in texts.items()}

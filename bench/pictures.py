@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-#: Okabe and Ito's palette: told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from timm_varchan.plots import COLOURS
 
 #: With more channel sets than this their names would hide each other.
 MAX_LABELS = 8
@@ -101,15 +100,13 @@ def draw_sizes(accuracy: Mapping[str, Any], path: Path) -> Path:
     return _finish(figure, path)
 
 
-def draw_curves(
-    histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path, *, scale: float = 1.0
-) -> Path:
+def draw_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Path:
     """Loss and accuracy over the epochs, a colour for each run; dashed: training.
 
     Args:
-        histories: By label: entries with `epoch`, `train_loss`, `train_accuracy`, `test_accuracy`.
+        histories: By label: entries with `epoch`, `train_loss`, and `train_accuracy` and
+            `test_accuracy` in per cent.
         path: Picture to write.
-        scale: What makes accuracies per cent.
     """
     figure = _figure(2)
     loss, accuracy = figure.subplots(1, 2)
@@ -118,7 +115,7 @@ def draw_curves(
         loss.plot(epochs, [e["train_loss"] for e in history], color=colour, label=label)
         for key, style in (("train_accuracy", "--"), ("test_accuracy", "-")):
             axes_label = f"{label}, {'training' if style == '--' else 'test'}"
-            values = [scale * e[key] for e in history]
+            values = [entry[key] for entry in history]
             accuracy.plot(epochs, values, style, color=colour, label=axes_label)
     loss.set(xlabel="epoch", ylabel="training loss")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")

@@ -22,6 +22,7 @@ from schema import read
 from tables import TABLES, block_names, fill
 from task1_tables import TASK1_TABLES, draw_task1
 from task2_report import markdown as task2_table
+from task2_report import sets_markdown
 
 import timm_varchan
 
@@ -30,7 +31,7 @@ ROOT = BENCH.parent
 RESULTS = BENCH / "results" / timm_varchan.__version__
 REPORT = BENCH / "REPORT.md"
 #: Documents that may ask for tables.
-DOCUMENTS = (REPORT, ROOT / "README.md", ROOT / "docs" / "method.md")
+DOCUMENTS = (REPORT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 #: What the accuracy benchmark trains: the package's own synthetic data, five bands, one seed.
 MODELS = {
@@ -91,6 +92,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     for kind, key in (
         ("latency", "empty_rows"), ("task1", "arms"), ("task2", "arms"), ("task2_short", "arms"),
+        ("loading", "rows"), ("throughput", "loops"),
     ):  # fmt: skip
         path = folder / f"{kind}.json"
         if path.is_file():
@@ -106,6 +108,8 @@ def make_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     if "task1" in results:
         tables |= {name: make(results["task1"]) for name, make in TASK1_TABLES.items()}
     tables |= {k: task2_table(results[k]) for k in ("task2", "task2_short") if k in results}
+    if "task2" in results:
+        tables["task2-sets"] = sets_markdown(results["task2"])
     return tables
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from timm_varchan.cards import markdown_table
 from timm_varchan.stems import MIXERS
 
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
@@ -27,10 +28,8 @@ QUANTITIES = (
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    """A Markdown table of anything that has a text."""
+    return markdown_table(header, [list(map(str, row)) for row in rows])
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -199,6 +198,30 @@ def flips_table(result: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
+def loading_table(result: Mapping[str, Any]) -> str:
+    """Images a second that are read, and of the plainest reader of the same bytes."""
+    rows = []
+    for row in result["rows"]:
+        speeds = row["images_per_second"]
+        rows.append((
+            row["format"], *(f"{speeds[kind]['median']:,.0f}" for kind in ("plain", "ours")),
+            _ratio(row["of_plain"]), f"{speeds['augmented']['median']:,.0f}",
+        ))  # fmt: skip
+    return table(
+        ("13 x 64 x 64, 16 bits", "plain reader (images/s)", "ours (images/s)",
+         "of the plain reader", "ours with augmentation (images/s)"), rows,
+    )  # fmt: skip
+
+
+def throughput_table(result: Mapping[str, Any]) -> str:
+    """Images a second of the training loops, and of the plainest one."""
+    return table(
+        ("loop", "images/s", "of the plain loop"),
+        [(name, f"{row['images_per_second']['median']:.1f}", _ratio(row["of_plain"]))
+         for name, row in result["loops"].items()],
+    )  # fmt: skip
+
+
 #: The tables by name, and the result that each is made of.
 TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "complexity": ("complexity", complexity_table),
@@ -209,4 +232,6 @@ TABLES: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "gaps": ("accuracy", gaps_table),
     "pairs": ("accuracy", pairs_table),
     "flips": ("accuracy", flips_table),
+    "loading": ("loading", loading_table),
+    "throughput": ("throughput", throughput_table),
 }

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from finished_runs import Run, read_runs, run_path, write_run
-from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, interval, load
+from arms_cli import add_report_arguments, add_run_arguments, machine, unfinished, write_report
+from finished_runs import Run, read_runs, write_run
+from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, Images, fit, interval
+from tables import table
 from torch import Tensor, nn
 
 import timm_varchan
@@ -174,29 +173,17 @@ def test(
 
 def run(args: argparse.Namespace) -> None:
     """Train and test every arm and seed that has no result yet."""
-    torch.set_num_threads(args.threads)
-    args.output.mkdir(parents=True, exist_ok=True)
-    data = None
-    for seed in args.seeds:
-        for name in args.arms:
-            target = run_path(args.output, name, seed)
-            if target.exists():
-                continue
-            data = data or load(args.data, args.num_classes, args.img_size)
-            images, held_out = data
-            print(f"{name}, seed {seed}: {len(images.y)} training, {len(held_out.y)} test images")
-            model, history = train(
-                ARMS[name], images, held_out, args.num_classes, args.epochs, seed
-            )
-            few = torch.randperm(len(images.y), generator=torch.Generator().manual_seed(seed))
-            calibration = Images(images.x[few[:2560]], images.y[few[:2560]])
-            results = test(model, ARMS[name], held_out, calibration, seed)
-            labels = held_out.y.numpy()
-            for key, predicted in results.items():
-                print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
-            meta = {k: getattr(args, k) for k in ("num_classes", "img_size", "epochs")}
-            meta |= {"training_images": len(images.y), "test_images": len(labels)}
-            write_run(target, meta=meta, history=history, labels=labels, predictions=results)
+    for name, seed, target, images, held_out in unfinished(args):
+        print(f"{name}, seed {seed}: {len(images.y)} training, {len(held_out.y)} test images")
+        model, history = train(ARMS[name], images, held_out, args.num_classes, args.epochs, seed)
+        few = torch.randperm(len(images.y), generator=torch.Generator().manual_seed(seed))
+        calibration = Images(images.x[few[:2560]], images.y[few[:2560]])
+        results = test(model, ARMS[name], held_out, calibration, seed)
+        meta = {k: getattr(args, k) for k in ("num_classes", "img_size", "epochs")}
+        meta |= {"training_images": len(images.y), "test_images": len(held_out.y)}
+        write_run(
+            target, meta=meta, history=history, labels=held_out.y.numpy(), predictions=results
+        )
 
 
 def gap(own: dict[int, Run], runs: dict[str, dict[int, Run]], sets: tuple[str, ...],
@@ -268,21 +255,17 @@ def report(args: argparse.Namespace) -> None:
         "settings": settings
         | {"architecture": ARCHITECTURE, **WIDTHS, "batch_size": BATCH, "lr": LR,
            "warmup_epochs": WARMUP_EPOCHS, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING},
-        "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
+        "machine": machine(args),
         "arms": arms,
     }  # fmt: skip
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(summary, indent=1) + "\n")
-    table = markdown(arms)
-    args.json.with_suffix(".md").write_text(table)
-    print(table)
+    write_report(args.json, summary, markdown(arms))
 
 
 def markdown(arms: dict[str, dict[str, Any]]) -> str:
     """The table of all arms, in per cent, losses in points with 95 % intervals."""
     header = ("trained as", "seeds", "tested", "statistics", *TEST_SETS, "loss on RGB",
               "mean loss on R, G, B")  # fmt: skip
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for name, arm in arms.items():
         for row in arm["results"]:
             sets = row["sets"]
@@ -292,12 +275,8 @@ def markdown(arms: dict[str, dict[str, Any]]) -> str:
                 for g in (row.get("loss_rgb"), row.get("loss_singles"))
             ]
             tested = f"{row['mode']}, {row['order']}"
-            lines.append(
-                f"| {name} | {len(arm['seeds'])} | {tested} | {row['statistics']} | "
-                + " | ".join(cells)
-                + " |"
-            )
-    return "\n".join(lines) + "\n"
+            rows.append((name, len(arm["seeds"]), tested, row["statistics"], *cells))
+    return table(header, rows)
 
 
 def main() -> None:
@@ -305,22 +284,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="train and test")
-    runs.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")
-    runs.add_argument("--output", type=Path, required=True, help="folder for the runs' results")
-    runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    runs.add_argument("--seeds", nargs="+", type=int, default=[0])
-    runs.add_argument("--epochs", type=int, default=30)
-    runs.add_argument("--num-classes", type=int, default=25)
-    runs.add_argument("--img-size", type=int, default=32)
-    runs.add_argument("--threads", type=int, default=1)
+    add_run_arguments(runs, ARMS, epochs=30)
     runs.set_defaults(func=run)
     reports = commands.add_parser("report", help="tables of all finished runs")
-    reports.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
-    reports.add_argument(
-        "--json", type=Path, required=True, help="file; the table beside it as .md"
-    )
+    add_report_arguments(reports)
     reports.set_defaults(func=report)
-    reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
     args = parser.parse_args()
     args.func(args)
 

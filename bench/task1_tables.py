@@ -35,7 +35,12 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def _gap(gap: Mapping[str, Any] | None) -> str:
-    return f"{gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})" if gap else ""
+    if not gap:
+        return ""
+    text = f"{gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
+    if len(gap["seeds"]) > 1:
+        text += "; seeds " + ", ".join(f"{value:+.1f}" for value in gap["by_seed"])
+    return text
 
 
 def task1_table(result: Mapping[str, Any]) -> str:

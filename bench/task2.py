@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from arms_cli import add_report_arguments, add_run_arguments, unfinished
 from finished_runs import read_runs, run_path, write_run
 from safetensors.torch import load_file, save_file, save_model
 from small_images import Images, class_names, fit, load
@@ -110,38 +110,24 @@ def search(name: str, images: Images, args: argparse.Namespace) -> dict[float, f
 
 def run(args: argparse.Namespace) -> None:
     """Train and test every arm and seed that has no result yet."""
-    torch.set_num_threads(args.threads)
-    args.output.mkdir(parents=True, exist_ok=True)
-    data = None
-    for seed in args.seeds:
-        for name in args.arms:
-            target = run_path(args.output, name, seed)
-            if target.exists():
-                continue
-            arm = ARMS[name]
-            data = data or load(args.data, args.num_classes, args.img_size)
-            images, held_out = data
-            source = args.rate_of or (name if arm.search else OWN)
-            tried = search(source, images, args)
-            lr = max(tried, key=lambda lr: tried[lr])
-            print(f"{name}, seed {seed}, learning rate {lr:g}: {len(images.y)} training images")
-            start, busy = time.perf_counter(), time.process_time()
-            model, history = train(
-                arm, images, held_out, args, lr=lr, epochs=args.epochs, seed=seed
-            )
-            details = {"lr": lr, "lr_of": source, "tried": tried,
-                       "seconds": time.perf_counter() - start,
-                       "cpu_seconds": time.process_time() - busy}  # fmt: skip
-            results = predict(model, held_out, test_views(arm, seed))
-            labels = held_out.y.numpy()
-            for key, predicted in results.items():
-                print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
-            keys = ("num_classes", "img_size", "epochs", "search_epochs", "bfloat16")
-            meta = {key: getattr(args, key) for key in keys}
-            meta |= {"training_images": len(images.y), "test_images": len(labels)}
-            save_model(model, str(target.with_suffix(".safetensors")))
-            write_run(target, meta=meta, history=history, labels=labels, predictions=results,
-                      details=details)  # fmt: skip
+    for name, seed, target, images, held_out in unfinished(args):
+        arm = ARMS[name]
+        source = args.rate_of or (name if arm.search else OWN)
+        tried = search(source, images, args)
+        lr = max(tried, key=lambda lr: tried[lr])
+        print(f"{name}, seed {seed}, learning rate {lr:g}: {len(images.y)} training images")
+        start, busy = time.perf_counter(), time.process_time()
+        model, history = train(arm, images, held_out, args, lr=lr, epochs=args.epochs, seed=seed)
+        details = {"lr": lr, "lr_of": source, "tried": tried,
+                   "seconds": time.perf_counter() - start,
+                   "cpu_seconds": time.process_time() - busy}  # fmt: skip
+        results = predict(model, held_out, test_views(arm, seed))
+        keys = ("num_classes", "img_size", "epochs", "search_epochs", "bfloat16")
+        meta = {key: getattr(args, key) for key in keys}
+        meta |= {"training_images": len(images.y), "test_images": len(held_out.y)}
+        save_model(model, str(target.with_suffix(".safetensors")))
+        write_run(target, meta=meta, history=history, labels=held_out.y.numpy(),
+                  predictions=results, details=details)  # fmt: skip
 
 
 def weights(args: argparse.Namespace) -> None:
@@ -188,28 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="search learning rates, train and test")
-    runs.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")
-    runs.add_argument("--output", type=Path, required=True, help="folder for the runs' results")
-    runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    runs.add_argument("--seeds", nargs="+", type=int, default=[0])
-    runs.add_argument("--epochs", type=int, default=8)
+    add_run_arguments(runs, ARMS, epochs=8)
     runs.add_argument("--search-epochs", type=int, default=2)
     runs.add_argument("--rate-of", choices=[BAR, OWN],
                       help="take its learning rate instead of an own search")  # fmt: skip
-    runs.add_argument("--num-classes", type=int, default=25)
-    runs.add_argument("--img-size", type=int, default=32)
     runs.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True,
                       help="train with autocast")  # fmt: skip
-    runs.add_argument("--threads", type=int, default=1)
     runs.set_defaults(func=run)
     reports = commands.add_parser("report", help="tables of all finished runs")
-    reports.add_argument("--output", type=Path, required=True, help="folder of the runs' results")
-    reports.add_argument(
-        "--json", type=Path, required=True, help="file; tables and curves beside it"
-    )
+    add_report_arguments(reports)
     reports.add_argument("--reference", choices=list(ARMS), default=BAR, help="to compare with")
     reports.add_argument("--rounds", type=int, default=30, help="timed steps of each network")
-    reports.add_argument("--machine", default=f"{os.cpu_count()} CPU cores", help="in words")
     reports.set_defaults(func=report)
     ship = commands.add_parser("weights", help="weights of a finished run, for the package")
     ship.add_argument("--data", type=Path, required=True, help="folder with the Parquet files")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from arms_cli import machine, write_report
 from finished_runs import Run, read_runs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from small_images import BATCH, SMOOTHING, WEIGHT_DECAY
+from scipy import stats
+from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, interval
+from tables import table
 from task2_arms import ARMS, BAR, OWN, build
-from timing import Clock, ratios, spread
+from timing import Clock, interleave, ratios, spread
 from torch import nn
 
 from timm_varchan import RGB
@@ -27,20 +30,37 @@ from timm_varchan.evaluation import METRICS, classification_metrics, paired_diff
 OTHER_SIZES = (64, 224)
 
 
-def compare(own: Run, reference: Run, seed: int = 0) -> dict[str, Any]:
-    """The paired difference to a reference in points, and the ratio of accuracies by bootstrap."""
-    a, b = own.correct("RGB"), reference.correct("RGB")
-    paired = paired_difference(a, b)
-    generator = np.random.default_rng(seed)
-    counts = np.array([(a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum()])
-    draws = generator.multinomial(counts.sum(), counts / counts.sum(), 10_000)
-    ratio = 100 * (draws[:, 0] + draws[:, 1]) / (draws[:, 0] + draws[:, 2])
-    low, high = np.quantile(ratio, (0.025, 0.975))
-    return {
-        "difference": {"value": 100 * paired.difference, "low": 100 * paired.low,
-                       "high": 100 * paired.high, "p": paired.p},
-        "ratio": {"value": 100 * a.mean() / b.mean(), "low": low, "high": high},
-    }  # fmt: skip
+def compare(own: Sequence[Run], reference: Sequence[Run], seed: int = 0) -> dict[str, Any]:
+    """The paired difference to a reference in points, and the ratio of accuracies by bootstrap.
+
+    Args:
+        own: Runs of an arm.
+        reference: Runs of the reference with the same seeds.
+        seed: Of the bootstrap.
+
+    Returns:
+        Of one seed the exact McNemar test; of several each image counts with its mean over the
+        seeds, and the interval and p-value are those of a mean over images.
+    """
+    a, b = (np.mean([run.correct("RGB") for run in runs], axis=0) for runs in (own, reference))
+    if len(own) == 1:
+        paired = paired_difference(own[0].correct("RGB"), reference[0].correct("RGB"))
+        difference = {"value": 100 * paired.difference, "low": 100 * paired.low,
+                      "high": 100 * paired.high, "p": paired.p}  # fmt: skip
+    else:
+        difference = _estimate(a - b) | {"p": float(stats.ttest_1samp(a - b, 0).pvalue)}
+    cells, counts = np.unique(np.stack([a, b]), axis=1, return_counts=True)
+    draws = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), 10_000)
+    of_own, of_reference = (draws @ cells.T).T
+    low, high = np.quantile(100 * of_own / of_reference, (0.025, 0.975))
+    ratio = {"value": 100 * a.mean() / b.mean(), "low": low, "high": high}
+    return {"difference": difference, "ratio": ratio}
+
+
+def _estimate(per_image: np.ndarray) -> dict[str, float]:
+    """A mean over images with its 95 % interval, in per cent."""
+    found = interval(per_image)
+    return {"value": found["mean"], "low": found["low"], "high": found["high"]}
 
 
 @torch.inference_mode()
@@ -49,13 +69,8 @@ def latency(
 ) -> dict[str, Any]:
     """Time of a forward pass of each model, interleaved, and its ratio to the first one's."""
     x = torch.randn(batch, 3, img_size, img_size).contiguous(memory_format=torch.channels_last)
-    clock = Clock(x.device)
-    steps: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(rounds + 3):
-        for name, model in models.items():
-            seconds = clock(lambda model=model: model(x))
-            if number >= 3:  # the first ones warm up
-                steps[name].append(seconds)
+    calls = {name: partial(model, x) for name, model in models.items()}
+    steps = interleave(calls, Clock(x.device), rounds=rounds, warmup=3)
     first = next(iter(steps.values()))
     return {
         name: {"time_ms": spread([1000 * s for s in seconds]),
@@ -89,7 +104,17 @@ def describe(
         }  # fmt: skip
         entry["seeds"][str(seed)] = {**one.details, "sets": sets, "history": one.history}
         if seed in reference and one is not reference[seed]:
-            entry["seeds"][str(seed)]["compared"] = compare(one, reference[seed])
+            entry["seeds"][str(seed)]["compared"] = compare([one], [reference[seed]])
+    if len(arm_runs) > 1:
+        entry["mean"] = {
+            "RGB": _estimate(np.mean([one.correct("RGB") for one in arm_runs.values()], axis=0))
+        }
+        shared = sorted(set(arm_runs) & set(reference))
+        if arm_runs is not reference and len(shared) > 1:
+            entry["mean"]["compared_seeds"] = shared
+            entry["mean"]["compared"] = compare(
+                [arm_runs[seed] for seed in shared], [reference[seed] for seed in shared]
+            )
     return entry
 
 
@@ -111,16 +136,12 @@ def report(args: argparse.Namespace) -> None:
     summary = {
         "settings": settings
         | {"batch_size": BATCH, "weight_decay": WEIGHT_DECAY, "smoothing": SMOOTHING},
-        "machine": f"{platform.machine()}, torch {torch.__version__}, {args.machine}",
+        "machine": machine(args),
         "reference": args.reference,
         "arms": arms,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(summary, indent=1) + "\n")
-    table = markdown(summary)
-    args.json.with_suffix(".md").write_text(table)
+    write_report(args.json, summary, markdown(summary))
     draw_curves(runs, args.json.with_suffix(".png"))
-    print(table)
 
 
 def _with_interval(estimate: Mapping[str, float], digits: int = 1) -> str:
@@ -132,26 +153,47 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """The tables, in per cent with 95 % intervals over the choice of test images."""
     size, reference = str(summary["settings"]["img_size"]), summary["reference"]
     header = ("network", "params (M)", f"multi-adds at {size} px (M)", "fwd/bwd size (MB)", "lr",
-              *METRICS, f"minus {reference} (points)", f"of {reference} (%)",
+              "seed", *METRICS, f"minus {reference} (points)", f"of {reference} (%)",
               f"time / {reference}, batches of 1, 32")  # fmt: skip
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = []
     for name, arm in summary["arms"].items():
-        cost = arm["complexity"][size]
-        for one in arm["seeds"].values():
-            cells = [name, f"{cost['params'] / 1e6:.2f}", f"{cost['macs'] / 1e6:.1f}",
-                     f"{cost['forward_backward_mb']:.2f}", f"{one['lr']:g}"]  # fmt: skip
+        cost, seeds = arm["complexity"][size], arm["seeds"]
+        first = [name, f"{cost['params'] / 1e6:.2f}", f"{cost['macs'] / 1e6:.1f}",
+                 f"{cost['forward_backward_mb']:.2f}"]  # fmt: skip
+        times = ", ".join(f"{t['ratio']['median']:.2f}" for t in arm["latency"].values())
+        for seed, one in seeds.items():
+            cells = [*first, f"{one['lr']:g}", seed]
             cells += [_with_interval(one["sets"]["RGB"][metric]) for metric in METRICS]
-            against = one.get("compared")
-            if against:
-                difference = against["difference"]
-                cells += [
-                    f"{_with_interval(difference)}, p = {difference['p']:.2g}",
-                    _with_interval(against["ratio"], 0),
-                    ", ".join(f"{t['ratio']['median']:.2f}" for t in arm["latency"].values()),
-                ]
-            cells += [""] * (len(header) - len(cells))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append([*cells, *_against(one.get("compared"), times)])
+        if "mean" in arm:
+            cells = [*first, "", f"mean of {len(seeds)}", _with_interval(arm["mean"]["RGB"])]
+            cells += [""] * (len(METRICS) - 1)
+            rows.append([*cells, *_against(arm["mean"].get("compared"), times)])
+    return table(header, rows)
+
+
+def _against(compared: Mapping[str, Any] | None, times: str) -> list[str]:
+    """The cells of a comparison with the reference; empty for the reference itself."""
+    if compared is None:
+        return ["", "", ""]
+    difference = compared["difference"]
+    return [f"{_with_interval(difference)}, p = {difference['p']:.2g}",
+            _with_interval(compared["ratio"], 0), times]  # fmt: skip
+
+
+def sets_markdown(summary: Mapping[str, Any]) -> str:
+    """Accuracy on every channel set of the networks that take several; first seeds."""
+    columns = {}
+    for name, arm in summary["arms"].items():
+        sets = next(iter(arm["seeds"].values()))["sets"]
+        if len(sets) > 1:
+            columns[f"{name} ({arm['aug']})"] = sets
+    names = dict.fromkeys(key for sets in columns.values() for key in sets)
+    return table(
+        ("channels", *columns),
+        [(key, *(_with_interval(sets[key]["accuracy"]) for sets in columns.values()))
+         for key in names],
+    )  # fmt: skip
 
 
 def draw_curves(runs: Mapping[str, Mapping[int, Run]], path: Path) -> None:

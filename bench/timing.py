@@ -37,6 +37,29 @@ class Clock:
         return begin.elapsed_time(end) / 1000
 
 
+def interleave(
+    calls: Mapping[str, Callable[[], object]], clock: Clock, *, rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    """Time one step of each call in turn: whatever slows the machine down slows all of them.
+
+    Args:
+        calls: What to time, by name.
+        clock: Times one of them.
+        rounds: Timed steps of each.
+        warmup: Steps of each before that count for nothing.
+
+    Returns:
+        Seconds of each timed step, by name.
+    """
+    steps: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(warmup + rounds):
+        for name, call in calls.items():
+            seconds = clock(call)
+            if number >= warmup:
+                steps[name].append(seconds)
+    return steps
+
+
 def race(
     benchmark: Any, models: Mapping[str, nn.Module], x: Tensor, *, rounds: int, warmup: int
 ) -> dict[str, list[float]]:

@@ -86,9 +86,24 @@ def latency():
     return {"benchmarks": [{"extra_info": figures}], "empty_rows": [empty]}
 
 
-def test_tables_show_the_figures_of_the_results(accuracy, complexity, latency):
-    made = report.make_tables({"accuracy": accuracy, "complexity": complexity, "latency": latency})
+@pytest.fixture
+def loading():
+    row = {"format": "TIFF files", "of_plain": sizes(0.5),
+           "images_per_second": {kind: sizes(2) for kind in ("plain", "ours", "augmented")}}  # fmt: skip
+    return {"rows": [row]}
+
+
+@pytest.fixture
+def throughput():
+    return {"loops": {"plain loop": {"images_per_second": sizes(2), "of_plain": sizes(1)}}}
+
+
+def test_tables_show_the_figures_of_the_results(accuracy, complexity, latency, loading, throughput):
+    made = report.make_tables({"accuracy": accuracy, "complexity": complexity, "latency": latency,
+                               "loading": loading, "throughput": throughput})  # fmt: skip
     assert set(made) == set(tables.TABLES)
+    assert "| TIFF files | 2 | 2 | 0.500 (0.500 to 9.000) | 2 |" in made["loading"]
+    assert "| plain loop | 2.0 | 1.000 (0.500 to 9.000) |" in made["throughput"]
     assert "| R | 25.0 (20.0 to 30.0) |" in made["accuracy"]
     assert "| dwg | named | in order | 50.0 | 41.2 | 25.0 (R) |" in made["series"]
     assert "R minus its expert | -3.1 (-13.1 to +6.9), p 0.012 |" in made["gaps"]
@@ -199,7 +214,7 @@ def task1():
                 "f1_macro": 49.0}  # fmt: skip
 
     def row(mode, order, mean, statistics="running", names=("RGB", "R")):
-        gap = {"mean": 2.0, "low": 1.0, "high": 3.0}
+        gap = {"mean": 2.0, "low": 1.0, "high": 3.0, "seeds": [0, 1], "by_seed": [1.5, 2.5]}
         return {"mode": mode, "order": order, "statistics": statistics,
                 "sets": {name: accuracy(mean) for name in names}, "loss_rgb": gap}  # fmt: skip
 
@@ -219,6 +234,7 @@ def task1():
 def test_task1_stands_beside_the_report_with_its_own_figures(task1, tmp_path):
     made = {name: make(task1) for name, make in report.TASK1_TABLES.items()}
     assert "| dwg-none | 2 | named, in order | 52.0 ± 1.5 |" in made["task1"]
+    assert "+2.0 (+1.0 to +3.0); seeds +1.5, +2.5 |" in made["task1"]
     assert "53.0" not in made["task1"], "running statistics alone"
     assert "33.0" not in made["task1"], "anonymous planes come shuffled"
     assert "53.0 ± 1.5" in made["batchnorm"]

@@ -35,7 +35,7 @@ def test_search_goes_on_while_an_end_is_best():
 
 def finished(correct, arm="a"):
     labels = np.zeros(len(correct), np.uint8)
-    return Run(arm, 0, "{}", {}, [], labels, {"RGB": (~np.array(correct)).astype(np.uint8)})
+    return [Run(arm, 0, "{}", {}, [], labels, {"RGB": (~np.array(correct)).astype(np.uint8)})]
 
 
 def test_comparison_with_a_reference():
@@ -48,6 +48,19 @@ def test_comparison_with_a_reference():
     assert result["difference"]["p"] > 0.01
     same = task2_report.compare(finished(own), finished(own))["ratio"]
     assert same["low"] == same["high"] == 100
+
+
+def test_several_seeds_are_compared_as_the_mean_of_each_image():
+    own = [*finished(np.arange(200) < 120), *finished(np.arange(200) >= 100)]
+    reference = [*finished(np.arange(200) % 2 == 0), *finished(np.arange(200) % 4 == 0)]
+    result = task2_report.compare(own, reference)
+    difference, ratio = result["difference"], result["ratio"]
+    assert difference["value"] == pytest.approx(55 - 37.5)
+    assert difference["low"] < 17.5 < difference["high"]
+    assert ratio["low"] < ratio["value"] == pytest.approx(55 / 0.375) < ratio["high"]
+    # an image that one seed has right counts a half: less spread than two independent sets have
+    alone = task2_report.compare(finished(own[0].correct("RGB")), reference[:1])["difference"]
+    assert difference["high"] - difference["low"] < alone["high"] - alone["low"]
 
 
 def test_runs_are_read_back_and_must_have_the_same_settings(tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+from torch.utils.data import DataLoader
 
 import timm_varchan
 from timm_varchan import ANONYMOUS, RGB, ChannelSet
@@ -32,6 +34,7 @@ from timm_varchan.training import (
 from timm_varchan.training import loop as training_loop
 from timm_varchan.training.checkpoint import Checkpoints, Progress, read_progress
 from timm_varchan.training.epoch_sampler import EpochSampler
+from timm_varchan.training.loaders import epoch_batches
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
 
@@ -149,6 +152,50 @@ def test_the_order_of_images_depends_on_seed_and_epoch():
     sampler.set_epoch(1)
     assert list(sampler) != first
     assert list(EpochSampler(20, seed=2)) != first
+
+
+class EpochOf(torch.utils.data.Dataset):
+    """The index and the epoch that the augmentation would draw from."""
+
+    def __init__(self):
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return index, int(self.epoch)
+
+    def set_epoch(self, epoch):
+        self.epoch.fill_(epoch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_epoch_has_an_order_and_augmentations_of_its_own(processes, workers):
+    """Through what accelerate makes of the loader, which sets epochs too."""
+
+    def prepared():
+        loader = DataLoader(
+            EpochOf(), batch_size=5, sampler=EpochSampler(20, seed=1), num_workers=workers,
+            persistent_workers=workers > 0, drop_last=True,
+        )  # fmt: skip
+        return prepare_data_loader(
+            loader, num_processes=processes, process_index=0, put_on_device=False
+        )
+
+    def batches(loader, epoch, done=0):
+        return [(x.tolist(), y.tolist()) for x, y in epoch_batches(loader, epoch, done)]
+
+    loader, sampler, orders = prepared(), EpochSampler(20, seed=1), []
+    for epoch in (0, 1, 2):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        expected = [(order[i : i + 5], [epoch] * 5) for i in range(0, 20, 5 * processes)]
+        assert batches(loader, epoch) == expected
+        assert batches(prepared(), epoch, done=1) == expected[1:]  # resumed
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 # ---- hub form

@@ -1,5 +1,7 @@
 """The configurations of accelerate, started where this machine can."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,32 @@ def test_zero_2_and_3_do_what_plain_processes_do(tmp_path):
         assert launched([*with_file("cpu.yaml")], again).returncode == 0
         saved = results(tmp_path / f"{name}-again")
         assert saved["evaluation"]["sets"] == found["evaluation"]["sets"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_several_nodes_train_together(tmp_path):
+    """Two launchers, one process each, that meet at an address: as two machines do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    args = [*TINY_ARGS, "--batch-size", "4", "--epochs", "2", "--expect-processes", "2"]
+    args += ["--clip-grad", "0.01", "--grad-accum-steps", "2"]
+
+    def node(rank):
+        here = ["--machine_rank", str(rank), "--num_processes", "2", "--mixed_precision", "no"]
+        here += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        command = [*with_file("several_nodes.yaml"), *here]
+        own = [*args, "--output-dir", str(tmp_path / "nodes")]
+        return launched(command, own, ACCELERATE_USE_CPU="true")
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in threads.map(node, range(2)):
+            assert done.returncode == 0, done.stderr
+    found = results(tmp_path / "nodes")
+    assert found["machine"]["num_processes"] == 2
+    assert found["machine"]["distributed_type"] == "MULTI_CPU"
+    assert losses(found) == losses(start("cpu2", tmp_path / "one", ACCELERATE_USE_CPU="true"))
 
 
 @pytest.mark.parametrize("asked", ["DEEPSPEED", "FSDP"])

@@ -20,10 +20,10 @@ from timm_varchan.evaluation import SetResult, summarise_sizes
 from timm_varchan.models import share
 from timm_varchan.stems import Stem
 
-__all__ = ["plot_channel_sets", "plot_curves", "plot_stem"]
+__all__ = ["COLOURS", "plot_channel_sets", "plot_curves", "plot_stem"]
 
 #: Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":")
 #: With more channel sets than this, the picture shows sizes instead of sets.
 MAX_BARS = 40
@@ -59,14 +59,14 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     panels = figure.subplots(1, 3 if len(sets) > 1 else 2)
     for axes, what in zip(panels, ("loss", "accuracy"), strict=False):
         for colour, (key, label) in zip(
-            _COLOURS, (("train", "training"), ("eval", "validation")), strict=False
+            COLOURS, (("train", "training"), ("eval", "validation")), strict=False
         ):
             factor = 100 if what == "accuracy" else 1
             values = [factor * entry[f"{key}_{what}"] for entry in history]
             axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
         axes.set_ylabel("accuracy (%)" if what == "accuracy" else "cross entropy")
     for number, name in enumerate(sets if len(sets) > 1 else ()):
-        colour, style = _COLOURS[number % len(_COLOURS)], _STYLES[number // len(_COLOURS) % 3]
+        colour, style = COLOURS[number % len(COLOURS)], _STYLES[number // len(COLOURS) % 3]
         values = [100 * entry["eval_sets"][name] for entry in history]
         panels[2].plot(epochs, values, style, color=colour, label=name, marker="o", markersize=3)
         panels[2].set_ylabel("validation accuracy by channels (%)")
@@ -129,7 +129,7 @@ def _draw_sets(axes: Axes, results: Sequence[SetResult]) -> None:
         ]
         axes.barh(
             places, [100 * e.value for e in estimates], thickness, xerr=errors,
-            color=_COLOURS[number % len(_COLOURS)], label=f"{mode}, {order}",
+            color=COLOURS[number % len(COLOURS)], label=f"{mode}, {order}",
             error_kw={"elinewidth": 0.8, "capsize": 1.5, "alpha": 0.8},
         )  # fmt: skip
     axes.set_yticks(range(len(labels)), labels)
@@ -155,7 +155,7 @@ def _draw_sizes(axes: Axes, results: Sequence[SetResult]) -> None:
         shift = 0.12 * (number - (len(series) - 1) / 2)
         axes.errorbar(
             [s.size + shift for s in chosen], [100 * s.mean for s in chosen],
-            yerr=[100 * s.std for s in chosen], color=_COLOURS[number % len(_COLOURS)],
+            yerr=[100 * s.std for s in chosen], color=COLOURS[number % len(COLOURS)],
             marker="o", markersize=4, capsize=2, label=f"{mode}, {order}",
         )  # fmt: skip
     axes.set_xlabel("number of channels")

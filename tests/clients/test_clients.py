@@ -1,7 +1,12 @@
-"""Other people's programs on our models: segmentation, detection, transformers, scikit-learn.
+"""Other people's programs on our models: segmentation, detection, transformers, scikit-learn, W&B.
 
 Run with `pip install ".[clients]" && pytest -m clients tests/clients`.
 """
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -94,3 +99,20 @@ def test_embeddings_in_a_pipeline_of_sklearn():
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     pipeline.fit(embeddings[:20], labels[:20].numpy())
     assert pipeline.score(embeddings[20:], labels[20:].numpy()) > 0.9
+
+
+def test_weights_and_biases_offline(tmp_path):
+    pytest.importorskip("wandb", reason="pip install '.[clients]'")
+    args = ["--channels", "RGB", "--limit", "24", "--img-size", "16", "--workers", "0"]
+    args += ["--batch-size", "8", "--epochs", "2", "--eval-max-sets", "3", "--trackers", "wandb"]
+    env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    command = [sys.executable, "hf_train.py", *args, "--output-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, env=env, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    written = log.read_bytes()
+    for name in (b"eval/eval_accuracy_RGB", b"train/train_loss", b"run/images_per_second"):
+        assert written.count(name) >= 2  # once an epoch
+    assert b"hcs-sample" in written  # the configuration

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -32,7 +32,14 @@ from timm_varchan.hub import SavedModel
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
 
-__all__ = ["StreamLoader", "eval_loader", "evaluation_split", "load_run_data", "train_loader"]
+__all__ = [
+    "StreamLoader",
+    "epoch_batches",
+    "eval_loader",
+    "evaluation_split",
+    "load_run_data",
+    "train_loader",
+]
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -60,6 +67,24 @@ class StreamLoader:
         """The batches of the epoch after so many."""
         for x, labels in itertools.islice(self._loader, count, None):
             yield x.to(self._device, non_blocking=True), labels.to(self._device)
+
+
+def epoch_batches(loader: Any, epoch: int, done: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches of an epoch after so many.
+
+    Args:
+        loader: A `StreamLoader`, or what the accelerator prepared. It is told the epoch itself,
+            since it tells its sampler whenever it is iterated: left to itself it counts from 0.
+        epoch: Order and augmentation hang on it.
+        done: Batches of this process to leave out.
+    """
+    loader.set_epoch(epoch)
+    if isinstance(loader, StreamLoader):
+        return loader.skip(done)
+    dataset: Any = loader.dataset
+    dataset.set_epoch(epoch)  # accelerate tells the sampler or the dataset, not both
+    # The loader itself wherever it will do: a new one begins with new workers.
+    return skip_first_batches(loader, done) if done else loader
 
 
 def load_run_data(

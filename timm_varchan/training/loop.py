@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.fine_tuning import train_mode
 from timm_varchan.training.folder import RunFolder
 from timm_varchan.training.interruption import Interrupted, NonFiniteLossError, StepWatch
-from timm_varchan.training.loaders import StreamLoader
+from timm_varchan.training.loaders import StreamLoader, epoch_batches
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.step_clock import StepClock
 from timm_varchan.training.tracking import RunLog
@@ -113,14 +113,9 @@ class Trainer:
     def _train_epoch(self, progress: Progress, watch: StepWatch) -> None:
         """The rest of an epoch, its evaluation and its checkpoint."""
         config, epoch, clock = self.config, progress.epoch, StepClock()
-        self._set_epoch(epoch)
         first = progress.step
         train_mode(self.model, config.train_only)
-        done = first * config.grad_accum_steps
-        if isinstance(self.loader, StreamLoader):
-            batches: Iterable[Any] = self.loader.skip(done)
-        else:
-            batches = skip_first_batches(self.loader, done)
+        batches = epoch_batches(self.loader, epoch, first * config.grad_accum_steps)
         micro = 0
         with tqdm(
             total=len(self.loader) // config.grad_accum_steps, initial=first, unit="step",
@@ -253,19 +248,6 @@ class Trainer:
             for name, buffer in self.model.named_buffers()
             if name.endswith(("running_mean", "running_var"))
         }
-
-    def _set_epoch(self, epoch: int) -> None:
-        """Order and augmentation of an epoch, wherever accelerate keeps them."""
-        if isinstance(self.loader, StreamLoader):
-            self.loader.set_epoch(epoch)
-            return
-        sampler: Any = self.loader.batch_sampler
-        while hasattr(sampler, "batch_sampler"):
-            sampler = sampler.batch_sampler
-        sampler.sampler.set_epoch(epoch)
-        set_epoch = getattr(self.loader.dataset, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
 
     @torch.no_grad()
     def _average_statistics(self) -> None:
