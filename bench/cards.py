@@ -141,8 +141,8 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
         usage=usage(name, RGB, size, stem=is_twin, pretrained=shipped),
         comparison="Per cent with 95 % intervals over the choice of test images; paired "
         "differences by the exact McNemar test; times as ratios of interleaved steps "
-        f"(`bench/task2.py`; curves: `task2.png` beside the results).\n\n{task2_table(task2)}"
-        + (sets + sets_markdown(task2) if is_twin else ""),
+        "(`bench/task2.py`; curves: `task2.png` beside the results).\n\n"
+        + task2_table(task2) + (sets + sets_markdown(task2) if is_twin else ""),
         limits=[
             f"Trained for {settings['epochs']} epochs on {settings['training_images']} small "
             "images: figures rank networks under this budget, not at convergence.",
@@ -166,9 +166,9 @@ def rrdb_rnn_small(task2: Results) -> Card:
 
 def dwg_rrdb_rnn_small(task2: Results) -> Card:
     """The twin of Task II's network."""
-    text = ("`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each image: "
-            "any number, order and subset of channels. Trained on RGB with a random subset of its "
-            "channels for every image.")  # fmt: skip
+    text = ("`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each "
+            "image: any number, order and subset of channels. Trained on RGB with a random subset "
+            "of its channels for every image.")  # fmt: skip
     return _from_task2(
         task2, TWIN, text, license="other", license_name="research", citations=(REPORT, ESRGAN)
     )

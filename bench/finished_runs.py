@@ -53,7 +53,7 @@ def write_run(
     predictions: Mapping[str, np.ndarray],
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print a run's accuracies; write it under another name first, so that it is never half there."""
+    """Print its accuracies; write it under another name first, so that it is never half there."""
     for key, predicted in predictions.items():
         print(f"  {key}: {100 * (predicted == labels).mean():.1f}", flush=True)
     part = path.with_suffix(".part")

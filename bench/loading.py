@@ -59,7 +59,8 @@ def make_parquet(root: Path, images: np.ndarray) -> datasets.Dataset:
     features = datasets.Features(
         {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
     )
-    columns = {"image": [npy_bytes(x) for x in images], "label": [i % 2 for i in range(len(images))]}
+    labels = [i % 2 for i in range(len(images))]
+    columns = {"image": [npy_bytes(x) for x in images], "label": labels}
     file = root / "train.parquet"
     datasets.Dataset.from_dict(columns, features).to_parquet(str(file))
     return datasets.load_dataset("parquet", data_files=str(file), split="train")
@@ -77,12 +78,13 @@ def measure(folder: Path, num_images: int, rounds: int) -> list[dict[str, Any]]:
     images = np.random.default_rng(0).integers(0, 10_000, shape, np.uint16)
     npy, tif = (make_folder(folder / s[1:], s, images) for s in (".npy", ".tif"))
     parquet = make_parquet(folder / "parquet", images)
+    numbers = range(num_images)
     plain = {
         ".npy files": ("npy", partial(read_all, np.load, npy)),
         "TIFF files": ("tif", partial(read_all, tifffile.imread, tif)),
         "Parquet, bytes of .npy": (
             "parquet",
-            partial(read_all, lambda i: np.load(io.BytesIO(parquet[i]["image"])), range(num_images)),
+            partial(read_all, lambda i: np.load(io.BytesIO(parquet[i]["image"])), numbers),
         ),
     }
     rows = []
@@ -95,9 +97,9 @@ def measure(folder: Path, num_images: int, rounds: int) -> list[dict[str, Any]]:
         augmented = TransformedSplit(split, train_transform(PIXELS, channels))
         steps = interleave(
             {
-                "ours": partial(read_all, split.__getitem__, range(num_images)),
+                "ours": partial(read_all, split.__getitem__, numbers),
                 "plain": baseline,
-                "augmented": partial(read_all, augmented.__getitem__, range(num_images)),
+                "augmented": partial(read_all, augmented.__getitem__, numbers),
             },
             Clock(torch.device("cpu")), rounds=rounds, warmup=1,
         )  # fmt: skip

@@ -51,7 +51,8 @@ def measure_complexity(work: Path) -> list[list[str]]:
 def measure_latency(work: Path) -> list[list[str]]:
     """The command that times `dwg_densenet121`."""
     target = RESULTS / "latency.json"
-    return [[sys.executable, "-m", "pytest", "bench", "-q", f"--benchmark-json={target}"]]
+    return [[sys.executable, "-m", "pytest", "bench", "-q", "--rounds=60",
+             f"--benchmark-json={target}"]]  # fmt: skip
 
 
 def measure_accuracy(work: Path) -> list[list[str]]:
@@ -92,7 +93,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     for kind, key in (
         ("latency", "empty_rows"), ("task1", "arms"), ("task2", "arms"), ("task2_short", "arms"),
-        ("loading", "rows"), ("throughput", "loops"),
+        ("task1_seeds", "arms"), ("loading", "rows"), ("throughput", "loops"),
     ):  # fmt: skip
         path = folder / f"{kind}.json"
         if path.is_file():
@@ -107,6 +108,8 @@ def make_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     tables = {name: make(results[kind]) for name, (kind, make) in TABLES.items() if kind in results}
     if "task1" in results:
         tables |= {name: make(results["task1"]) for name, make in TASK1_TABLES.items()}
+    if "task1_seeds" in results:
+        tables["task1-seeds"] = TASK1_TABLES["task1"](results["task1_seeds"])
     tables |= {k: task2_table(results[k]) for k in ("task2", "task2_short") if k in results}
     if "task2" in results:
         tables["task2-sets"] = sets_markdown(results["task2"])

@@ -21,7 +21,7 @@ BESIDE = ("expert-RGB", "dwg-none", "dwg-shuffle", "dwg-hcs-sample", "zero_fill-
 def _rows(result: Mapping[str, Any], statistics: tuple[str, ...]) -> list[tuple[Any, ...]]:
     """Every arm in the conditions of `CONDITIONS`."""
     return [
-        (name, len(arm["seeds"]), f"{row['mode']}, {row['order']}", row)
+        (name, ", ".join(map(str, arm["seeds"])), f"{row['mode']}, {row['order']}", row)
         for name, arm in result["arms"].items() for row in arm["results"]
         if (row["mode"], row["order"]) in CONDITIONS and row["statistics"] in statistics
     ]  # fmt: skip

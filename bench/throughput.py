@@ -73,10 +73,10 @@ def ours(config: TrainConfig) -> list[float]:
 def main() -> None:
     """Measure in turns and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--arch", default="densenet121")
     parser.add_argument("--img-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, default=640, help="training images")
+    parser.add_argument("--limit", type=int, default=320, help="training images")
     parser.add_argument("--epochs", type=int, default=3, help="of a turn; the first warms up")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--workers", type=int, default=1)

@@ -129,13 +129,20 @@ def test_bfloat16_is_used(tmp_path, monkeypatch):
     original = training_loop.F.cross_entropy
 
     def watch(logits, *args, **kwargs):
-        seen.add(torch.is_autocast_enabled("cpu"))
+        seen.add(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
         return original(logits, *args, **kwargs)
 
     monkeypatch.setattr(training_loop.F, "cross_entropy", watch)
-    (outcome,) = runs(tmp_path, {"mixed_precision": "bf16"})
-    assert seen >= {True}
-    assert history(outcome)[0][0] < 5
+    whole, half = runs(tmp_path, {"epochs": 2}, {"mixed_precision": "bf16", "epochs": 2})
+    assert torch.bfloat16 in seen
+    for one, other in zip(history(whole), history(half), strict=True):
+        assert one[0] == pytest.approx(other[0], rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
+def test_fp16_that_would_be_float32_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="fp16 was asked for, but on a CPU"):
+        runs(tmp_path, {"mixed_precision": "fp16"})
 
 
 @pytest.mark.slow
@@ -262,6 +269,8 @@ def test_statistics_of_every_set_are_estimated_on_training_images(tmp_path):
         runs(tmp_path / "plain", {**plain, "eval_statistics": 8, "eval_modes": ("mask",)})
     with pytest.raises(SetupError, match="--eval-modes named need"):
         runs(tmp_path / "plain", plain)
+    with pytest.raises(SetupError, match="--eval-max-sets: 2 sets are too few for 3 sizes"):
+        runs(tmp_path / "few", {**run_with, "eval_max_sets": 2})
 
 
 def test_every_epoch_tells_of_several_channel_sets(tmp_path):

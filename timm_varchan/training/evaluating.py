@@ -20,9 +20,14 @@ def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> 
     """Refuse an evaluation that the model cannot do, before it is trained.
 
     Raises:
-        ValueError: No images; modes or statistics that need a stem; no images for statistics.
+        ValueError: No images; fewer sets than sizes; modes or statistics that need a stem; no
+            images for statistics.
     """
     evaluation_split(data)
+    try:
+        choose_sets(data.channels, max_sets=config.eval_max_sets, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"--eval-max-sets: {error}") from error
     if not has_stems(model) and set(config.eval_modes or ()) - {"mask"}:
         raise ValueError(
             f"--eval-modes {' '.join(config.eval_modes or ())} need a model with a stem. Leave it "

@@ -48,8 +48,8 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         The accelerator.
 
     Raises:
-        SystemExit: Processes that do not know of each other, fewer than expected, or DeepSpeed
-            that was asked for and is not on.
+        SystemExit: Processes that do not know of each other, fewer than expected, or DeepSpeed,
+            FSDP or fp16 that was asked for and is not on.
     """
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     wants_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
@@ -68,6 +68,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     )
     problem = _problem(accelerator.num_processes, config.expect_processes)
     problem = problem or _not_as_asked(accelerator.distributed_type)
+    problem = problem or _precision_not_as_asked(accelerator)
     if problem is not None:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
@@ -99,6 +100,16 @@ def _not_as_asked(got: DistributedType) -> str | None:
         asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
         if asked and got != wanted:
             return f"{wanted.name} was asked for, but the launcher set up {got.value}. {cure}"
+    return None
+
+
+def _precision_not_as_asked(accelerator: Accelerator) -> str | None:
+    """What is wrong with the precision, and the cure."""
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        return (
+            "fp16 was asked for, but on a CPU accelerate computes in float32 without a word. Give "
+            "--mixed-precision bf16 or no."
+        )
     return None
 
 
