@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,24 @@ def _recipe(task2: Results, name: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> Card:
-    """What the cards of both networks of Task II share."""
+#: What the networks of Task II are.
+TASK2 = {
+    OWN: "A recurrent convolution and three residual-in-residual dense blocks: four layers as the "
+    "task counts them (a block, or the recurrence, is one), six with stem and classifier.",
+    TWIN: "`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each image: "
+    "any number, order and subset of channels. Trained on RGB with a random subset of its "
+    "channels for every image.",
+    BAR: "timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come with "
+    "the package.",
+}
+_OF_BAR: dict[str, Any] = {"citations": (REPORT,)}
+_OF_OWN: dict[str, Any] = {
+    "license": "other", "license_name": "research", "citations": (REPORT, ESRGAN)
+}  # fmt: skip
+
+
+def from_task2(name: str, task2: Results) -> Card:
+    """A network of Task II."""
     arm, settings = task2["arms"][name], task2["settings"]
     size, classes = settings["img_size"], settings["num_classes"]
     cost = arm["complexity"]
@@ -128,7 +145,7 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
     )
     return Card(
         name=name,
-        description=f"{description} Accuracy on {settings['test_images']} test images: {seeds}.",
+        description=f"{TASK2[name]} Accuracy on {settings['test_images']} test images: {seeds}.",
         details={
             "Model Type": "Image classification / feature backbone",
             "Model Stats": stats,
@@ -150,43 +167,14 @@ def _from_task2(task2: Results, name: str, description: str, **kwargs: Any) -> C
             f"{size // 4}; a stem for small images would make it stronger and slower.",
             "Intervals cover the choice of test images, not of seeds.",
         ],
-        **kwargs,
+        **_OF_BAR if name == BAR else _OF_OWN,
     )  # fmt: skip
-
-
-def rrdb_rnn_small(task2: Results) -> Card:
-    """Task II's network."""
-    text = ("A recurrent convolution and three residual-in-residual dense blocks: four layers as "
-            "the task counts them (a block, or the recurrence, is one), six with stem and "
-            "classifier.")  # fmt: skip
-    return _from_task2(
-        task2, OWN, text, license="other", license_name="research", citations=(REPORT, ESRGAN)
-    )
-
-
-def dwg_rrdb_rnn_small(task2: Results) -> Card:
-    """The twin of Task II's network."""
-    text = ("`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each "
-            "image: any number, order and subset of channels. Trained on RGB with a random subset "
-            "of its channels for every image.")  # fmt: skip
-    return _from_task2(
-        task2, TWIN, text, license="other", license_name="research", citations=(REPORT, ESRGAN)
-    )
-
-
-def resnet34(task2: Results) -> Card:
-    """Task II's bar."""
-    text = ("timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come "
-            "with the package.")  # fmt: skip
-    return _from_task2(task2, BAR, text, citations=(REPORT,))
 
 
 #: Each card with the results that it needs and those that it can do without.
 CARDS: dict[str, tuple[Callable[..., Card], tuple[str, ...], tuple[str, ...]]] = {
     "dwg_densenet121": (dwg_densenet121, ("complexity",), ("task1",)),
-    "rrdb_rnn_small": (rrdb_rnn_small, ("task2",), ()),
-    "dwg_rrdb_rnn_small": (dwg_rrdb_rnn_small, ("task2",), ()),
-    "resnet34": (resnet34, ("task2",), ()),
+    **{name: (partial(from_task2, name), ("task2",), ()) for name in TASK2},
 }
 
 
@@ -195,10 +183,10 @@ def render(folder: Path) -> dict[str, str]:
     texts = {}
     for name, (make, needs, likes) in CARDS.items():
         results = {key: _newest(folder, key) for key in (*needs, *likes)}
-        missing = not all(results[key] for key in needs)
-        if missing or (needs == ("task2",) and name not in results["task2"]["arms"]):
+        if not all(results[key] for key in needs):
             continue
-        texts[name] = make(**results).render()
+        if name not in TASK2 or name in results["task2"]["arms"]:
+            texts[name] = make(**results).render()
     return texts
 
 

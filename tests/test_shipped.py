@@ -52,10 +52,11 @@ def test_shipped_weights_load_offline(name, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in NAMES if f"dwg_{name}" not in NAMES])
-def test_twin_starts_from_the_weights_of_its_base(name):
-    """Where a twin has no weights of its own."""
-    base, twin = (timm.create_model(p + name, pretrained=True).eval() for p in ("", "dwg_"))
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("dwg_")])
+def test_twin_takes_the_weights_of_its_base(name):
+    base = timm.create_model(name, pretrained=True).eval()
+    twin = timm.create_model(f"dwg_{name}", pretrained=True, pretrained_cfg=base.pretrained_cfg)
+    twin.eval()
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(twin(x), base(x), rtol=1e-4, atol=1e-5)
     assert twin.pretrained_cfg["label_names"] == base.pretrained_cfg["label_names"]
