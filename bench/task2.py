@@ -11,7 +11,7 @@ Each run is written to `--output` as soon as it is finished and is not repeated.
 Variants are compared with each other by shorter runs; `search-*.json` may be copied:
 
     python bench/task2.py run --data DIR --output runs/task2_short --epochs 4 \
-        --arms rrdb_rnn_small no-recurrence attention graph
+        --arms rrdb_rnn_small no-recurrence attention graph 1-step no-gates one-gate 6-steps
     python bench/task2.py report --output runs/task2_short --reference rrdb_rnn_small \
         --json bench/results/0.1.0/task2_short.json
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="search learning rates, train and test")
-    add_run_arguments(runs, ARMS, epochs=8)
+    add_run_arguments(runs, ARMS, epochs=20)
     runs.add_argument("--search-epochs", type=int, default=2)
     runs.add_argument("--rate-of", choices=[BAR, OWN],
                       help="take its learning rate instead of an own search")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,8 @@ def test_times_of_another_machine_are_not_compared():
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(1, 0), (5, 2)])
-def test_every_model_is_timed_as_often_as_asked_and_in_turn(benchmark, rounds, warmup):
+def test_every_model_is_timed_as_often_as_asked_and_in_turn(benchmark, monkeypatch, rounds, warmup):
+    monkeypatch.setattr(benchmark, "disabled", False)  # pytest -n switches benchmarks off
     calls = []
 
     class Recorder(nn.Module):
@@ -147,7 +149,8 @@ def test_the_command_writes_ratios_to_baselines(tmp_path):
     command = [sys.executable, "-m", "pytest", "bench", "-q", f"--benchmark-json={target}"]
     for name in ("--model", "--counts", "--batches", "--img-size", "--rounds", "--warmup"):
         command.append(f"{name}={OPTIONS[name]}")
-    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}  # no -n
+    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(target.read_text())
     assert "node" not in result["machine_info"]
