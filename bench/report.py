@@ -21,8 +21,8 @@ from pictures import draw_cost, draw_sizes, draw_trade
 from schema import read
 from tables import TABLES, block_names, fill
 from task1_tables import TASK1_TABLES, draw_task1
+from task2_report import beside_report_markdown, sets_markdown
 from task2_report import markdown as task2_table
-from task2_report import sets_markdown
 
 import timm_varchan
 
@@ -113,6 +113,7 @@ def make_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     tables |= {k: task2_table(results[k]) for k in ("task2", "task2_short") if k in results}
     if "task2" in results:
         tables["task2-sets"] = sets_markdown(results["task2"])
+        tables["task2-beside-report"] = beside_report_markdown(results["task2"])
     return tables
 
 

@@ -20,6 +20,12 @@ REPORT = {
     "DWG DenseNet-121": (32.84, 14.13, 174.19, 2.65, 65.78, 69.79, 65.78, 65.47),
     "the same, shuffling": (32.84, 14.13, 174.19, 2.65, 76.00, 76.61, 76.00, 75.20),
 }
+#: The same of Task II.
+REPORT_TASK2 = {
+    "ResNet34 from scratch": (90.16, 3.66, 59.81, 3.41, 26.67, 11.81, 26.67, 15.83),
+    "RRDB": (0.17, 0.20, 20.07, 0.19, 35.11, 44.25, 35.11, 34.35),
+    "RRDB-RNN": (0.30, 0.42, 20.07, 0.39, 42.67, 46.73, 42.67, 41.33),
+}
 #: The report's columns.
 QUANTITIES = (
     "parameters (M)", "multi-adds (G)", "forward/backward (MB)", "FLOPs (G)", "accuracy (%)",
@@ -30,6 +36,13 @@ QUANTITIES = (
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table of anything that has a text."""
     return markdown_table(header, [list(map(str, row)) for row in rows])
+
+
+def beside(columns: Mapping[str, Sequence[str]], printed: Mapping[str, Sequence[float]]) -> str:
+    """Our own figures of `QUANTITIES` and the report's, a column for each network."""
+    theirs = {f"report: {name}": [f"{v:.2f}" for v in values] for name, values in printed.items()}
+    everything = {**columns, **theirs}
+    return table(("", *everything), zip(QUANTITIES, *everything.values(), strict=True))
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pictures import draw_curves
-from tables import QUANTITIES, REPORT, table
+from tables import REPORT, beside, table
 from task1 import ARMS, TEST_SETS, build
 
 from timm_varchan.complexity import count_complexity
@@ -87,8 +87,7 @@ def beside_report_table(result: Mapping[str, Any]) -> str:
             _cell(wanted[0], "RGB"),
             *(f"{figures[m]:.1f}" for m in ("precision_macro", "recall_macro", "f1_macro")),
         ]  # fmt: skip
-    columns |= {f"report: {name}": [f"{v:.2f}" for v in values] for name, values in REPORT.items()}
-    return table(("", *columns), zip(QUANTITIES, *columns.values(), strict=True))
+    return beside(columns, REPORT)
 
 
 def draw_task1(result: Mapping[str, Any], path: Path) -> Path | None:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, interval
-from tables import table
+from tables import REPORT_TASK2, beside, table
 from task2_arms import ARMS, BAR, OWN, build
 from timing import Clock, interleave, ratios, spread
 from torch import nn
@@ -28,6 +28,8 @@ from timm_varchan.evaluation import METRICS, classification_metrics, paired_diff
 
 #: Costs are counted at these sizes too, in pixels.
 OTHER_SIZES = (64, 224)
+#: The reference report's.
+REPORT_SIZE = 224
 
 
 def compare(own: Sequence[Run], reference: Sequence[Run], seed: int = 0) -> dict[str, Any]:
@@ -194,6 +196,19 @@ def sets_markdown(summary: Mapping[str, Any]) -> str:
         [(key, *(_with_interval(sets[key]["accuracy"]) for sets in columns.values()))
          for key in names],
     )  # fmt: skip
+
+
+def beside_report_markdown(summary: Mapping[str, Any]) -> str:
+    """The report's columns for our networks at its size, first seeds, and its own figures."""
+    columns = {}
+    for name, arm in summary["arms"].items():
+        cost, sets = arm["complexity"][str(REPORT_SIZE)], next(iter(arm["seeds"].values()))["sets"]
+        columns[name] = [
+            f"{cost['params'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}",
+            f"{cost['forward_backward_mb']:.2f}", f"{cost['flops'] / 1e9:.2f}",
+            *(_with_interval(sets["RGB"][metric]) for metric in METRICS),
+        ]  # fmt: skip
+    return beside(columns, REPORT_TASK2)
 
 
 def draw_curves(runs: Mapping[str, Mapping[int, Run]], path: Path) -> None:
