@@ -150,7 +150,7 @@ def planes_from_array(array: np.ndarray, num_channels: int | None = None) -> Ten
     """Planes `(C, H, W)` from an array `(H, W)`, `(C, H, W)` or `(H, W, C)`.
 
     Args:
-        array: Numbers of any real type.
+        array: Numbers of any real type; the planes may share its memory.
         num_channels: Which end holds the channels; see `decode_planes`.
 
     Returns:
@@ -172,6 +172,7 @@ def planes_from_array(array: np.ndarray, num_channels: int | None = None) -> Ten
 
 
 def _to_tensor(planes: np.ndarray) -> Tensor:
+    """A tensor of the same memory where that will do: nobody else holds what was decoded."""
     if planes.size == 0:
         raise ValueError(f"the image has no pixels (shape {planes.shape})")
     if planes.dtype == np.bool_:
@@ -181,7 +182,7 @@ def _to_tensor(planes: np.ndarray) -> Tensor:
     elif planes.dtype.kind not in "iu":
         raise ValueError(f"type {planes.dtype} is not one of real numbers")
     native = planes.dtype.newbyteorder("=")
-    return torch.from_numpy(np.array(planes, dtype=native, order="C", copy=True))
+    return torch.from_numpy(np.require(planes, native, ["C", "W"]))
 
 
 def is_camera_rgb(channels: ChannelSet) -> bool:
