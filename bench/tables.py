@@ -15,6 +15,8 @@ from timm_varchan.stems import MIXERS
 
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
+#: How models meet the channels in the table of differences.
+MODES = ("named", "anonymous", "mask")
 #: Figures as printed in Chia-Ming Lee, Deep Learning Assignment II; their units are as there.
 REPORT = {
     "DWG DenseNet-121": (32.84, 14.13, 174.19, 2.65, 65.78, 69.79, 65.78, 65.47),
@@ -174,41 +176,68 @@ def series_table(result: Mapping[str, Any]) -> str:
 
 
 def gaps_table(result: Mapping[str, Any]) -> str:
-    """Differences on the same images: to experts, and without one channel."""
+    """Differences on the same images, planes in order: to experts, and without one channel."""
+    kinds = {
+        "experts": lambda row: f"{row['channels']} minus its expert",
+        "leave_one_out": lambda row: f"without {row['left_out']} minus with all",
+    }
     rows = [
-        (model["name"], row["mode"], row["order"], f"{row['channels']} minus its expert",
-         _points(row["paired"]))
-        for model in result["models"] for row in model["experts"]
+        (model["name"], row["mode"], name(row), _points(row["paired"]))
+        for kind, name in kinds.items() for model in result["models"] for row in model[kind]
+        if row["order"] == "in order" and row["mode"] in MODES
     ]  # fmt: skip
-    rows += [
-        (model["name"], row["mode"], row["order"], f"without {row['left_out']} minus with all",
-         _points(row["paired"]))
-        for model in result["models"] for row in model["leave_one_out"]
-    ]  # fmt: skip
-    return table(("model", "mode", "order", "comparison", "points"), rows)
+    return table(("model", "mode", "comparison", "points"), rows)
+
+
+def _grouped(
+    rows: Iterable[Mapping[str, Any]], keys: Sequence[str]
+) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """Rows by the values of some of their fields."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
 def pairs_table(result: Mapping[str, Any]) -> str:
-    """Every two models on the same images, planes in order."""
+    """Every two models on the same images, planes in order: on how many sets which is ahead."""
+    rows = []
+    pairs = [row for row in result["pairs"] if row["order"] == "in order"]
+    for (a, mode_a, b, mode_b), group in _grouped(pairs, ("a", "mode_a", "b", "mode_b")).items():
+        paired = sorted((row["paired"] for row in group), key=lambda p: p["difference"])
+        mean = sum(p["difference"] for p in paired) / len(paired)
+        rows.append((
+            f"{a}, {mode_a}", f"{b}, {mode_b}", len(group), sum(p["low"] > 0 for p in paired),
+            sum(p["high"] < 0 for p in paired), f"{100 * mean:+.1f}", _points(paired[-1]),
+            _points(paired[0]),
+        ))  # fmt: skip
     return table(
-        ("channels", "a", "b", "a minus b (points)"),
-        [
-            (row["channels"], f"{row['a']}, {row['mode_a']}", f"{row['b']}, {row['mode_b']}",
-             _points(row["paired"]))
-            for row in result["pairs"] if row["order"] == "in order"
-        ],
-    )  # fmt: skip
+        ("a", "b", "sets", "a ahead", "b ahead", "a minus b, mean (points)", "most", "least"), rows
+    )
 
 
 def flips_table(result: Mapping[str, Any]) -> str:
-    """How often answers change without any reason in the image."""
+    """How often answers change without any reason in the image, sets of several channels."""
+    rows = []
+    for model in result["models"]:
+        size = {row["channels"]: row["size"] for row in model["sets"]}
+        several = [row for row in model["flips"] if size[row["channels"]] > 1]
+        for (mode, change), group in _grouped(several, ("mode", "change")).items():
+            mean = sum(row["rate"]["value"] for row in group) / len(group)
+            worst = max(group, key=lambda row: row["rate"]["value"])
+            rows.append((model["name"], mode, change, len(group), f"{100 * mean:.1f}",
+                         f"{_percent(worst['rate'])}, {worst['channels']}"))  # fmt: skip
     return table(
-        ("model", "mode", "channels", "change", "answers that change (%)"),
-        [
-            (model["name"], row["mode"], row["channels"], row["change"], _percent(row["rate"]))
-            for model in result["models"] for row in model["flips"]
-        ],
-    )  # fmt: skip
+        (
+            "model",
+            "mode",
+            "change",
+            "sets",
+            "answers that change, mean (%)",
+            "on the worst set (%)",
+        ),
+        rows,
+    )
 
 
 def loading_table(result: Mapping[str, Any]) -> str:

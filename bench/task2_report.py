@@ -15,6 +15,7 @@ from arms_cli import machine, write_report
 from finished_runs import Run, read_runs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 from small_images import BATCH, SMOOTHING, WEIGHT_DECAY, interval
 from tables import REPORT_TASK2, beside, table
@@ -225,6 +226,7 @@ def draw_curves(runs: Mapping[str, Mapping[int, Run]], path: Path) -> None:
     labels = ("cross entropy, smoothed, training", "accuracy (%), test")
     for one, label in zip(axes, labels, strict=True):
         one.set_xlabel("epoch")
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.set_ylabel(label)
         one.grid(alpha=0.3)
     axes[1].legend(fontsize=8)
