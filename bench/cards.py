@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from task1 import ARMS as TASK1_ARMS
-from task1 import markdown as task1_table
+from task1_arms import ARMS as TASK1_ARMS
+from task1_report import markdown as task1_table
 from task2_arms import BAR, OWN, TWIN
 from task2_report import markdown as task2_table
 from task2_report import sets_markdown

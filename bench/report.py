@@ -20,7 +20,7 @@ from typing import Any
 from pictures import draw_cost, draw_sizes, draw_trade
 from schema import read
 from tables import TABLES, block_names, fill
-from task1_tables import TASK1_TABLES, draw_task1
+from task1_tables import TASK1_TABLES, draw_task1, versus_table
 from task2_report import beside_report_markdown, sets_markdown
 from task2_report import markdown as task2_table
 
@@ -110,6 +110,7 @@ def make_tables(results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         tables |= {name: make(results["task1"]) for name, make in TASK1_TABLES.items()}
     if "task1_seeds" in results:
         tables["task1-seeds"] = TASK1_TABLES["task1"](results["task1_seeds"])
+        tables["task1-versus"] = versus_table(results["task1_seeds"])
     tables |= {k: task2_table(results[k]) for k in ("task2", "task2_short") if k in results}
     if "task2" in results:
         tables["task2-sets"] = sets_markdown(results["task2"])

@@ -8,7 +8,8 @@ from typing import Any
 
 from pictures import draw_curves
 from tables import REPORT, beside, table
-from task1 import ARMS, TEST_SETS, build
+from task1_arms import ARMS, TEST_SETS, build
+from task1_report import GROUPS, REFERENCE
 
 from timm_varchan.complexity import count_complexity
 
@@ -38,7 +39,7 @@ def _gap(gap: Mapping[str, Any] | None) -> str:
     if not gap:
         return ""
     text = f"{gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
-    if len(gap["seeds"]) > 1:
+    if len(gap.get("seeds", ())) > 1:
         text += "; seeds " + ", ".join(f"{value:+.1f}" for value in gap["by_seed"])
     return text
 
@@ -53,6 +54,16 @@ def task1_table(result: Mapping[str, Any]) -> str:
             for name, seeds, tested, row in _rows(result, ("running",))
         ],
     )  # fmt: skip
+
+
+def versus_table(result: Mapping[str, Any]) -> str:
+    """How far `REFERENCE` is ahead of every other arm that is told the channels."""
+    rows = [
+        (name, *(_gap(differences[group]) for group in GROUPS))
+        for name, arm in result["arms"].items()
+        if name != REFERENCE and (differences := arm.get("reference_minus_it"))
+    ]
+    return table((f"{REFERENCE} minus", *GROUPS), rows)
 
 
 def batchnorm_table(result: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ sys.path.insert(0, str(BENCH))
 import pictures  # noqa: E402
 import report  # noqa: E402
 import tables  # noqa: E402
-import task1 as task1_script  # noqa: E402
+import task1_arms  # noqa: E402
+import task1_report  # noqa: E402
+from finished_runs import Run  # noqa: E402
 
 SERIES = {"mode": "named", "order": "in order"}
 
@@ -196,7 +199,7 @@ def test_the_pictures_of_the_report_are_there():
 
 def test_every_arm_of_task1_can_be_told_what_its_augmentation_draws():
     x = torch.randn(8, 3, 8, 8)
-    for name, arm in task1_script.ARMS.items():
+    for name, arm in task1_arms.ARMS.items():
         if arm.stem is None:
             assert arm.aug in ("none", "shuffle", "hcs-mask"), name
             continue
@@ -231,6 +234,29 @@ def task1():
                 row("anonymous", "in order", 33.0), row("anonymous", "shuffled", 34.0)]},
         },
     }  # fmt: skip
+
+
+def test_arms_are_compared_on_the_same_images_and_seeds():
+    labels = np.zeros(100, np.uint8)
+    wrong = np.arange(100) < 20
+
+    def arm(name, *errors):
+        keys = [f"{one}|{task1_report.TOLD}" for one in task1_arms.TEST_SETS]
+        return {seed: Run(name, seed, "{}", {}, [], labels, {k: e.astype(np.uint8) for k in keys})
+                for seed, e in enumerate(errors)}  # fmt: skip
+
+    found = task1_report.versus(arm("a", ~wrong & False, wrong), arm("b", wrong))
+    assert list(found) == ["RGB", "pairs", "singles", "all sets"]
+    for group in found.values():
+        assert group["mean"] == pytest.approx(20), "of the seed that both have"
+        assert group["low"] < 20 < group["high"]
+    assert task1_report.versus({}, arm("b", wrong)) is None
+    expert = Run("e", 0, "{}", {}, [], labels, {"R|mask|in order|running": labels})
+    assert task1_report.versus(arm("a", wrong), {0: expert}) is None
+    row = {"reference_minus_it": found}
+    made = report.versus_table({"arms": {"zero_fill-hcs": row, "expert-R": {}}})
+    assert "| zero_fill-hcs | +20.0 (+12.1 to +27.9) |" in made
+    assert "expert" not in made
 
 
 def test_task1_stands_beside_the_report_with_its_own_figures(task1, tmp_path):
