@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from paired import Results, by_view, expert_gaps, flips, leave_one_out, pairs, series_rows
 from schema import write
-from timing import Clock, spread
+from timing import Clock, interleave, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -212,25 +212,25 @@ def time_sizes(entrants: list[Entrant], args: argparse.Namespace) -> list[list[d
     A model of a fixed number of channels gets all of them, as it does when some are masked.
     """
     times: list[list[dict[str, Any]]] = [[] for _ in entrants]
+    clock = Clock(torch.device("cpu"))
     for size in range(1, max(len(entrant.channels) for entrant in entrants) + 1):
-        steps: list[list[float]] = [[] for _ in entrants]
-        for number in range(args.latency_rounds + WARMUP):
-            for entrant, own in zip(entrants, steps, strict=True):
-                if size > len(entrant.channels):
-                    continue
-                model, total = entrant.saved.model, len(entrant.channels)
-                flexible = has_stems(model)
-                if flexible:
-                    set_channels(model, entrant.channels.take(range(size)))
-                img_size = args.img_size or entrant.saved.img_size
-                x = torch.zeros(args.batch_size, size if flexible else total, img_size, img_size)
-                seconds = Clock(x.device)(partial(model, x))
-                if number >= WARMUP:
-                    own.append(1000 * seconds)
-        for own, rows in zip(steps, times, strict=True):
-            if own:
-                rows.append({"num_channels": size, "batch_size": args.batch_size,
-                             "rounds": args.latency_rounds, "ms": spread(own)})  # fmt: skip
+        calls = {}
+        for number, entrant in enumerate(entrants):
+            model, total = entrant.saved.model, len(entrant.channels)
+            if size > total:
+                continue
+            flexible = has_stems(model)
+            if flexible:
+                set_channels(model, entrant.channels.take(range(size)))
+            img_size = args.img_size or entrant.saved.img_size
+            x = torch.zeros(args.batch_size, size if flexible else total, img_size, img_size)
+            calls[number] = partial(model, x)
+        steps = interleave(calls, clock, rounds=args.latency_rounds, warmup=WARMUP)
+        for number, seconds in steps.items():
+            if seconds:
+                ms = spread([1000 * s for s in seconds])
+                times[number].append({"num_channels": size, "batch_size": args.batch_size,
+                                      "rounds": args.latency_rounds, "ms": ms})  # fmt: skip
     return times
 
 

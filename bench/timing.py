@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+Key = TypeVar("Key")
 
 #: What PyTorch says when memory runs out.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -38,8 +40,8 @@ class Clock:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], clock: Clock, *, rounds: int, warmup: int
-) -> dict[str, list[float]]:
+    calls: Mapping[Key, Callable[[], object]], clock: Clock, *, rounds: int, warmup: int
+) -> dict[Key, list[float]]:
     """Time one step of each call in turn: whatever slows the machine down slows all of them.
 
     Args:
@@ -51,7 +53,7 @@ def interleave(
     Returns:
         Seconds of each timed step, by name.
     """
-    steps: dict[str, list[float]] = {name: [] for name in calls}
+    steps: dict[Key, list[float]] = {name: [] for name in calls}
     for number in range(warmup + rounds):
         for name, call in calls.items():
             seconds = clock(call)

@@ -64,6 +64,24 @@ def test_several_seeds_are_compared_as_the_mean_of_each_image():
     assert difference["high"] - difference["low"] < alone["high"] - alone["low"]
 
 
+def test_the_table_has_a_row_for_each_seed_and_one_for_their_mean():
+    values = {"value": 50.0, "low": 48.0, "high": 52.0}
+    metrics = {"RGB": dict.fromkeys(task2_report.METRICS, values)}
+    compared = {
+        "difference": {**values, "value": 3.0, "p": 0.012},
+        "ratio": {**values, "value": 106.0},
+    }
+    cost = {"params": 300_000, "macs": 2_000_000, "forward_backward_mb": 1.5}
+    arm = {"complexity": {"32": cost}, "latency": {"1": {"ratio": {"median": 0.5}}},
+           "seeds": {seed: {"lr": 0.01, "sets": metrics} for seed in ("0", "1")},
+           "mean": {"RGB": values, "compared": compared}}  # fmt: skip
+    summary = {"settings": {"img_size": 32}, "reference": "bar", "arms": {"net": arm}}
+    _, _, *rows = task2_report.markdown(summary).splitlines()
+    assert [row.split(" | ")[5] for row in rows] == ["0", "1", "mean of 2"]
+    assert "50.0 (48.0 to 52.0) |  |  |  | 3.0 (48.0 to 52.0), p = 0.012" in rows[2]
+    assert len({row.count("|") for row in rows}) == 1
+
+
 def test_runs_are_read_back_and_must_have_the_same_settings(tmp_path):
     labels = np.array([0, 1, 1], np.uint8)
     one = {"history": [{"epoch": 1}], "labels": labels, "predictions": {"RGB": labels}}
