@@ -12,18 +12,23 @@ import sys
 from pathlib import Path
 
 from timm_varchan.cards import write_card
+from timm_varchan.extras import MissingExtraError
 from timm_varchan.hub import push
-from timm_varchan.training import (
-    CheckpointError,
-    Interrupted,
-    NonFiniteLossError,
-    SetupError,
-    accuracy_table,
-    parse_args,
-    run,
-    size_table,
-    to_args,
-)
+
+try:
+    from timm_varchan.training import (
+        CheckpointError,
+        Interrupted,
+        NonFiniteLossError,
+        SetupError,
+        accuracy_table,
+        parse_args,
+        run,
+        size_table,
+        to_args,
+    )
+except MissingExtraError as error:
+    raise SystemExit(f"hf_train: {error}") from None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -21,12 +21,12 @@ from timm_varchan.evaluation import (
     choose_sets,
     classification_metrics,
     evaluate_channel_sets,
-    has_stems,
     paired_difference,
     predict_channel_sets,
     summarise_sizes,
     wilson_interval,
 )
+from timm_varchan.models import has_stems
 from timm_varchan.plots import plot_channel_sets, plot_curves
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
 import timm_varchan
-from timm_varchan.evaluation import has_stems
+from timm_varchan.models import has_stems
 from timm_varchan.models.adapt import stems
 from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run, to_args
 from timm_varchan.training import loop as training_loop

@@ -13,7 +13,6 @@ import timm
 from timm.models._hub import generate_readme
 
 from timm_varchan.channels import ChannelSet
-from timm_varchan.evaluation import METRICS
 from timm_varchan.hub.folder import read_config
 
 __all__ = ["CITATION", "Card", "folder_card", "markdown_table", "usage", "write_card"]
@@ -276,9 +275,10 @@ def _data_details(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results_section(results: Mapping[str, Any]) -> str:
     sets, evaluation = results["evaluation"]["sets"], results["evaluation"]
-    head = ("channels", "mode", "order", *METRICS)
+    metrics = [name for name, value in sets[0].items() if isinstance(value, Mapping)]
+    head = ("channels", "mode", "order", *metrics)
     rows = [
-        [one["channels"], one["mode"], one["order"], *(with_interval(one[m]) for m in METRICS)]
+        [one["channels"], one["mode"], one["order"], *(with_interval(one[m]) for m in metrics)]
         for one in sets[:MAX_ROWS]
     ]
     left = len(sets) - len(rows)

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.extras import needs
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
@@ -99,9 +101,11 @@ def export(
         What was written and checked.
 
     Raises:
-        ValueError: Another ending, or channels that the model cannot serve.
-        RuntimeError: A package is missing, the model cannot be exported, or the file does not
-            answer as the model does.
+        ValueError: Another ending, channels that the model cannot serve, or a model that answers
+            with anything else than one tensor.
+        MissingExtraError: A package is missing.
+        RuntimeError: The model cannot be exported, the file cannot be run, or it does not answer as
+            the model does.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -142,13 +146,9 @@ def export(
 
 
 def _require(packages: Sequence[str]) -> None:
-    for package in packages:
-        try:
+    with needs("export"):
+        for package in packages:
             importlib.import_module(package)
-        except ImportError as error:
-            raise RuntimeError(
-                f"Exporting to ONNX needs {package}: pip install 'timm-varchan[export]'."
-            ) from error
 
 
 def _mixer(model: nn.Module) -> Mixer | None:
@@ -207,11 +207,16 @@ def _sizes(
 @torch.no_grad()
 def _try(model: nn.Module, num_channels: int, size: tuple[int, int]) -> None:
     try:
-        model(_input(model, (1, num_channels, *size)))
+        answer = model(_input(model, (1, num_channels, *size)))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(
             f"The backbone does not take {size[0]} x {size[1]} px: {_line(error)}"
         ) from error
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"The model answers with a {type(answer).__name__}, and only models that answer with "
+            f"one tensor can be exported: create it without features_only=True, or wrap it."
+        )
 
 
 def _line(error: BaseException) -> str:
@@ -244,9 +249,12 @@ def _write(
     try:
         write(model, example, axes, path, metadata)
     except Exception as error:  # the exporters raise what the traced code raises
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own first lines are instructions
+            cause = cause.__cause__
         raise RuntimeError(
-            f"the model cannot be exported as {path.suffix} ({type(error).__name__}: "
-            f"{_line(error)})"
+            f"the model cannot be exported as {path.suffix} ({type(cause).__name__}: "
+            f"{_line(cause)})"
         ) from error
 
 
@@ -278,15 +286,31 @@ def _checks(
     model: nn.Module, path: Path, counts: Sequence[int], sizes: Sequence[tuple[int, int]]
 ) -> Iterator[Check]:
     """Compare the written file with the model: every count at every size, batches of 1 and 3."""
-    answer = _reader(path)
+    with _running(model):
+        answer = _reader(path)
     for batch, size in zip((1, 3), (sizes[0], sizes[-1]), strict=True):
         for num_channels in counts:
             x = _input(model, (batch, num_channels, *size))
             with torch.no_grad():
                 expected = model(x)
-                actual = answer(x)
+                with _running(model):
+                    actual = answer(x)
             difference = (actual.to(expected) - expected).abs().max().item()
             yield Check(tuple(x.shape), difference, expected.abs().max().item())
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[None]:
+    """Errors of whatever runs the written file, which has exceptions of its own, in one line."""
+    try:
+        yield
+    except Exception as error:
+        dtype = next(model.parameters()).dtype
+        raise RuntimeError(
+            f"The exported file cannot be run ({type(error).__name__}: {_line(error)}); nothing "
+            f"was written. Try the other format of {', '.join(FORMATS)}"
+            + ("." if dtype == torch.float32 else f", or model.float(): its weights are {dtype}.")
+        ) from error
 
 
 def _reader(path: Path) -> Callable[[Tensor], Tensor]:

@@ -15,9 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from timm_varchan.channels import ChannelSet
-from timm_varchan.evaluation import has_stems
-from timm_varchan.models import set_channels
-from timm_varchan.models.adapt import stems
+from timm_varchan.models import has_stems, set_channels, stems
 from timm_varchan.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -2,7 +2,7 @@
 
 from timm_varchan.models import rrdb as rrdb  # isort: skip  # before the twins, which it shall have
 from timm_varchan.models import dwg_twins as dwg_twins
-from timm_varchan.models.adapt import adapt, set_channels, stems
+from timm_varchan.models.adapt import adapt, has_stems, set_channels, stems
 from timm_varchan.models.share import channel_statistics, share
 
-__all__ = ["adapt", "channel_statistics", "set_channels", "share", "stems"]
+__all__ = ["adapt", "channel_statistics", "has_stems", "set_channels", "share", "stems"]

@@ -11,7 +11,7 @@ from torch import nn
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 
-__all__ = ["adapt", "set_channels", "stems"]
+__all__ = ["adapt", "has_stems", "set_channels", "stems"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -32,6 +32,14 @@ def stems(model: nn.Module) -> list[Mixer]:
             f"timm.create_model('dwg_<architecture>') or pass it through timm_varchan.adapt(model)."
         )
     return found
+
+
+def has_stems(model: nn.Module) -> bool:
+    """Whether a model takes any number of channels."""
+    try:
+        return bool(stems(model))
+    except ValueError:
+        return False
 
 
 def set_channels(model: nn.Module, channels: ChannelsLike | Sequence[ChannelSet]) -> None:

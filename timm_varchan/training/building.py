@@ -10,9 +10,8 @@ from torch import nn
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import ImageData
-from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import load
-from timm_varchan.models import adapt
+from timm_varchan.models import adapt, has_stems
 from timm_varchan.training.channel_draws import FIXED_COUNT_AUGS
 from timm_varchan.training.configuration import TrainConfig
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, seeded_rng
 from timm_varchan.data import ImageData, ImageSplit
-from timm_varchan.evaluation import choose_sets, default_modes, has_stems
-from timm_varchan.models import channel_statistics
+from timm_varchan.evaluation import choose_sets, default_modes
+from timm_varchan.models import channel_statistics, has_stems
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.loaders import eval_loader, evaluation_split
 

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
-from timm_varchan.evaluation import has_stems
-from timm_varchan.models import set_channels
+from timm_varchan.models import has_stems, set_channels
 from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.channel_draws import DrawKey, draw_channels
 from timm_varchan.training.checkpoint import Progress

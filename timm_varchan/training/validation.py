@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from timm_varchan.channels import ChannelSet
-from timm_varchan.evaluation import MODES, SetView, choose_sets, has_stems
+from timm_varchan.evaluation import MODES, SetView, choose_sets
+from timm_varchan.models import has_stems
 from timm_varchan.training.configuration import TrainConfig
 
 __all__ = ["Validation", "Validator"]
