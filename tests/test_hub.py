@@ -41,7 +41,8 @@ def test_config_holds_what_a_user_needs(model, folder, tmp_path):
     assert config["channels"][0] == {
         "name": "R", "wavelength_nm": 660.0, "mean": 0.485, "std": 0.229,
     }  # fmt: skip
-    assert config["model_args"]["num_classes"] == 3
+    assert config["num_classes"] == 3
+    assert "num_classes" not in config["model_args"]  # transformers would pass it twice
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "model.safetensors"]
     results = tmp_path / "results.json"
     results.write_text("{}")

@@ -21,7 +21,7 @@ ROWS = (
     {"complexity", "evaluation"},
     {"plots", "hub"},
     {"training"},
-    {"cards", "export", "fold_change", "folding", "predict"},
+    {"cards", "export", "fold_change", "folding", "integrations", "predict", "programs"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: predict, export, fold, describe and push a model.
+"""`python -m timm_varchan`: predict, export, fold, describe and push a model; run a program.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -220,9 +220,22 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_program(words: Sequence[str]) -> int:
+    from timm_varchan.programs import program
+
+    try:
+        start = program(words)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    start()
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m timm_varchan", description="Use a trained model."
+        prog="python -m timm_varchan",
+        description="Use a trained model, or run another program with the twins.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
@@ -280,12 +293,19 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--public", action="store_true", help="a new repository is not private")
     push.add_argument("--revision", help="the branch (main)")
     push.add_argument("--message", default="Add model", help="of the commit")
+
+    run = commands.add_parser("run", help="run another program with the twins registered")
+    run.add_argument("program", metavar="SCRIPT | -m MODULE", help="as python would take it")
+    run.add_argument("arguments", nargs="*", metavar="ARGS", help="of the program")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+        return _run_program(words[1:])
+    args = _parser().parse_args(words)
     try:
         return int(args.run(args))
     except (ValueError, OSError, RuntimeError, MissingExtraError) as error:
