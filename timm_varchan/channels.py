@@ -410,8 +410,8 @@ def write_channels(
     path = Path(path)
     content = channels.to_dict(value_scale)
     if channels.correlation is not None and len(channels) > MAX_TEXT_CHANNELS:
-        import torch  # noqa: PLC0415 - channel sets themselves need no torch
-        from safetensors.torch import save_file  # noqa: PLC0415
+        import torch
+        from safetensors.torch import save_file
 
         content["correlation"] = path.with_suffix(".safetensors").name
         save_file(
@@ -435,16 +435,17 @@ def read_channel_file(path: str | Path) -> ChannelFile:
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(config, (list, dict)) or not config:
+        listed = config.get("channels") if isinstance(config, dict) else config
+        if not isinstance(listed, list) or not listed:
             raise ValueError(f"it needs a list of channels, not {str(config)[:40]!r}")
         if isinstance(config, list):
             return ChannelFile(ChannelSet.from_config(config))
         scale = config.get("value_scale")
-        if scale is not None and not (isinstance(scale, Real) and 0 < float(scale) < math.inf):
+        if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
             raise ValueError(f"value_scale is {scale!r}, not a number above 0")
         correlation = config.get("correlation")
         if isinstance(correlation, str):
-            from safetensors.torch import load_file  # noqa: PLC0415
+            from safetensors.torch import load_file
 
             table = load_file(Path(path).with_name(correlation))["correlation"].double()
             channels = ChannelSet.from_config({**config, "correlation": None})
