@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from timm.models import FeatureGraphNet, is_model
 from torch import Tensor, nn
 
-from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, ChannelSet, ChannelSetLike
+from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, Channel, ChannelSet, ChannelSetLike
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import SAME_BAND_NM, find_channel
 
-__all__ = ["adapt", "expected_error", "has_stems", "set_channels", "stems"]
+__all__ = [
+    "adapt",
+    "choose_virtual_channels",
+    "expected_error",
+    "has_stems",
+    "set_channels",
+    "stems",
+]
+
+#: Virtual channels of data with many bands.
+NUM_VIRTUAL = 6
 
 #: What a twin takes and its base does not.
 TWIN_ARGUMENTS = frozenset(
@@ -70,10 +81,11 @@ def set_channels(
         ValueError: The model has no stem, or its stem cannot serve these channels.
     """
     mixers = stems(model)
+    before = mixers[0].channels
     for mixer in mixers:
         mixer.set_channels(channels, present)
     current = mixers[0].channels
-    if isinstance(current, tuple):
+    if isinstance(current, tuple) or (present is not None and current == before):
         return
     for module in model.modules():
         if isinstance(getattr(module, "_model_args", None), dict):
@@ -294,6 +306,41 @@ def with_rgb_first(virtual: ChannelSet) -> ChannelSet | None:
         return None
     others = [c for place, c in enumerate(virtual) if place not in places]
     return ChannelSet((*RGB.channels, *others))
+
+
+def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> ChannelSet:
+    """Virtual channels for data of many channels.
+
+    Data with wavelengths: R, G and B, which pretrained kernels are for, then, one by one, the band
+    farthest in the logarithm of the wavelength from all that are chosen. Data with names alone
+    (stains): the data's own channels, each with its kernels. Other data: R, G and B.
+
+    Args:
+        channels: Of the data.
+        count: How many at most, R, G and B among them.
+
+    Returns:
+        The virtual channels.
+    """
+    if all(c.name is not None and c.wavelength_nm is None for c in channels):
+        return channels.standardised().without_correlation() if len(channels) > 1 else RGB
+    chosen = list(RGB)
+    rest = [c for c in channels if c.wavelength_nm is not None]
+    rest = [c for c in rest if find_channel(c, RGB.channels, SAME_BAND_NM) < 0]
+    if len(channels) <= len(RGB):
+        return RGB
+    while rest and len(chosen) < count:
+        farthest = max(rest, key=lambda c: min(_log_distance(c, other) for other in chosen))
+        rest.remove(farthest)
+        chosen.append(Channel(farthest.name, farthest.wavelength_nm))
+    return ChannelSet(tuple(chosen))
+
+
+def _log_distance(one: Channel, other: Channel) -> float:
+    """How far two wavelengths are apart, as the logarithm of their ratio."""
+    assert one.wavelength_nm is not None
+    assert other.wavelength_nm is not None
+    return abs(math.log(one.wavelength_nm / other.wavelength_nm))
 
 
 def _stem_places(model: nn.Module) -> list[str]:

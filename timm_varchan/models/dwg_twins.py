@@ -21,9 +21,9 @@ from timm.models import (
     PretrainedCfg,
     get_arch_pretrained_cfgs,
     get_pretrained_cfg,
+    is_model,
     load_state_dict,
     load_state_dict_from_hf,
-    is_model,
     model_entrypoint,
     resolve_pretrained_cfg,
 )

@@ -148,6 +148,7 @@ class Mixer(nn.Module):
                 f"{', '.join(PRIORS)} and of {', '.join(SCALES)}."
             )
         self._check_channels(self.default_channels)
+        self.channels: ChannelSet | tuple[ChannelSet, ...] | None = None
         like = torch.empty(0, device=device, dtype=dtype or torch.get_default_dtype())
         self._home = (like.device, like.dtype)
         self.set_channels(None)
@@ -175,9 +176,12 @@ class Mixer(nn.Module):
         Raises:
             ValueError: Channels that this mixer cannot tell apart, or a mask that does not fit.
         """
+        if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
+            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
+            return
         parsed = _parse_channels(channels)
         self._check_channels(parsed)
-        self.channels: ChannelSet | tuple[ChannelSet, ...] | None = parsed
+        self.channels = parsed
         sets = self._sets()
         different = {c.identity: c for s in sets for c in s} or {(None, None): Channel()}
         row_of = {identity: row for row, identity in enumerate(different)}
@@ -193,7 +197,7 @@ class Mixer(nn.Module):
         self.mixed = isinstance(parsed, tuple)
         self._base, self._planes = index, (index, there)
         if present is not None:
-            self.select(torch.arange(longest).expand(len(present), -1), present)
+            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
         else:
             self._build_tables()
 
