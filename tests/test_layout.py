@@ -1,4 +1,4 @@
-"""The shape of the package: direction of imports, names of files."""
+"""The shape of the package: direction of imports and names of files."""
 
 import ast
 from pathlib import Path
@@ -14,9 +14,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = (
     {"version", "extras"},
     {"bands"},
-    {"channels"},
+    {"errors", "channels", "products"},
+    {"measure"},
     {"stems"},
     {"models"},
+    {"views"},
     {"data"},
     {"complexity", "evaluation"},
     {"plots", "hub"},

@@ -20,7 +20,7 @@ with needs("train"):
         paired_difference,
         wilson_interval,
     )
-    from timm_varchan.evaluation.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+    from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
     "MAX_SETS",

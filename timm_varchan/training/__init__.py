@@ -3,7 +3,6 @@
 from timm_varchan.extras import needs
 
 with needs("train"):
-    from timm_varchan.training.channel_draws import CHANNEL_AUGS, DrawKey, draw_channels
     from timm_varchan.training.checkpoint import CheckpointError
     from timm_varchan.training.configuration import TrainConfig
     from timm_varchan.training.flags import parse_args, to_args
@@ -11,6 +10,7 @@ with needs("train"):
     from timm_varchan.training.recipes import RECIPES
     from timm_varchan.training.results import accuracy_table, size_table
     from timm_varchan.training.run import Outcome, SetupError, run
+    from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
 __all__ = [
     "CHANNEL_AUGS",
