@@ -4,7 +4,6 @@ python hf_train.py                        one process
 accelerate launch hf_train.py             as `accelerate config`, or --config_file configs/*.yaml
 """
 
-import dataclasses
 import logging
 import os
 import shlex
@@ -22,10 +21,11 @@ try:
         NonFiniteLossError,
         SetupError,
         accuracy_table,
+        closing,
         parse_args,
         run,
         size_table,
-        to_args,
+        stop,
     )
 except MissingExtraError as error:
     raise SystemExit(f"hf_train: {error}") from None
@@ -40,16 +40,16 @@ def main(args: list[str] | None = None) -> None:
     try:
         outcome = run(config)
     except (SetupError, NonFiniteLossError, CheckpointError) as error:
-        raise SystemExit(f"hf_train: {error}") from error
+        stop(str(error))
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
-            flags = shlex.join(to_args(dataclasses.replace(config, resume="auto")))
             print("Stopped; a checkpoint is saved. Launch as before to resume, with:")
-            print(f"{sys.argv[0]} {flags}", flush=True)
+            again = [sys.argv[0], "--output-dir", config.output_dir, "--resume", "auto"]
+            print(shlex.join(again), flush=True)
         return
     if outcome.is_main:
         print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")
-        print(f"Accuracy in per cent, 95 % intervals. Everything is in {outcome.folder}/")
+        print(f"Accuracy in per cent, 95 % intervals. {closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 
@@ -60,7 +60,7 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
         write_card(folder, source=f"hf-hub:{repo_id}")
         print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
     except (OSError, RuntimeError, ValueError) as error:
-        raise SystemExit(f"hf_train: {error}") from error
+        stop(str(error))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from timm_varchan.extras import needs
 with needs("train"):
     from timm_varchan.training.checkpoint import CheckpointError
     from timm_varchan.training.configuration import TrainConfig
-    from timm_varchan.training.flags import parse_args, to_args
+    from timm_varchan.training.flags import parse_args
     from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
+    from timm_varchan.training.launch import stop
     from timm_varchan.training.recipes import RECIPES
+    from timm_varchan.training.report import closing
     from timm_varchan.training.results import accuracy_table, size_table
     from timm_varchan.training.run import Outcome, SetupError, run
     from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
@@ -23,9 +25,10 @@ __all__ = [
     "SetupError",
     "TrainConfig",
     "accuracy_table",
+    "closing",
     "draw_channels",
     "parse_args",
     "run",
     "size_table",
-    "to_args",
+    "stop",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from timm_varchan.channels import ChannelSet, read_channels
 from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
 from timm_varchan.views import CHANNEL_AUGS
 
@@ -23,6 +24,8 @@ GROUPS = {
     "evaluation": "how every channel set is tested",
     "run": "folder, checkpoints, log",
 }
+#: The file of an output folder that holds the configuration of its run.
+MARK = "run.json"
 #: Height and width of the images where nothing else is said.
 DEFAULT_PIXELS = 64
 _SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant", "none")
@@ -54,6 +57,9 @@ class TrainConfig:
     channels: str | None = _data(
         None, "what the planes are, in order: RGB, B02+B08, ...; or a JSON file"
     )
+    new_names: bool = _data(
+        False, "let --channels say names that nobody knows: they are learned; or name=, name@461nm"
+    )
     img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
     limit: int | None = _data(None, "at most so many images a split, as many of each class")
     image_column: str | None = _data(None, "column of the images")
@@ -62,7 +68,9 @@ class TrainConfig:
     validation_split: str | None = _data(None, "what it calls its validation split")
     test_split: str | None = _data(None, "what it calls its test split")
     validation_fraction: float = _data(0.1, "share of train set apart if there is no validation")
-    value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
+    value_scale: float | None = _data(
+        None, "divide stored numbers by this, such as 10000; by default by their type's largest"
+    )
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
@@ -201,6 +209,16 @@ class TrainConfig:
         if choices is not None and value is not None and not set(given) <= set(choices):
             raise ValueError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
 
+    def channel_set(self) -> ChannelSet | None:
+        """What `channels` says, or None where it says nothing.
+
+        Raises:
+            ValueError: What `read_channels` refuses.
+        """
+        if self.channels is None:
+            return None
+        return read_channels(self.channels, new_names=self.new_names)
+
     @property
     def pixels(self) -> int:
         """Height and width of the images."""
@@ -214,6 +232,21 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """What `to_json` gave, of this version or of an earlier one.
+
+        Raises:
+            ValueError: Values that no flag takes.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in known
+        }
+        return cls(**fields)
 
 
 def flag(name: str) -> str:

@@ -24,7 +24,6 @@ from timm_varchan.data import (
     check_workers,
     eval_transform,
     load_data,
-    read_channels,
     stream_data,
     train_transform,
 )
@@ -104,7 +103,7 @@ def load_run_data(
     """
     named = {"train": config.train_split, "validation": config.validation_split}
     named["test"] = config.test_split
-    channels = None if config.channels is None else read_channels(config.channels)
+    channels = config.channel_set()
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
     common: dict[str, Any] = {

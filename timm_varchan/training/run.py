@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,14 @@ from timm_varchan.training.launch import create_accelerator
 from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.preparation import prepare
+from timm_varchan.training.report import opening
 from timm_varchan.training.results import build_results, markdown_report
 from timm_varchan.training.sharding import check_sharding, whole_model
 from timm_varchan.training.tracking import check_trackers
 
 __all__ = ["Outcome", "SetupError", "run"]
+
+logger = logging.getLogger(__name__)
 
 
 class SetupError(ValueError):
@@ -90,6 +94,7 @@ def run(config: TrainConfig) -> Outcome:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.claim(config)
+                logger.info("%s", opening(config, data, model, accelerator))
         if saved is not None:
             model = model.to(accelerator.device)
             return _finish(config, accelerator, model, data, folder, None)
