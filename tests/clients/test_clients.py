@@ -113,3 +113,10 @@ def test_weights_and_biases_offline(tmp_path):
     for name in (b"eval/eval_accuracy_RGB", b"train/train_loss", b"run/images_per_second"):
         assert written.count(name) >= 2  # once an epoch
     assert b"hcs-sample" in written  # the configuration
+
+
+def test_snippet_of_segmentation_models_pytorch(run_snippet):
+    pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[clients]'")
+    made = run_snippet("segmentation_models_pytorch")
+    assert made["masks"].shape == (2, 1, 64, 64)
+    assert str(stems(made["model"])[0].channels) == "B04+B08"

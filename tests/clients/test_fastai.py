@@ -31,3 +31,10 @@ def test_vision_learner():
     assert not torch.equal(before, mixer.out.weight)
     timm_varchan.set_channels(learner.model, "B04+B08")
     assert learner.model.eval()(torch.randn(1, 2, 32, 32)).shape == (1, 3)
+
+
+def test_snippet(run_snippet):
+    learner = run_snippet("fastai")["learner"]
+    assert str(stems(learner.model)[0].channels) == "B02+B03+B04+B08+B11"
+    with learner.no_bar(), learner.no_logging():
+        learner.fit(1)

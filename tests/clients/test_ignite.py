@@ -34,3 +34,7 @@ def test_engines(tmp_path):
     Checkpoint.load_objects({"model": fresh}, {"model": weights.get("model", weights)})
     x = batches[0][0]
     torch.testing.assert_close(fresh(x), model.eval()(x))
+
+
+def test_snippet(run_snippet):
+    assert run_snippet("ignite")["trainer"].state.iteration == 1

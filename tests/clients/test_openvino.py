@@ -24,3 +24,7 @@ def test_exported_file(tmp_path, channels, counts):
         torch.testing.assert_close(
             torch.from_numpy(answer), model(x).detach(), rtol=1e-3, atol=1e-3
         )
+
+
+def test_snippet(run_snippet):
+    assert run_snippet("openvino")["logits"].shape == (2, 3)

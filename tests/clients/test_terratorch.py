@@ -26,3 +26,8 @@ def test_factory_with_a_channel_set():
         model(torch.randn(2, 3, 64, 64))
     timm_varchan.set_channels(model, "B08")
     assert model.eval()(torch.randn(1, 1, 64, 64)).output.isfinite().all()
+
+
+def test_snippet(run_snippet):
+    made = run_snippet("terratorch")
+    assert made["masks"].shape == (2, 3, 64, 64)

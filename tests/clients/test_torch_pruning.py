@@ -25,3 +25,7 @@ def test_ignored_layers_keep_the_stem():
     assert sum(p.numel() for p in model.parameters()) < before / 2
     for count in (1, 3, 5):
         assert model(torch.randn(1, count, 64, 64)).isfinite().all()
+
+
+def test_snippet(run_snippet):
+    assert run_snippet("torch_pruning")["logits"].shape == (2, 2)

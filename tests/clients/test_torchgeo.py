@@ -142,3 +142,9 @@ def test_channels_by_class_path_in_a_yaml(tmp_path, start):
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=False)["callbacks"]["Channels"]
     assert [c["name"] for c in saved["channels"]] == BANDS.split("+")
+
+
+def test_snippet(run_snippet):
+    made = run_snippet("torchgeo")
+    trainer(made["callback"]).fit(made["task"], loader(), loader())
+    assert str(stems(made["task"])[0].channels) == BANDS

@@ -167,3 +167,9 @@ def test_lora(name, targets, tmp_path):
     again = peft.PeftModel.from_pretrained(fresh, tmp_path).eval()
     timm_varchan.set_channels(again, "GB")
     torch.testing.assert_close(again(x), expected)
+
+
+def test_snippet(run_snippet):
+    made = run_snippet("transformers")
+    assert made["logits"].shape == (2, 4)
+    assert str(stems(made["model"])[0].channels) == "B02+B08"
