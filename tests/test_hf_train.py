@@ -60,6 +60,7 @@ def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
     history = results(folder)["training"]["history"]
     assert [entry["epoch"] for entry in history] == list(range(8))
     assert results(folder)["training"]["updates"] == 8 * (47 // 8)
+    assert (folder / "model" / "README.md").exists()
     for name in ("results.md", "summary.csv", "curves.png", "channel_sets.png", "model"):
         assert (folder / name).exists()
 

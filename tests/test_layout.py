@@ -22,8 +22,9 @@ ROWS = (
     {"data"},
     {"complexity", "evaluation"},
     {"plots", "hub"},
+    {"cards"},
     {"training"},
-    {"cards", "export", "fold_change", "folding", "integrations", "predict", "programs"},
+    {"export", "fold_change", "folding", "integrations", "predict", "programs"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

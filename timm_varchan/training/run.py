@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from timm_varchan.cards import write_card
 from timm_varchan.data import ImageData
 from timm_varchan.evaluation import SetResult, evaluate_channel_sets
 from timm_varchan.hub import SavedModel, load, save
@@ -215,6 +216,7 @@ def _write(
         # What may be pushed says nothing of this machine's folders.
         public = {**results, "config": {k: _name(v) for k, v in results["config"].items()}}
         write_json(public, path / "model" / "results.json")
+        write_card(path / "model", name=path.resolve().name)
 
 
 def _name(value: Any) -> Any:
