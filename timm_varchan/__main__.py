@@ -134,6 +134,7 @@ def _fold(args: argparse.Namespace) -> int:
     wanted = saved.select(args.channels)
     train = test = None
     if args.data:
+        _check_named(args.data)
         data = load_data(
             args.data,
             channels=saved.channels,
@@ -177,6 +178,16 @@ def _fold(args: argparse.Namespace) -> int:
     )
     print(f"{args.output}: {architecture} with {len(wanted)} channels, {wanted}.")
     return 0
+
+
+def _check_named(data: str) -> None:
+    """Refuse what is no path before the hub is asked for it: without a network that takes long."""
+    from pathlib import Path
+
+    if not (data == "synthetic" or "/" in data or Path(data).exists()):
+        raise ValueError(
+            f"There is no file or folder {data}. Give one, 'synthetic', or ORG/NAME of the hub."
+        )
 
 
 def _batches(
