@@ -126,7 +126,7 @@ def folds(file: Path, num_folds: int, repeat: int) -> Iterator[tuple[pd.DataFram
 
 def write_fold(train: pd.DataFrame, held_out: pd.DataFrame, source: Path, folder: Path) -> None:
     """A data set in a folder, as users have it, with the features of the source."""
-    from datasets import Dataset, Features  # noqa: PLC0415 - the report needs none
+    from datasets import Dataset, Features
 
     features = Dataset.from_parquet(str(source), keep_in_memory=True).features
     kept = Features({name: features[name] for name in ("image", "label")})
@@ -184,9 +184,11 @@ def run_arm(arm: str, folder: Path, fold: Path, seed: int) -> None:
     for name, model in _models(arm, saved):
         got = answers(model, held_out, saved.channels)
         found |= {f"{name}|{key}": value for key, value in got.items()}
-        means = {q: 100 * float(np.mean([v == labels for k, v in got.items()
-                                         if k.startswith(f"{q}|")])) for q in test_sets()}  # fmt: skip
-        shown = "  ".join(f"{q} {value:.1f}" for q, value in means.items())
+        means = {
+            question: 100 * np.mean([v == labels for k, v in got.items() if k.startswith(question)])
+            for question in (f"{q}|" for q in test_sets())
+        }
+        shown = "  ".join(f"{q[:-1]} {value:.1f}" for q, value in means.items())
         print(f"{fold.name} {arm} {name}: {shown}", flush=True)
     np.savez_compressed(target, **found)
 
@@ -245,7 +247,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     lite0 = args.output / "lite0.safetensors"
     if not lite0.exists():
-        from safetensors.torch import save_file  # noqa: PLC0415
+        from safetensors.torch import save_file
 
         save_file(pretrained().state_dict(), lite0)
     for repeat in range(args.repeats):
