@@ -17,7 +17,7 @@ ROWS = (
     {"errors", "channels", "products"},
     {"measure"},
     {"stems"},
-    {"models"},
+    {"models", "filling"},
     {"views"},
     {"data"},
     {"complexity", "evaluation"},

@@ -14,7 +14,7 @@ import timm
 from timm.models import save_for_hf
 from torch import nn
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import MAX_TEXT_CHANNELS, ChannelSet
 from timm_varchan.models import has_stems, set_channels, stems
 from timm_varchan.version import __version__
 
@@ -78,6 +78,7 @@ def save(
             model_config={
                 "label_names": list(class_names),
                 "channels": channels.to_config(),
+                **_correlation(channels),
                 "value_scale": value_scale,
                 "timm_varchan": __version__,
             },
@@ -98,6 +99,13 @@ def _say_classes_once(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config.get("model_args", {}).pop("num_classes", None)
     file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def _correlation(channels: ChannelSet) -> dict[str, Any]:
+    """The correlation for the configuration; that of many channels is among the weights."""
+    if channels.correlation is None or len(channels) > MAX_TEXT_CHANNELS:
+        return {}
+    return {"correlation": channels.to_dict()["correlation"]}
 
 
 def _normalise(model: nn.Module) -> None:
