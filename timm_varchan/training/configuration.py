@@ -60,6 +60,7 @@ class TrainConfig:
     new_names: bool = _data(
         False, "let --channels say names that nobody knows: they are learned; or name=, name@461nm"
     )
+    use: str | None = _data(None, "only these channels of the images, as B04+B03+B02")
     img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
     limit: int | None = _data(None, "at most so many images a split, as many of each class")
     image_column: str | None = _data(None, "column of the images")
@@ -190,6 +191,11 @@ class TrainConfig:
             self._check_choice(field)
 
     def _check_streaming(self) -> None:
+        if self.streaming and self.use is not None:
+            raise ValueError(
+                "--use takes planes out of images that are there: leave --streaming out, or name "
+                "only the planes that the stream has with --channels."
+            )
         if self.streaming and (self.epoch_images is None or self.cache):
             raise ValueError(
                 "--streaming needs --epoch-images N (how long a stream is nobody knows before its "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ __all__ = [
     "load_run_data",
     "train_loader",
 ]
+
+logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -132,7 +136,55 @@ def load_run_data(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
             f"Evaluate on the data that it was trained for."
         )
+    if config.channels is None and saved is None:
+        data = _with_names(data)
+    if config.use is not None:
+        planes = data.channels.index(ChannelSet.parse(config.use, own=data.channels))
+        data = _seen(data, planes, data.channels.take(planes))
+        channels = channels.take(planes) if channels is not None and len(channels) else None
     return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
+
+
+class _Seen:
+    """Images of a split with some of their planes, or with other names for them.
+
+    Args:
+        split: The images.
+        planes: Their planes, in the order that is wanted.
+        channels: What these are.
+    """
+
+    def __init__(self, split: ImageSplit, planes: Sequence[int], channels: ChannelSet) -> None:
+        self._split, self._planes, self.channels = split, list(planes), channels
+
+    def __call__(self, row: int) -> Tensor:
+        image = self._split[row][0]
+        return image if self._planes == list(range(len(image))) else image[self._planes]
+
+
+def _seen(data: ImageData, planes: Sequence[int], channels: ChannelSet) -> ImageData:
+    """The data with these planes of its images alone."""
+    splits = {
+        name: None if split is None
+        else ImageSplit(_Seen(split, planes, channels), split.labels(), skipped=split.skipped)
+        for name, split in (("train", data.train), ("validation", data.validation),
+                            ("test", data.test))
+    }  # fmt: skip
+    return dataclasses.replace(data, channels=channels, **splits)  # type: ignore[arg-type]
+
+
+def _with_names(data: ImageData) -> ImageData:
+    """The data with names for planes of which nobody said anything: c0, c1, ... by their place."""
+    count = len(data.channels)
+    if not count or not data.channels.is_anonymous or data.stream is not None:
+        return data
+    names = tuple(replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
+    named = ChannelSet(names, data.channels.correlation)
+    logger.warning(
+        "The %d planes of the images have no names: they are called %s, and learned by their "
+        "place. Say what they are with --channels.", count, named,
+    )  # fmt: skip
+    return _seen(data, range(count), named)
 
 
 def _with_statistics(

@@ -72,8 +72,12 @@ def _channels(config: TrainConfig, channels: ChannelSet) -> str:
         source = "as they are made"
     elif channels.labels == ("R", "G", "B"):
         source = "as three planes are taken for"
+    elif channels.labels == tuple(f"c{i}" for i in range(len(channels))):
+        source = "named by their place"
     else:
-        source = "as the files say, or in their order"
+        source = "as the files say"
+    if config.use is not None:
+        source += f", of which --use takes {config.use}"
     known = known_channels()
     usual = all(c.name in known and c == known[c.name] for c in channels)
     given = config.eval_only is not None or str(config.channels).endswith(".json")
