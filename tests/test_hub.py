@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import timm_varchan
 from timm_varchan import RGB, ChannelSet, hub
+from timm_varchan.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["cat", "dog", "emu"]
@@ -53,18 +54,15 @@ def test_config_holds_what_a_user_needs(model, folder, tmp_path):
     assert (folder / "results.json").exists(), "a failed save left half a folder"
 
 
-def test_what_stored_numbers_are_divided_by_is_kept(model, folder, tmp_path):
+def test_what_stored_numbers_are_divided_by_is_kept(model, folder, tmp_path, capsys):
     assert hub.load(folder).value_scale is None
     hub.save(model, folder, class_names=NAMES, channels=RGB, img_size=64, value_scale=10000)
     assert hub.load(folder).value_scale == 10000
     numpy.save(tmp_path / "x.npy", numpy.random.default_rng(0).integers(0, 9000, (3, 64, 64), "u2"))
-    answers = [
-        subprocess.run(
-            [sys.executable, "-m", "timm_varchan", "predict", folder, tmp_path / "x.npy", "--json",
-             *scale], capture_output=True, text=True, check=True,
-        ).stdout
-        for scale in ([], ["--value-scale", "10000"], ["--value-scale", "65535"])
-    ]  # fmt: skip
+    answers = []
+    for scale in ([], ["--value-scale", "10000"], ["--value-scale", "65535"]):
+        assert main(["predict", str(folder), str(tmp_path / "x.npy"), "--json", *scale]) == 0
+        answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] != answers[2]
 
 
