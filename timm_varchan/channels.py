@@ -15,6 +15,7 @@ from numbers import Real
 from typing import Any, Union
 
 from timm_varchan.bands import Channel, known_channels, register_channel
+from timm_varchan.products import product_channels
 
 __all__ = [
     "ANONYMOUS",
@@ -114,8 +115,9 @@ class ChannelSet:
 
         Args:
             spec: A text (`"RGB"`, `"GB"`, `"B02+B08"`, `"R,G,NIR"`; split at `+` or `,`, a part is
-                a known name, else a row of known single letters), `"anonymous"`, or a sequence of
-                names, wavelengths in nm, `Channel` objects and None (anonymous), also mixed.
+                a known name, else a row of known single letters), a product (`"eurosat"`, see
+                `timm_varchan.products`), `"anonymous"`, or a sequence of names, wavelengths in nm,
+                `Channel` objects and None (anonymous), also mixed.
 
         Returns:
             The channel set.
@@ -128,7 +130,7 @@ class ChannelSet:
         if isinstance(spec, str):
             if spec == "anonymous":
                 return ANONYMOUS
-            return cls(tuple(_parse_text(spec)))
+            return cls(product_channels(spec) or tuple(_parse_text(spec)))
         if not isinstance(spec, Iterable):
             raise ValueError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "
