@@ -23,7 +23,7 @@ from timm_varchan.evaluation.metrics import (
     paired_difference,
     wilson_interval,
 )
-from timm_varchan.evaluation.sets import PlannedSet, parse_sets, plan_sets, set_label, spread
+from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, parse_sets, plan_sets, set_label, spread
 from timm_varchan.evaluation.summary import (
     Band,
     Robustness,
@@ -34,9 +34,10 @@ from timm_varchan.evaluation.summary import (
     robustness,
     summarise_sizes,
 )
-from timm_varchan.evaluation.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
+    "DEFAULT_BUDGET",
     "MAX_SETS",
     "METRICS",
     "MODES",

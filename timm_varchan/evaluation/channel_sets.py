@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
 from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
-from timm_varchan.evaluation.views import MODES, ORDERS, SetView
 from timm_varchan.models import set_channels, share, stems
+from timm_varchan.views import MODES, ORDERS, SetView
 
 __all__ = [
     "Evaluation",
@@ -481,8 +481,7 @@ def evaluate_channel_sets(
             raise ValueError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
     fixed = not has_stems(model)
     if isinstance(sets, (str, int)):
-        budget = DEFAULT_BUDGET - int(fixed and orders is None)
-        sets = plan_sets(channels, sets, seed=seed, budget=budget)
+        sets = plan_sets(channels, sets, seed=seed, budget=DEFAULT_BUDGET - int(fixed))
     rows = [
         (one, SetView(channels, one.indices, mode, order, seed))
         for one in sets

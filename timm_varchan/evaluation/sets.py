@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from timm_varchan.channels import ChannelSet, seeded_rng
-from timm_varchan.evaluation.views import MAX_SETS, choose_sets
 from timm_varchan.products import natural_sets
+from timm_varchan.views import MAX_SETS, choose_sets
 
-__all__ = ["DEFAULT_BUDGET", "PlannedSet", "parse_sets", "plan_sets", "set_label"]
+__all__ = ["DEFAULT_BUDGET", "PlannedSet", "parse_sets", "plan_sets", "set_label", "spread"]
+
+ItemT = TypeVar("ItemT")
 
 #: Sets of the default plan at most; up to this many subsets, all of them (5 channels).
 DEFAULT_BUDGET = 40
@@ -177,7 +180,7 @@ def _draw(
             return {drawn}
 
 
-def spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[ItemT], count: int) -> list[ItemT]:
     """At most so many of the items, the first and the last and others evenly between them."""
     if count >= len(items):
         return list(items)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.data import ImageData, ImageSplit
 from timm_varchan.evaluation import (
+    DEFAULT_BUDGET,
     Evaluation,
     PlannedSet,
     Validation,
@@ -44,11 +45,19 @@ class Baseline(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation came to: the split's name, every set, and the baseline's sets."""
+    """What an evaluation came to.
+
+    Args:
+        split: Its name.
+        sets: The results of the channel sets.
+        baseline: The baseline's, None without one.
+        expected_errors: Of each result what the measured correlation foretells, or None.
+    """
 
     split: str
     sets: Evaluation
     baseline: Evaluation | None
+    expected_errors: tuple[float | None, ...]
 
 
 def _trained_mode(config: TrainConfig, model: nn.Module, channels: ChannelSet) -> str:
@@ -61,17 +70,16 @@ def _trained_mode(config: TrainConfig, model: nn.Module, channels: ChannelSet) -
     return default_modes(model, channels)[0]
 
 
-def _plan(config: TrainConfig, channels: ChannelSet) -> list[PlannedSet] | str:
-    """The sets to evaluate; those of the default are left to the evaluation, which knows more."""
-    if config.missing is None:
-        if config.planned_sets == "default":
-            return "default"
-        return plan_sets(channels, config.planned_sets, seed=config.seed)
-    gone = {i for one in parse_sets(channels, config.missing) for i in one}
-    left = [i for i in range(len(channels)) if i not in gone]
-    if not left:
-        raise ValueError(f"--missing {config.missing} leaves no channel of {channels}.")
-    return plan_sets(channels, config.planned_sets, seed=config.seed, also=[left])
+def _plan(config: TrainConfig, model: nn.Module, channels: ChannelSet) -> list[PlannedSet]:
+    """The sets to evaluate; one less by default where all channels are also shuffled."""
+    also = []
+    if config.missing is not None:
+        gone = {i for one in parse_sets(channels, config.missing) for i in one}
+        also = [[i for i in range(len(channels)) if i not in gone]]
+        if not also[0]:
+            raise ValueError(f"--missing {config.missing} leaves no channel of {channels}.")
+    budget = DEFAULT_BUDGET - int(not has_stems(model))
+    return plan_sets(channels, config.planned_sets, seed=config.seed, budget=budget, also=also)
 
 
 def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> None:
@@ -83,7 +91,7 @@ def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> 
     """
     evaluation_split(data)
     try:
-        _plan(config, data.channels)
+        _plan(config, model, data.channels)
     except ValueError as error:
         name = "--eval-sets" if config.eval_max_sets is None else "--eval-max-sets"
         raise ValueError(f"{name}: {error}") from error
@@ -147,9 +155,8 @@ def validator(
         loader: Normalised batches with all channels, prepared; None without validation images.
         channels: What the planes are.
     """
-    sets = [
-        plan for plan in spread(plan_sets(channels, seed=config.seed), max(2, config.val_max_sets))
-    ][: max(1, config.val_max_sets)]
+    count = max(1, config.val_max_sets)
+    sets = spread(plan_sets(channels, seed=config.seed), max(2, count))[:count]
 
     def validate(model: nn.Module) -> Validation:
         if loader is None:
@@ -186,15 +193,16 @@ def evaluate(
         data.channels,
         modes=config.eval_modes or (_trained_mode(config, model, data.channels),),
         orders=config.eval_orders,
-        sets=_plan(config, data.channels),
+        sets=_plan(config, model, data.channels),
         statistics=set_statistics(config, model, data),
         **common,
     )
     bad = {one.name: one.num_not_finite for one in sets if one.num_not_finite}
     if bad and accelerator.is_main_process:
         logger.warning(_not_finite(bad))
+    errors: tuple[float | None, ...] = (None,) * len(sets)
     if baseline is None:
-        return Evaluated(name, sets, None)
+        return Evaluated(name, sets, None, errors)
     own = dataclasses.replace(
         config, img_size=baseline.saved.img_size, crop_pct=baseline.saved.crop_pct
     )
@@ -213,7 +221,7 @@ def evaluate(
     )
     if not np.array_equal(theirs[0].references, sets[0].references):
         raise ValueError(f"The images of --baseline {config.baseline} have other labels.")
-    return Evaluated(name, sets, theirs)
+    return Evaluated(name, sets, theirs, errors)
 
 
 def _not_finite(counts: Mapping[str, int]) -> str:
@@ -244,10 +252,8 @@ def set_statistics(
     count = min(config.eval_statistics, len(data.train))
     chosen = seeded_rng("set statistics", config.seed).sample(range(len(data.train)), count)
     images = data.train.take(sorted(chosen))
-    plan = _plan(config, data.channels)
-    sets = plan_sets(data.channels, seed=config.seed) if isinstance(plan, str) else plan
     found = {}
-    for one in sets:
+    for one in _plan(config, model, data.channels):
         for mode in config.eval_modes or (_trained_mode(config, model, data.channels),):
             told = data.channels.take(one.indices) if mode == "named" else ANONYMOUS
             batches = _planes(config, images, data, model, one.indices)
