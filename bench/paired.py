@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from timm_varchan import ChannelSet
 from timm_varchan.evaluation import (
@@ -20,7 +21,12 @@ Results = dict[tuple[tuple[int, ...], str, str], SetResult]
 
 
 def exact_paired(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]:
-    """Accuracy of a minus accuracy of b: `paired_difference` with the counts it is made of.
+    """Accuracy of a minus accuracy of b, with the exact conditional interval and test.
+
+    Given n images that only one of the two has right, the number that only a has is binomial; its
+    Clopper-Pearson interval [l, u] makes the interval n (2l - 1) / N to n (2u - 1) / N of the
+    difference. The test is the exact one of McNemar, and agrees with it. Where the two never
+    differ, the interval is the exact one of how often they could.
 
     Args:
         correct_a: Whether a was right, one value an image.
@@ -29,9 +35,20 @@ def exact_paired(correct_a: np.ndarray, correct_b: np.ndarray) -> dict[str, Any]
     Returns:
         `difference`, `low`, `high`, `p`, `only_a`, `only_b`, `num_images`.
     """
+    result = paired_difference(correct_a, correct_b)
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    counts = {"only_a": int((a & ~b).sum()), "only_b": int((b & ~a).sum()), "num_images": len(a)}
-    return {**paired_difference(a, b)._asdict(), **counts}
+    only_a, only_b, total = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    discordant = only_a + only_b
+    if discordant:
+        bounds = stats.binomtest(only_a, discordant).proportion_ci(method="exact")
+        low, high = (discordant * (2 * share - 1) / total for share in bounds)
+    else:
+        high = stats.binomtest(0, total).proportion_ci(method="exact").high
+        low = -high
+    return {
+        "difference": result.difference, "low": float(low), "high": float(high), "p": result.p,
+        "only_a": only_a, "only_b": only_b, "num_images": total,
+    }  # fmt: skip
 
 
 def share(events: np.ndarray) -> dict[str, float]:

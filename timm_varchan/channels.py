@@ -275,9 +275,7 @@ class ChannelSet:
         correlation = self.correlation and tuple(
             tuple(self.correlation[i][j] for j in chosen) for i in chosen
         )
-        return ChannelSet(
-            tuple(self.channels[i] for i in chosen), correlation, self.value_scale
-        )
+        return ChannelSet(tuple(self.channels[i] for i in chosen), correlation, self.value_scale)
 
     def index(self, other: ChannelSetLike) -> tuple[int, ...]:
         """Positions in this set of another set's channels, in the other's order.

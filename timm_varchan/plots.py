@@ -198,10 +198,11 @@ def _draw_sizes(
     """Mean, worst and best of the sets of each size; every set; the names that people know."""
     summaries = sorted(summarise_sizes(results), key=lambda summary: summary.size)
     sizes = [summary.size for summary in summaries]
-    axes.fill_between(
-        sizes, [100 * s.worst for s in summaries], [100 * s.best for s in summaries],
-        color=colour, alpha=0.15, linewidth=0,
-        label=f"{label}: worst to best set" if dots else None,
+    ranged = [summary for summary in summaries if summary.num_sets > 1]
+    axes.bar(
+        [s.size for s in ranged], [100 * (s.best - s.worst) for s in ranged], 0.9,
+        bottom=[100 * s.worst for s in ranged], color=colour, alpha=0.18,
+        label=f"{label}: worst to best set",
     )  # fmt: skip
     axes.plot(
         sizes, [100 * s.mean for s in summaries], "o-" if dots else "s--", color=colour,
@@ -248,11 +249,9 @@ def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") 
     left.set_xlabel("lost without it (points)")
     right.set_xlabel("accuracy of it alone (%)")
     right.set_xlim(0, 100)
-    right.axvline(
-        100 * main_series(results)[0].metrics["accuracy"].value, color="black", linestyle=":"
-    )
-    right.annotate("all", (100 * main_series(results)[0].metrics["accuracy"].value, -0.4),
-                   (-3, 0), textcoords="offset points", ha="right", va="center", fontsize=9)  # fmt: skip
+    everything = 100 * main_series(results)[0].metrics["accuracy"].value
+    right.axvline(everything, color="black", linestyle=":", label="all channels")
+    right.legend(loc="lower right", fontsize=8)
     left.set_yticks(range(len(bands)), [_short(band.name) for band in bands])
     left.invert_yaxis()
     if title:

@@ -64,7 +64,8 @@ PRODUCTS: Mapping[str, Product] = {
     "eurosat": Product(
         (*_TO_B08, "B09", "B10", "B11", "B12", "B8A"),
         "EuroSAT, 13 bands: B8A is the last plane",
-        "Helber et al., arXiv:1709.00029; order measured on the files: the last plane correlates 0.997 with B07",
+        "Helber et al., arXiv:1709.00029; order: in the files the last plane correlates 0.997 "
+        "with B07",
     ),
     "sentinel2-l1c": Product(
         (*_TO_B08, "B8A", "B09", "B10", "B11", "B12"),

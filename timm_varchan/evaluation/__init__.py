@@ -23,7 +23,14 @@ from timm_varchan.evaluation.metrics import (
     paired_difference,
     wilson_interval,
 )
-from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, parse_sets, plan_sets, set_label, spread
+from timm_varchan.evaluation.sets import (
+    DEFAULT_BUDGET,
+    PlannedSet,
+    parse_sets,
+    plan_sets,
+    set_label,
+    spread,
+)
 from timm_varchan.evaluation.summary import (
     Band,
     Robustness,

@@ -168,8 +168,8 @@ class Validation(NamedTuple):
 
     loss: float = math.nan
     accuracy: float = math.nan
-    sets: Mapping[str, float] = {}  # noqa: RUF012 - never written to
-    num_not_finite: Mapping[str, int] = {}  # noqa: RUF012
+    sets: Mapping[str, float] = {}
+    num_not_finite: Mapping[str, int] = {}
 
 
 def has_stems(model: nn.Module) -> bool:

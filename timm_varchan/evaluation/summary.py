@@ -143,12 +143,16 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
             Band(
                 name=alone.channels if alone else _left_out(full, place),
                 index=place,
-                loss_without=without and paired_difference(full.correct, without.correct),
-                alone=alone and alone.metrics["accuracy"],
-                loss_alone=alone and paired_difference(full.correct, alone.correct),
+                loss_without=_loss(full, without),
+                alone=None if alone is None else alone.metrics["accuracy"],
+                loss_alone=_loss(full, alone),
             )
         )
     return sorted(bands, key=_worth, reverse=True)
+
+
+def _loss(full: SetResult, other: SetResult | None) -> Difference | None:
+    return None if other is None else paired_difference(full.correct, other.correct)
 
 
 def _left_out(full: SetResult, place: int) -> str:

@@ -177,10 +177,9 @@ class TrainConfig:
                 f"--batch-size is {self.batch_size}; --mixup and --cutmix mix pairs, so it must be "
                 f"even."
             )
-        if self.eval_max_sets is not None and self.eval_sets != "default":
-            raise ValueError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
         self._check_push()
         self._check_streaming()
+        self._check_sets()
         for field in dataclasses.fields(self):
             self._check_choice(field)
 
@@ -203,6 +202,10 @@ class TrainConfig:
         given = value if isinstance(value, tuple) else (value,)
         if choices is not None and value is not None and not set(given) <= set(choices):
             raise ValueError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
+
+    def _check_sets(self) -> None:
+        if self.eval_max_sets is not None and self.eval_sets != "default":
+            raise ValueError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
 
     @property
     def pixels(self) -> int:

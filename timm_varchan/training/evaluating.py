@@ -162,9 +162,7 @@ def validator(
         if loader is None:
             return Validation()
         mode = _trained_mode(config, model, channels)
-        found = validate_channel_sets(
-            model, loader, channels, sets, mode, accelerator=accelerator
-        )
+        found = validate_channel_sets(model, loader, channels, sets, mode, accelerator=accelerator)
         if found.num_not_finite:
             logger.warning(_not_finite(found.num_not_finite))
         return found

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from timm_varchan.data import ImageData
 from timm_varchan.channels import read_channels
+from timm_varchan.data import ImageData
 from timm_varchan.evaluation import Evaluation
 from timm_varchan.hub import SavedModel, load, save
 from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
@@ -195,9 +195,7 @@ def _write(
             evaluated.sets, path / "channel_sets.png", title, baseline=evaluated.baseline
         )
     )
-    files.append(
-        plot_confusion(evaluated.sets[0], data.class_names, path / "confusion.png", title)
-    )
+    files.append(plot_confusion(evaluated.sets[0], data.class_names, path / "confusion.png", title))
     if results["evaluation"]["bands"]:
         files.append(plot_bands(evaluated.sets, path / "bands.png", title))
     if results["training"] is not None:
