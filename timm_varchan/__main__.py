@@ -110,8 +110,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         name: getattr(args, name)
         for name in (
             "dataset", "channels", "img_size", "value_scale", "image_column", "label_column",
-            "train_split", "validation_split", "test_split", "limit", "skip_corrupt", "eval_sets", "missing", "baseline", "eval_batch_size",
-            "workers",
+            "train_split", "validation_split", "test_split", "limit", "skip_corrupt", "eval_sets",
+            "missing", "baseline", "eval_batch_size", "workers",
         )
     }  # fmt: skip
     with ExitStack() as stack:

@@ -72,10 +72,12 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     if not history:
         raise ValueError("There are no epochs to draw.")
     sets = list(history[-1].get("eval_sets", ()))
-    figure = _figure(13.5 if len(sets) > 1 else 9, 3.6)
+    sets = sets if len(sets) > 1 else []
+    figure = _figure(7.2, 6.4 if sets else 3.2)
+    grid = figure.add_gridspec(2 if sets else 1, 2)
+    panels = [figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])]
     epochs = [entry["epoch"] + 1 for entry in history]
-    panels = figure.subplots(1, 3 if len(sets) > 1 else 2)
-    for axes, what in zip(panels, ("loss", "accuracy"), strict=False):
+    for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
         for colour, (key, label) in zip(
             COLOURS, (("train", "training"), ("eval", "validation")), strict=False
         ):
@@ -83,18 +85,22 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             values = [factor * entry[f"{key}_{what}"] for entry in history]
             axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
         axes.set_ylabel("accuracy (%)" if what == "accuracy" else "cross entropy")
-    for number, name in enumerate(sets if len(sets) > 1 else ()):
+        axes.legend()
+    if sets:
+        panels.append(figure.add_subplot(grid[1, :]))
+        panels[2].set_ylabel("validation accuracy (%)")
+    for number, name in enumerate(sets):
         colour, style = COLOURS[number % len(COLOURS)], _STYLES[number // len(COLOURS) % 3]
         values = [100 * entry["eval_sets"][name] for entry in history]
         panels[2].plot(
             epochs, values, style, color=colour, label=_short(name), marker="o", markersize=3
         )
-        panels[2].set_ylabel("validation accuracy by channels (%)")
+    if sets:
+        panels[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="channels")
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
     figure.savefig(path, dpi=150)
     return Path(path)
 
@@ -208,6 +214,8 @@ def _draw_sizes(
         sizes, [100 * s.mean for s in summaries], "o-" if dots else "s--", color=colour,
         markersize=4, label=f"{label}: mean",
     )  # fmt: skip
+    means, last = {s.size: 100 * s.mean for s in summaries}, sizes[-1]
+    axes.set_xlim(0.4, last + 0.6)
     for result in results if dots else ():
         known = result.kind in ("natural", "asked")
         accuracy = 100 * result.metrics["accuracy"].value
@@ -216,9 +224,12 @@ def _draw_sizes(
             markersize=5 if known else 3, alpha=1 if known else 0.5,
         )  # fmt: skip
         if known:
+            above = accuracy >= means[result.size]
             axes.annotate(
-                _short(result.name), (result.size, accuracy), (6, -3), fontsize=9,
-                textcoords="offset points", va="top",
+                _short(result.name), (result.size, accuracy), (0, 7 if above else -7), fontsize=9,
+                textcoords="offset points", va="bottom" if above else "top",
+                ha="left" if result.size < last / 3 else "right" if result.size > 2 * last / 3
+                else "center",
             )  # fmt: skip
 
 

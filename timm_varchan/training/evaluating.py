@@ -29,6 +29,7 @@ from timm_varchan.evaluation import (
 )
 from timm_varchan.hub import SavedModel, load
 from timm_varchan.models import channel_statistics
+from timm_varchan.training.building import architecture
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
 
@@ -51,12 +52,14 @@ class Evaluated(NamedTuple):
         split: Its name.
         sets: The results of the channel sets.
         baseline: The baseline's, None without one.
+        baseline_name: Its architecture.
         expected_errors: Of each result what the measured correlation foretells, or None.
     """
 
     split: str
     sets: Evaluation
     baseline: Evaluation | None
+    baseline_name: str | None
     expected_errors: tuple[float | None, ...]
 
 
@@ -200,7 +203,7 @@ def evaluate(
         logger.warning(_not_finite(bad))
     errors: tuple[float | None, ...] = (None,) * len(sets)
     if baseline is None:
-        return Evaluated(name, sets, None, errors)
+        return Evaluated(name, sets, None, None, errors)
     own = dataclasses.replace(
         config, img_size=baseline.saved.img_size, crop_pct=baseline.saved.crop_pct
     )
@@ -219,7 +222,7 @@ def evaluate(
     )
     if not np.array_equal(theirs[0].references, sets[0].references):
         raise ValueError(f"The images of --baseline {config.baseline} have other labels.")
-    return Evaluated(name, sets, theirs, errors)
+    return Evaluated(name, sets, theirs, architecture(baseline.saved.model), errors)
 
 
 def _not_finite(counts: Mapping[str, int]) -> str:

@@ -121,7 +121,7 @@ def build_results(
             "seconds": seconds,
             "planned": config.planned_sets,
             **_evaluation_entry(evaluated, len(data.class_names)),
-            "baseline": _baseline_entry(config, evaluated),
+            "baseline": _baseline_entry(evaluated),
         },
         "machine": {
             "platform": platform.platform(),
@@ -174,13 +174,13 @@ def _set_entries(
     return entries
 
 
-def _baseline_entry(config: TrainConfig, evaluated: Evaluated) -> dict[str, Any] | None:
+def _baseline_entry(evaluated: Evaluated) -> dict[str, Any] | None:
     """What the baseline's own sets come to."""
     if evaluated.baseline is None:
         return None
     score = robustness(evaluated.baseline)
     return {
-        "name": Path(str(config.baseline)).name,
+        "name": evaluated.baseline_name,
         "sizes": [dataclasses.asdict(s) for s in summarise_sizes(evaluated.baseline)],
         "robustness": None if score is None else score.to_json(),
     }
@@ -254,19 +254,33 @@ def _shown(sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def metrics_table(evaluation: Mapping[str, Any]) -> str:
     """The four metrics in per cent with their intervals, and what is lost against all channels."""
     sets, baseline = evaluation["sets"], evaluation["baseline"]
-    several = len({(s["mode"], s["order"]) for s in sets}) > 1
-    extra = [f"minus {baseline['name']}"] if baseline else []
+    foretell = any(s["expected_error"] is not None for s in sets)
+    extra = ["expected error"] if foretell else []
+    extra += ["minus baseline"] if baseline else []
     rows = [
         [
-            s["name"] + (f", {s['mode']}, {s['order']}" if several else ""),
+            _row_name(s, sets),
             *(_percent(s[name]) for name in METRICS),
             _points(s["loss"]),
+            *([_error(s["expected_error"])] if foretell else []),
             *([_points((s["baseline"] or {}).get("difference"))] if baseline else []),
         ]
         for s in _shown(sets)
     ]
     head = ["channels", "accuracy", "precision", "recall", "f1", "lost against all", *extra]
     return _markdown(head, rows)
+
+
+def _row_name(one: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
+    """The set, with what tells it from other rows of the same set."""
+    parts = [one["name"]]
+    parts += [one["mode"]] if len({s["mode"] for s in sets}) > 1 else []
+    parts += [one["order"]] if one["order"] != sets[0]["order"] else []
+    return ", ".join(parts)
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def bands_table(bands: Sequence[Mapping[str, Any]]) -> str:
@@ -319,12 +333,17 @@ def markdown_report(results: Mapping[str, Any]) -> str:
         results: The content of `results.json`.
     """
     data, evaluation, machine = results["data"], results["evaluation"], results["machine"]
-    train, seen = data["num_images"]["train"], data["num_images"]["evaluated"]
+    seen, training = data["num_images"]["evaluated"], results["training"]
+    trained = ""
+    if training is not None:
+        trained = (
+            f"; {data['num_images']['train']} training images, {training['epochs']} epochs, "
+            f"channels trained with `{results['config']['channel_aug']}`, seed "
+            f"{results['config']['seed']}"
+        )
     parts = [
         f"# {results['model']['name']} on {Path(data['name']).name}",
-        f"Per cent with 95 % intervals on {seen} images ({evaluation['split']}); {train} training "
-        f"images, {results['training']['epochs'] if results['training'] else 0} epochs, channels "
-        f"trained with `{results['config']['channel_aug']}`, seed {results['config']['seed']}, on "
+        f"Per cent with 95 % intervals on {seen} images ({evaluation['split']}){trained}; "
         f"{machine['num_processes']} x {machine['device']}.\nIntervals cover the choice of images, "
         f"not of seeds; differences are paired, on the same images.",
         metrics_table(evaluation),
@@ -350,6 +369,10 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
             f"- **Logits that are not finite** (counted as wrong) in {len(bad)} sets, images: "
             f"{named}."
         )
+    if evaluation["baseline"]:
+        other = evaluation["baseline"]["robustness"]
+        said = f", robustness {100 * other['uniform_mean']:.1f}" if other else ""
+        notes.append(f"- Baseline: {evaluation['baseline']['name']}{said}.")
     score = evaluation["robustness"]
     if score is not None:
         worst = score["worst_loss"]
