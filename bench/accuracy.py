@@ -187,7 +187,7 @@ def compare(
         evaluated = evaluate_channel_sets(
             entrant.saved.model, batches(entrant), entrant.channels,
             num_classes=entrant.saved.model.num_classes, modes=entrant.modes, orders=ORDERS,
-            max_sets=args.max_sets, seed=args.seed,
+            sets=args.max_sets, seed=args.seed,
         )  # fmt: skip
         own = results[entrant.name] = by_view(evaluated)
         models.append({

@@ -283,8 +283,13 @@ class _Predictor:
         return [MODES[view.mode](target, x, view, positions)]
 
 
+def _stack_size(device: torch.device) -> int:
+    """Images of several sets in one forward pass: on a CPU a larger batch is not faster."""
+    return 0 if device.type == "cpu" else STACKED_IMAGES
+
+
 class _Predictions(NamedTuple):
-    """Predicted classes `(N, views)`, true classes `(N,)`, cross entropy of the first view."""
+    """Predicted classes `(N, views)`, true classes and losses of the first view `(N,)`."""
 
     classes: np.ndarray
     references: np.ndarray
@@ -306,24 +311,25 @@ def _predict(
     *,
     accelerator: Accelerator | None = None,
     statistics: Statistics | None = None,
-    autocast: bool = False,
+    validating: bool = False,
     check_order: bool = False,
     progress: str | None = None,
 ) -> _Predictions:
-    """Predict every view, with every batch loaded once; the same on every process."""
+    """Predict every view, with every batch loaded once; the same on every process.
+
+    Validating, it also gives the losses, and the forward passes are in the precision of training.
+    """
     rank, num_ranks = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     )
     device = next(model.parameters()).device
-    precision = accelerator.autocast if accelerator and autocast else nullcontext
+    precision = accelerator.autocast if accelerator and validating else nullcontext
     tables: list[Tensor] = []
     losses: list[Tensor] = []
     checked: OrderCheck | None = None
     batch_size = 0
     with _as_it_was(model), _bar(loader, views, progress) as bar:
-        predictor = _Predictor(
-            model, views, statistics or {}, STACKED_IMAGES if device.type == "cuda" else 0
-        )
+        predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
         for number, (x, labels) in enumerate(loader):
             batch_size = batch_size or len(x)
             start = (number * num_ranks + rank) * batch_size
@@ -333,7 +339,9 @@ def _predict(
                 if check_order and not number:
                     checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
             table = torch.stack([*map(_classes, logits), labels], dim=1)
-            loss = F.cross_entropy(logits[0].float(), labels, reduction="none")
+            loss = torch.zeros(len(x), device=device)
+            if validating:
+                loss = F.cross_entropy(logits[0].float(), labels, reduction="none")
             if accelerator is not None:
                 table, loss = accelerator.gather_for_metrics((table, loss))
             tables.append(table.cpu())
@@ -420,7 +428,7 @@ def validate_channel_sets(
         ValueError: No images.
     """
     views = [SetView(channels, one.indices, mode, "in order") for one in sets]
-    found = _predict(model, loader, views, accelerator=accelerator, autocast=True)
+    found = _predict(model, loader, views, accelerator=accelerator, validating=True)
     right = (found.classes == found.references[:, None]).mean(0)
     missing = (found.classes == NO_CLASS).sum(0)
     finite = found.losses[found.classes[:, 0] != NO_CLASS]
