@@ -28,6 +28,7 @@ from timm_varchan.data import (
     stream_data,
     train_transform,
 )
+from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import SavedModel
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
@@ -107,6 +108,7 @@ def load_run_data(
     channels = None if config.channels is None else read_channels(config.channels)
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
+        _check_order(saved, channels)
     common: dict[str, Any] = {
         "channels": channels,
         "image_column": config.image_column,
@@ -134,6 +136,17 @@ def load_run_data(
             f"Evaluate on the data that it was trained for."
         )
     return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
+
+
+def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
+    """Refuse other planes than those of a model that cannot be told what it gets."""
+    own = [(c.name, c.wavelength_nm) for c in saved.channels]
+    given = [(c.name, c.wavelength_nm) for c in channels]
+    if not has_stems(saved.model) and not saved.channels.is_anonymous and own != given:
+        raise ValueError(
+            f"The model has no stem and takes {saved.channels} in this order, but the data are "
+            f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
+        )
 
 
 def _with_statistics(
