@@ -66,7 +66,7 @@ def test_thirteen_channels_fit_a_page(trained):
         text = (outcome.folder / "results.md").read_text()
         assert text == markdown_report(outcome.results)
         assert len(text.splitlines()) <= 60
-        for part in ("all 13", "RGB+NIR", "Landsat bands", "| B8A", "Robustness", "1 of 1,716"):
+        for part in ("all 13", "RGB+NIR", "Landsat-bands", "| B8A", "Robustness", "1 of 1,716"):
             assert part in text, part
         assert outcome.results["evaluation"]["num_passes"] <= 40
     assert "all 13, shuffled" in (trained["plain"].folder / "results.md").read_text()

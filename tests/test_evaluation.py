@@ -186,7 +186,7 @@ def test_natural_sets_and_names_of_sets():
     named = {one.name: one for one in plan_sets(EUROSAT)}
     assert EUROSAT.take(named["RGB"].indices).names == ("B02", "B03", "B04")
     assert EUROSAT.take(named["RGB+NIR"].indices).names == ("B02", "B03", "B04", "B08")
-    assert set(EUROSAT.take(named["Landsat bands"].indices).names) == {
+    assert set(EUROSAT.take(named["Landsat-bands"].indices).names) == {
         "B01", "B02", "B03", "B04", "B8A", "B11", "B12"
     }  # fmt: skip
     assert named["without B10"].indices == tuple(i for i in range(13) if i != 9)

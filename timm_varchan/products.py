@@ -150,7 +150,7 @@ _ROLES = {
 _NATURAL = {
     "RGB": ("red", "green", "blue"),
     "RGB+NIR": ("red", "green", "blue", "nir"),
-    "Landsat bands": ("coastal", "blue", "green", "red", "narrow nir", "swir1", "swir2"),
+    "Landsat-bands": ("coastal", "blue", "green", "red", "narrow nir", "swir1", "swir2"),
 }
 
 

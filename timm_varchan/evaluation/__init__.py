@@ -10,6 +10,7 @@ from timm_varchan.evaluation.channel_sets import (
     evaluate_channel_sets,
     has_stems,
     predict_channel_sets,
+    predicted_classes,
     validate_channel_sets,
 )
 from timm_varchan.evaluation.metrics import (
@@ -75,6 +76,7 @@ __all__ = [
     "parse_sets",
     "plan_sets",
     "predict_channel_sets",
+    "predicted_classes",
     "rank_bands",
     "robustness",
     "set_label",

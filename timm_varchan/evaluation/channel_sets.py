@@ -32,6 +32,7 @@ __all__ = [
     "evaluate_channel_sets",
     "has_stems",
     "predict_channel_sets",
+    "predicted_classes",
     "validate_channel_sets",
 ]
 
@@ -42,7 +43,7 @@ Loader = Iterable[tuple[Tensor, Tensor]]
 #: All subsets of so many channels are also evaluated shuffled, of a model of a fixed count.
 _FEW_CHANNELS = 3
 #: Images that one forward pass on an accelerator may take, over several sets of a batch.
-STACKED_IMAGES = 2048
+STACKED_IMAGES = 1024
 #: Images of the first batch that the equality of all orders is checked on.
 _CHECKED_IMAGES = 16
 #: Largest difference between orders, relative to the largest logit, that counts as rounding.
@@ -241,7 +242,7 @@ class _Predictor:
         self.keys = [(v.indices, v.mode, v.order if len(v.indices) > 1 else "any") for v in views]
         self.views = dict(zip(self.keys, views, strict=True))
 
-    def __call__(self, x: Tensor, positions: range, bar: Any) -> list[Tensor]:
+    def __call__(self, x: Tensor, positions: range, bar: Any, share_of_data: float) -> list[Tensor]:
         """The logits `(B, classes)` of each view."""
         done: dict[Any, Tensor] = {}
         waiting = list(self.views)
@@ -257,7 +258,7 @@ class _Predictor:
                 continue
             done |= zip(group, logits, strict=True)
             waiting = waiting[len(group) :]
-            bar.update(len(group))
+            bar.update(len(group) * share_of_data)
         return [done[key] for key in self.keys]
 
     def _group(self, waiting: Sequence[Any], batch: int) -> list[Any]:
@@ -298,8 +299,8 @@ class _Predictions(NamedTuple):
     order_check: OrderCheck | None
 
 
-def _classes(logits: Tensor) -> Tensor:
-    """The predicted classes `(B,)`, `NO_CLASS` where a logit is not finite."""
+def predicted_classes(logits: Tensor) -> Tensor:
+    """The predicted classes `(B,)` of logits `(B, classes)`, `NO_CLASS` where one is not finite."""
     return logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), NO_CLASS)
 
 
@@ -328,6 +329,7 @@ def _predict(
     losses: list[Tensor] = []
     checked: OrderCheck | None = None
     batch_size = 0
+    part = 1 / len(loader) if isinstance(loader, Sized) and len(loader) else 1.0
     with _as_it_was(model), _bar(loader, views, progress) as bar:
         predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
         for number, (x, labels) in enumerate(loader):
@@ -335,10 +337,10 @@ def _predict(
             start = (number * num_ranks + rank) * batch_size
             x, labels = x.to(device), labels.to(device)
             with precision():
-                logits = predictor(x, range(start, start + len(x)), bar)
+                logits = predictor(x, range(start, start + len(x)), bar, part)
                 if check_order and not number:
                     checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
-            table = torch.stack([*map(_classes, logits), labels], dim=1)
+            table = torch.stack([*map(predicted_classes, logits), labels], dim=1)
             loss = torch.zeros(len(x), device=device)
             if validating:
                 loss = F.cross_entropy(logits[0].float(), labels, reduction="none")
@@ -355,9 +357,12 @@ def _predict(
 
 
 def _bar(loader: Loader, views: Sequence[SetView], progress: str | None) -> Any:
-    """A bar of the sets done over all batches; None hides it."""
-    total = len(views) * len(loader) if isinstance(loader, Sized) else None
-    return tqdm(total=total, desc=progress, unit="set", disable=progress is None, leave=False)
+    """A bar of the sets done; each batch does a part of every set. None hides it."""
+    total = len(views) if isinstance(loader, Sized) else None
+    return tqdm(
+        total=total, desc=progress, disable=progress is None, leave=False,
+        bar_format="{desc}: {n:.0f}/{total} [{bar}] {elapsed}, {remaining} left",
+    )  # fmt: skip
 
 
 def _check_order(model: nn.Module, x: Tensor, view: SetView) -> OrderCheck:
