@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
 from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
-from timm_varchan.models import set_channels, share, stems
+from timm_varchan.models import has_stems, set_channels, share, stems
 from timm_varchan.views import MODES, ORDERS, SetView
 
 __all__ = [
@@ -173,14 +173,6 @@ class Validation(NamedTuple):
     num_not_finite: Mapping[str, int] = {}
 
 
-def has_stems(model: nn.Module) -> bool:
-    """Whether a model takes any number of channels."""
-    try:
-        return bool(stems(model))
-    except ValueError:
-        return False
-
-
 def default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
     """How a model meets these channels: as it was told last, which is how training left it."""
     if not has_stems(model):
@@ -206,18 +198,14 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
 def _stacked(
     model: nn.Module, x: Tensor, views: Sequence[SetView], positions: range
 ) -> list[Tensor]:
-    """The logits of several views of a batch from one forward pass: a mixed batch."""
-    longest = max(len(view.indices) for view in views)
-    planes, told = [], list[ChannelSet]()
-    for view in views:
-        named = view.mode == "named"
-        order = view.reordered()
-        one = x[:, order] if named else view.planes(x, positions)
-        planes.append(F.pad(one, (0, 0, 0, 0, 0, longest - one.shape[1])))
-        own = view.channels.take(order) if named else ChannelSet.anonymous(len(order))
-        told += [own] * len(x)
-    set_channels(model, told)
-    return list(model(torch.cat(planes)).split(len(x)))
+    """The logits of several views of a batch, in order, from one forward pass."""
+    channels = views[0].channels
+    present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
+    for row, view in enumerate(views):
+        present[row, list(view.indices)] = True
+    told = channels if views[0].mode == "named" else ChannelSet.anonymous(len(channels))
+    set_channels(model, told, present=present.repeat_interleave(len(x), 0))
+    return list(model(x.repeat(len(views), 1, 1, 1)).split(len(x)))
 
 
 class _Predictor:
@@ -264,12 +252,13 @@ class _Predictor:
     def _group(self, waiting: Sequence[Any], batch: int) -> list[Any]:
         """The first views that one forward pass can take."""
         first = self.views[waiting[0]]
-        most = max(1, self.stacked // batch) if first.mode in ("named", "anonymous") else 1
+        stackable = first.mode in ("named", "anonymous") and first.order == "in order"
+        most = max(1, self.stacked // batch) if stackable else 1
         group: list[Any] = []
         for key in waiting[:most]:
             view = self.views[key]
             alone = (view.indices, view.mode) in self.own
-            if group and (alone or view.mode != first.mode):
+            if group and (alone or (view.mode, view.order) != (first.mode, first.order)):
                 break
             group.append(key)
             if alone:

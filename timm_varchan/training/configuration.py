@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from timm_varchan.evaluation import MODES, ORDERS
-from timm_varchan.training.channel_draws import CHANNEL_AUGS
+from timm_varchan.views import CHANNEL_AUGS
 
 __all__ = ["GROUPS", "TrainConfig", "flag"]
 
@@ -89,6 +89,9 @@ class TrainConfig:
     channel_aug: str = _augmentation(
         "hcs-sample", "what is done to a batch's channels", CHANNEL_AUGS
     )
+    full_share: float | None = _augmentation(
+        None, "share of images with all channels under hcs; 0.5 from five channels on, else 0"
+    )
 
     model: str = _model("dwg_test_resnet", "a timm model, its twin 'dwg_...', or local-dir:FOLDER")
     model_kwargs: dict[str, Any] = _model({}, "further arguments of timm.create_model")  # noqa: RUF009
@@ -99,6 +102,9 @@ class TrainConfig:
     )
     train_only: str = _model(
         "all", "'head' or 'stem': all else stays as it is", ("all", "head", "stem")
+    )
+    virtual_channels: str | None = _model(
+        None, "what the kernels of a new twin are for; RGB, or RGB and bands spread over the rest"
     )
     drop_path: float = _model(0.0, "rate of stochastic depth, where the model has it")
 
@@ -164,7 +170,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise ValueError(f"{flag(name)} is {value}; it must be {low} or more.")
-        for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay"):
+        for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay", "full_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{flag(name)} is {value}; it must be in 0..1.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,14 +23,13 @@ from timm_varchan.evaluation import (
     Validation,
     default_modes,
     evaluate_channel_sets,
-    has_stems,
     parse_sets,
     plan_sets,
     spread,
     validate_channel_sets,
 )
 from timm_varchan.hub import SavedModel, load
-from timm_varchan.models import channel_statistics
+from timm_varchan.models import channel_statistics, expected_error, has_stems
 from timm_varchan.training.building import architecture
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
@@ -201,7 +202,7 @@ def evaluate(
     bad = {one.name: one.num_not_finite for one in sets if one.num_not_finite}
     if bad and accelerator.is_main_process:
         logger.warning(_not_finite(bad))
-    errors: tuple[float | None, ...] = (None,) * len(sets)
+    errors = _expected_errors(model, data.channels, sets)
     if baseline is None:
         return Evaluated(name, sets, None, None, errors)
     own = dataclasses.replace(
@@ -223,6 +224,20 @@ def evaluate(
     if not np.array_equal(theirs[0].references, sets[0].references):
         raise ValueError(f"The images of --baseline {config.baseline} have other labels.")
     return Evaluated(name, sets, theirs, architecture(baseline.saved.model), errors)
+
+
+def _expected_errors(
+    model: nn.Module, channels: ChannelSet, sets: Evaluation
+) -> tuple[float | None, ...]:
+    """The unexplained share of variance, mean over the virtual channels, where it is known."""
+    errors: list[float | None] = []
+    for result in sets:
+        error = math.nan
+        if result.mode == "named":
+            shares = expected_error(model, channels.take(result.indices))
+            error = statistics.fmean(shares.values())
+        errors.append(error if math.isfinite(error) else None)
+    return tuple(errors)
 
 
 def _not_finite(counts: Mapping[str, int]) -> str:

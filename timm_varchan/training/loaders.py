@@ -154,7 +154,7 @@ def _with_statistics(
 ) -> ChannelSet:
     """The data's channels with the wanted mean and deviation, their own, or the images'."""
     if wanted is not None and wanted.mean is not None and wanted.std is not None:
-        return data.channels.with_stats(wanted.mean, wanted.std)
+        return data.channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
     if data.channels.mean is not None:
         return data.channels
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)

@@ -23,8 +23,9 @@
                     for each of accuracy, precision_macro, recall_macro, f1_macro {value, low, high}
                     in 0..1 (95 %; Wilson for accuracy, bootstrap for the macro means);
                     loss: all channels minus this set on the same images {difference, low, high, p},
-                    None for all channels; expected_error: unexplained variance that the measured
-                    correlation foretells, 0..1, None where it does not; baseline: None or
+                    None for all channels; expected_error: share of the variance of the virtual channels
+                    that the set does not explain (`timm_varchan.expected_error`, their mean), None
+                    where nothing is known of it; baseline: None or
                     {accuracy, difference: this model minus the baseline};
                     sizes: one entry a size, mode and order with size, mode, order, num_sets,
                     num_possible, mean, std (between sets, not seeds), worst, worst_set, best,
@@ -390,8 +391,8 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         )
     if evaluation["foretold"] is not None:
         notes.append(
-            f"- The measured correlation foretells the loss of a set with rank correlation "
-            f"{evaluation['foretold']:.2f}."
+            f"- Expected error (variance of the virtual channels that a set does not explain) and "
+            f"loss of accuracy over all sets: rank correlation {evaluation['foretold']:.2f}."
         )
     return notes
 
