@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"{sys.argv[0]} {flags}", flush=True)
         return
     if outcome.is_main:
-        print(f"\n{markdown_report(outcome.results)}\nWritten to {outcome.folder}/")
+        print(f"\n{markdown_report(outcome.results)}\nEverything is in {outcome.folder}/")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 

@@ -451,7 +451,7 @@ def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
         eval_checkpoint="best", eval_modes=None, smoothing=0.1, clip_grad=1.0, epochs=1,
     )  # fmt: skip
     outcome = run(config)
-    assert {s.mode for s in outcome.sets} == {"named", "anonymous"}
+    assert {s.mode for s in outcome.sets} == {"anonymous"}
     saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert saved["model_args"]["channel_set"] == "anonymous"
 

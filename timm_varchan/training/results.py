@@ -23,9 +23,10 @@
                     for each of accuracy, precision_macro, recall_macro, f1_macro {value, low, high}
                     in 0..1 (95 %; Wilson for accuracy, bootstrap for the macro means);
                     loss: all channels minus this set on the same images {difference, low, high, p},
-                    None for all channels; expected_error: share of the variance of the virtual channels
-                    that the set does not explain (`timm_varchan.expected_error`, their mean), None
-                    where nothing is known of it; baseline: None or
+                    None for all channels; expected_error: share of the variance of the virtual
+                    channels that the set does not explain (the mean of what
+                    `timm_varchan.expected_error` tells), None where nothing is known of it;
+                    baseline: None or
                     {accuracy, difference: this model minus the baseline};
                     sizes: one entry a size, mode and order with size, mode, order, num_sets,
                     num_possible, mean, std (between sets, not seeds), worst, worst_set, best,
@@ -316,7 +317,7 @@ def size_table(evaluation: Mapping[str, Any]) -> str:
         for s in spread(own, MAX_ROWS)
     ]  # fmt: skip
     extra = ["baseline"] if baseline else []
-    return _markdown(["channels", "sets", "mean", "worst to best", "worst set", *extra], rows)
+    return _markdown(["number", "sets", "mean", "worst to best", "worst set", *extra], rows)
 
 
 def _series(one: Mapping[str, Any]) -> tuple[str, str]:
