@@ -18,7 +18,7 @@ ROWS = (
     {"channels"},
     {"measure"},
     {"stems"},
-    {"models"},
+    {"models", "filling"},
     {"views"},
     {"data"},
     {"complexity", "evaluation"},

@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet, register_channel
+from timm_varchan.filling import fill_missing
 from timm_varchan.folding import fold
 from timm_varchan.measure import measure_channels
 from timm_varchan.models import (
@@ -32,6 +33,7 @@ __all__ = [
     "adapt",
     "channel_statistics",
     "expected_error",
+    "fill_missing",
     "fold",
     "measure_channels",
     "register_channel",

@@ -2,7 +2,7 @@
 
 from timm_varchan.data.cached import cached
 from timm_varchan.data.channel_file import read_channels, write_channels
-from timm_varchan.data.channel_stats import channel_stats
+from timm_varchan.data.channel_stats import channel_stats, measure_split
 from timm_varchan.data.collate import collate_padded
 from timm_varchan.data.images import read_image
 from timm_varchan.data.loading import load_data
@@ -25,6 +25,7 @@ __all__ = [
     "collate_padded",
     "eval_transform",
     "load_data",
+    "measure_split",
     "read_channels",
     "read_image",
     "scale_values",

@@ -29,6 +29,8 @@ NUGGET = 0.01
 BIAS_WEIGHT = 100.0
 #: A mix is scaled up by at most the inverse of this.
 MIN_DEVIATION = 0.5
+#: The prediction of another channel is used for a virtual channel up to this sum of coefficients.
+MAX_BORROWED = 3.0
 #: Correlation of two bands, `exp(-(|ln(l1 / l2)| / RANGE) ** POWER)`, fitted to natural RGB images.
 SPECTRAL_RANGE, SPECTRAL_POWER = 0.665, 1.4
 
@@ -56,6 +58,7 @@ class _System(NamedTuple):
         correlation: `(U, U)`.
         cross: `(U, K)`, of the virtual channels with the different channels.
         usable: `(K,)`, which virtual channels it predicts.
+        borrowed: `(K,)`, which of them are another channel's prediction, for want of their own.
         offset: `(U,)`, means over deviations; None: coefficients sum to one instead.
         offset_virtual: `(K,)`, the same of the virtual channels.
         std: `(U,)`, deviations.
@@ -66,6 +69,7 @@ class _System(NamedTuple):
     correlation: Tensor
     cross: Tensor
     usable: Tensor
+    borrowed: Tensor
     offset: Tensor | None
     offset_virtual: Tensor
     std: Tensor
@@ -136,6 +140,7 @@ def _measured(
     columns = [max(i, 0) for i in virtual_ids]
     system = _System(
         member, table[rows][:, rows], table[rows][:, columns], torch.tensor(virtual_ids) >= 0,
+        torch.tensor([find_channel(v, known.channels) < 0 for v in virtual]),
         (mean / std)[rows], (mean / std)[columns], std[rows], std[columns],
     )  # fmt: skip
     return system, ids, virtual_ids
@@ -143,7 +148,8 @@ def _measured(
 
 def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
     """The system of a correlation that falls with the distance of the wavelengths."""
-    waves = channels.wavelengths_nm
+    # Bands of the same nanometre are one: hundreds of copies would outweigh the nugget.
+    waves = [nm if nm is None else round(nm) for nm in channels.wavelengths_nm]
     lengths = list(dict.fromkeys(nm for nm in waves if nm is not None))
     member, _ = _members([-1 if nm is None else lengths.index(nm) for nm in waves])
     log = torch.tensor(lengths, dtype=torch.float64).log()
@@ -157,6 +163,7 @@ def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
         correlation(log[:, None] - log),
         correlation(log[:, None] - log_virtual),
         torch.tensor([nm is not None for nm in virtual.wavelengths_nm]),
+        torch.zeros(len(virtual), dtype=torch.bool),
         None,
         torch.zeros(len(virtual)),
         torch.ones_like(log),
@@ -232,23 +239,27 @@ class Prior:
         there = (count > 0)[:, :, None]
         share = there / count.sum(1).clamp(min=1)[:, None, None]
         planes = share.expand(-1, -1, self.distance.shape[1])
-        if self.kind in ("measured", "spectral"):
-            planes = self._predict(self.spectral, planes, count)
-        if self.kind == "measured" and self.measured is not None:
-            planes = self._predict(self.measured, planes, count)
+        done = torch.tensor(self.kind not in ("measured", "spectral"))
+        systems = [self.spectral] if self.kind == "spectral" else [self.measured, self.spectral]
+        for system in systems:
+            if system is not None and not bool(done.all()):
+                predicted, possible = self._predict(system, count)
+                planes = torch.where(possible & ~done, predicted, planes)
+                done = done | possible
         distance = self.distance.masked_fill(~there, math.inf)
         nearest = distance.amin(1, keepdim=True)
         own = (distance <= nearest + 1e-6) & distance.isfinite()
         whole = own / (own * count[:, :, None]).sum(1, keepdim=True).clamp(min=1)
         return torch.where(nearest.isfinite(), whole, planes * there)
 
-    def _predict(self, system: _System, otherwise: Tensor, count: Tensor) -> Tensor:
-        """The prediction of a system where it can, else what stands there."""
+    def _predict(self, system: _System, count: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction `(B, N, K)` of a system, and where it can be used, `(B, 1, K)`."""
         mixed = system.solve(count)
         if self.scale == "matched" and system is self.measured:
             mixed = mixed / system.deviation(mixed).clamp(min=MIN_DEVIATION)
         possible = (system.counts(count) > 0).any(1)[:, None, None] & system.usable
-        return torch.where(possible, system.per_plane(mixed, count), otherwise)
+        small = mixed.abs().sum(1, keepdim=True) <= MAX_BORROWED
+        return system.per_plane(mixed, count), possible & (small | ~system.borrowed)
 
     def expected_error(self, count: Tensor) -> Tensor:
         """The share of each virtual channel's variance that the present channels do not explain.

@@ -20,10 +20,10 @@ from timm_varchan.data import (
     ImageStream,
     TransformedSplit,
     cached,
-    channel_stats,
     check_workers,
     eval_transform,
     load_data,
+    measure_split,
     read_channels,
     stream_data,
     train_transform,
@@ -158,9 +158,9 @@ def _with_statistics(
     if data.channels.mean is not None:
         return data.channels
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)
-    stats: list[Any] = [channel_stats(split) if accelerator.is_main_process else None]
-    broadcast_object_list(stats)
-    return data.channels.with_stats(*stats[0])
+    found: list[Any] = [measure_split(split) if accelerator.is_main_process else None]
+    broadcast_object_list(found)
+    return found[0][0]
 
 
 def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
