@@ -325,10 +325,10 @@ def test_memory_that_runs_out_makes_stacks_smaller(twin, monkeypatch):
     alone = evaluate_channel_sets(twin, loader, BANDS, num_classes=4)
     real = channel_sets._stacked
 
-    def small_memory(model, x, views, positions):
+    def small_memory(model, x, views):
         if len(views) > 2:
             raise torch.OutOfMemoryError
-        return real(model, x, views, positions)
+        return real(model, x, views)
 
     monkeypatch.setattr(channel_sets, "_stack_size", lambda device: 1024)
     monkeypatch.setattr(channel_sets, "_stacked", small_memory)

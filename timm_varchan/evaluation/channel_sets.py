@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
+from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
 from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
 from timm_varchan.models import has_stems, set_channels, share, stems
@@ -195,9 +195,7 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             set_channels(model, channels)
 
 
-def _stacked(
-    model: nn.Module, x: Tensor, views: Sequence[SetView], positions: range
-) -> list[Tensor]:
+def _stacked(model: nn.Module, x: Tensor, views: Sequence[SetView]) -> list[Tensor]:
     """The logits of several views of a batch, in order, from one forward pass."""
     channels = views[0].channels
     present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
@@ -267,7 +265,7 @@ class _Predictor:
 
     def _forward(self, x: Tensor, views: list[SetView], positions: range) -> list[Tensor]:
         if len(views) > 1:
-            return _stacked(self.model, x, views, positions)
+            return _stacked(self.model, x, views)
         view = views[0]
         target = self.own.get((view.indices, view.mode), self.model)
         return [MODES[view.mode](target, x, view, positions)]
@@ -355,18 +353,16 @@ def _bar(loader: Loader, views: Sequence[SetView], progress: str | None) -> Any:
 
 
 def _check_order(model: nn.Module, x: Tensor, view: SetView) -> OrderCheck:
-    """Compare the logits of some images with those of their planes in another order."""
-    rng = seeded_rng("order check", len(view.indices))
-    order = tuple(rng.sample(view.indices, len(view.indices)))
-    names = view.channels if view.mode == "named" else ANONYMOUS
-    set_channels(model, names.take(view.indices) if names.channels else names)
-    expected = model(x[:, view.indices])
-    set_channels(model, names.take(order) if names.channels else names)
-    finite = expected.isfinite().all(-1)
-    other = model(x[:, order])[finite].float()
-    expected = expected[finite].float()
-    if not len(expected):
+    """Compare the logits of some images with those of their planes in the reverse order."""
+    told = view.channels.take if view.mode == "named" else lambda order: ANONYMOUS
+    answers = []
+    for order in (view.indices, view.indices[::-1]):
+        set_channels(model, told(order))
+        answers.append(model(x[:, order]).float())
+    finite = answers[0].isfinite().all(-1)
+    if not finite.any():
         return OrderCheck(0, 0.0, 0.0)
+    expected, other = (answer[finite] for answer in answers)
     gap = (other - expected).abs().max().nan_to_num(math.inf)
     return OrderCheck(len(expected), float(gap), float(expected.abs().max()))
 

@@ -132,9 +132,7 @@ def load_baseline(
     theirs = load_run_data(own, accelerator, saved)
     ours = data.channels
     named = not ours.is_anonymous and not theirs.channels.is_anonymous
-    same = [(c.name, c.wavelength_nm) for c in ours] == [
-        (c.name, c.wavelength_nm) for c in theirs.channels
-    ]
+    same = [c.identity for c in ours] == [c.identity for c in theirs.channels]
     if len(ours) != len(theirs.channels) or (named and not same):
         raise ValueError(
             f"--baseline {config.baseline} takes {theirs.channels}, the data are {ours}. Compare "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from timm_varchan.data import (
 )
 from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import SavedModel
+from timm_varchan.products import products_with
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
 
@@ -41,6 +43,8 @@ __all__ = [
     "load_run_data",
     "train_loader",
 ]
+
+logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -135,14 +139,16 @@ def load_run_data(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
             f"Evaluate on the data that it was trained for."
         )
+    known = products_with(len(data.channels))
+    if config.channels is None and data.channels.is_anonymous and known:
+        logger.warning("The planes have no names. %s; name one with --channels.", known)
     return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
 
 
 def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
     """Refuse other planes than those of a model that cannot be told what it gets."""
-    own = [(c.name, c.wavelength_nm) for c in saved.channels]
-    given = [(c.name, c.wavelength_nm) for c in channels]
-    if not has_stems(saved.model) and not saved.channels.is_anonymous and own != given:
+    same = [c.identity for c in saved.channels] == [c.identity for c in channels]
+    if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
         raise ValueError(
             f"The model has no stem and takes {saved.channels} in this order, but the data are "
             f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
