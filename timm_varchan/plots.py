@@ -108,7 +108,8 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
 def _short(name: str) -> str:
     """A name that fits a legend."""
     parts = name.split("+")
-    return name if len(name) <= 20 else f"{len(parts)}: {parts[0]}+...+{parts[-1]}"
+    few = len(parts) <= 3 or len(name) <= 20
+    return name if few else f"{len(parts)}: {parts[0]}+...+{parts[-1]}"
 
 
 def plot_channel_sets(

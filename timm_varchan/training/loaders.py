@@ -140,7 +140,8 @@ def load_run_data(
             f"Evaluate on the data that it was trained for."
         )
     known = products_with(len(data.channels))
-    if config.channels is None and data.channels.is_anonymous and known:
+    unnamed = config.channels is None and data.channels.is_anonymous
+    if unnamed and known and accelerator.is_main_process:
         logger.warning("The planes have no names. %s; name one with --channels.", known)
     return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
 
