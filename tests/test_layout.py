@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = (
     {"version"},
     {"bands"},
-    {"errors", "channels", "products"},
+    {"errors", "products"},
+    {"channels"},
     {"measure"},
     {"stems"},
     {"models", "filling"},

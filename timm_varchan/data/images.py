@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.products import products_with
 
 #: Files that a class folder is searched for.
 IMAGE_SUFFIXES = frozenset(
@@ -212,8 +213,10 @@ def fit_planes(planes: Planes, channels: ChannelSet) -> Tensor:
     if image.shape[0] == 1 and is_camera_rgb(channels):
         image = image.expand(3, -1, -1).contiguous()
     if image.shape[0] != len(channels):
+        known = products_with(image.shape[0])
         raise ValueError(
             f"it has {image.shape[0]} planes, but the channels are {channels} ({len(channels)})"
+            + (f". {known}" if known else "")
         )
     return image
 

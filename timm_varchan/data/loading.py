@@ -79,6 +79,8 @@ def load_data(
         raise ValueError(f"limit is {limit}; it must be at least 1 image a split.")
     if value_scale is not None and not value_scale > 0:
         raise ValueError(f"value_scale is {value_scale}; it must be above 0, such as 10000.")
+    if channels is not None:
+        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
     if source == "synthetic":
         data = synthetic_data(channels, seed=seed, img_size=img_size, num_images=num_images)
         return _limited(data, limit, seed)

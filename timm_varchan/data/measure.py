@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for channel in channels:
             print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}")
         if args.output:
-            print(write_channels(channels, args.output))
+            print(write_channels(channels, args.output, args.value_scale))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

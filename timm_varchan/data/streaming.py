@@ -210,6 +210,8 @@ def stream_data(
         ValueError: No training split, labels without names or out of range, images that are not in
             the rows or, among those that are kept, cannot be read.
     """
+    if channels is not None:
+        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
     name, streams = open_streams(source, splits or {})
     if "train" not in streams:
         raise ValueError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
