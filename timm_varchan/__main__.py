@@ -44,6 +44,7 @@ def _predict(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
         top=args.top,
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -68,6 +69,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _look(args: argparse.Namespace) -> int:
     import torch
 
+    from timm_varchan.data import Reading
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
@@ -76,7 +78,8 @@ def _look(args: argparse.Namespace) -> int:
     files = find_images(args.files)[: args.limit]
     size = (args.img_size or saved.img_size, saved.crop_pct)
     scale = args.value_scale or saved.value_scale
-    reader = ImageFiles(files, channels, (args.mean, args.std), size, scale)
+    reading = Reading(channels, scale, args.no_data)
+    reader = ImageFiles(files, reading, (args.mean, args.std), size)
     names, images = [], []
     for file, image in map(reader.__getitem__, range(len(files))):
         if isinstance(image, str):
@@ -235,6 +238,12 @@ def _parser() -> argparse.ArgumentParser:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("files", nargs="+", help="image files and folders")
     images.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
+    images.add_argument(
+        "--no-data",
+        default="refuse",
+        choices=("refuse", "mean", "keep"),
+        help="pixels without data: refuse the file, put the mean there, keep their numbers",
+    )
     images.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
     images.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
 

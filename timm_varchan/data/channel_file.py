@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 
 __all__ = ["read_channels", "write_channels"]
 
@@ -26,17 +27,17 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
         The channel set.
 
     Raises:
-        ValueError: No such file, another content, or what `ChannelSet.parse` refuses.
+        UserError: No such file, another content, or what `ChannelSet.parse` refuses.
     """
     if not (isinstance(spec, str) and spec.endswith(".json")):
         return ChannelSet.parse(spec)
     try:
         config = json.loads(Path(spec).read_text(encoding="utf-8"))
         if not isinstance(config, list) or not config:
-            raise ValueError(f"it needs a list of channels, not {str(config)[:40]!r}")
+            raise UserError(f"it needs a list of channels, not {str(config)[:40]!r}")
         return ChannelSet.from_config(config)
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{spec} holds no channels ({error}). Make it with: python -m "
             f"timm_varchan.data.measure DATA --output {spec}"
         ) from error

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data.channel_file import write_channels
-from timm_varchan.data.channel_stats import channel_stats
-from timm_varchan.data.loading import load_data
+from timm_varchan.data.dataset import channel_stats, load_data
+from timm_varchan.data.decode import NO_DATA
+from timm_varchan.errors import UserError
 
 __all__ = ["main"]
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", help="folder, Parquet or list file, or hub name")
     parser.add_argument("--channels", help="planes of the files, as GB or B02+B08")
     parser.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
+    parser.add_argument("--no-data", default="refuse", choices=NO_DATA, help="pixels without data")
     parser.add_argument("--image-column", help="column of the images")
     parser.add_argument("--label-column", help="column of the labels")
     parser.add_argument("--train-split", help="what the source calls its training split")
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}")
         if args.output:
             print(write_channels(channels, args.output))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -52,6 +54,7 @@ def _measure(args: argparse.Namespace) -> ChannelSet:
         splits={} if args.train_split is None else {"train": args.train_split},
         skip_corrupt=args.skip_corrupt,
         value_scale=args.value_scale,
+        no_data=args.no_data,
     )
     split = data.train or data.validation or data.test
     assert split is not None  # load_data refuses data without any

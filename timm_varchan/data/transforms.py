@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data.plane_augment import RandomOperations
+from timm_varchan.errors import UserError
 
 #: RandAugment at timm's usual strength, 9 of 10 being its strongest; TrivialAugment.
 AUTO_AUGMENTS: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ def scale_values(image: Tensor) -> Tensor:
         The same shape, float32.
 
     Raises:
-        ValueError: Another type, whose range nothing tells.
+        UserError: Another type, whose range nothing tells.
     """
     if image.dtype == torch.uint8:
         return image.to(torch.float32) / _UINT8_MAX
@@ -38,7 +39,7 @@ def scale_values(image: Tensor) -> Tensor:
         return image.to(torch.float32) / _UINT16_MAX
     if image.is_floating_point():
         return image.to(torch.float32)
-    raise ValueError(
+    raise UserError(
         f"The image is {image.dtype}, whose range nothing tells. Give uint8, uint16 or floats; "
         f"load_data(value_scale=...) divides other numbers."
     )
@@ -59,7 +60,7 @@ class NormalizeChannels(nn.Module):
         channels: The planes, each with mean and std in the units of the scaled values.
 
     Raises:
-        ValueError: A channel without mean and std; an image with another number of planes.
+        UserError: A channel without mean and std; an image with another number of planes.
     """
 
     mean: Tensor
@@ -109,7 +110,7 @@ def train_transform(
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
 
     Raises:
-        ValueError: A channel without mean and std.
+        UserError: A channel without mean and std.
     """
     steps: list[nn.Module] = [
         ScaleValues(),
@@ -150,10 +151,10 @@ def eval_transform(
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
 
     Raises:
-        ValueError: A channel without mean and std, a share out of 0..1.
+        UserError: A channel without mean and std, a share out of 0..1.
     """
     if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
+        raise UserError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
     steps: list[nn.Module] = [
         ScaleValues(),
         _CheckPlanes(channels),
@@ -178,7 +179,7 @@ class _CheckPlanes(nn.Module):
 
 def _check_planes(image: Tensor, channels: ChannelSet) -> None:
     if image.dim() != 3 or image.shape[0] != len(channels):
-        raise ValueError(
+        raise UserError(
             f"The image has shape {tuple(image.shape)}, but the channels are {channels}: give "
             f"({len(channels)}, H, W), or say the channels of this image."
         )
@@ -188,7 +189,7 @@ def _stats(channels: ChannelSet) -> tuple[Sequence[float], Sequence[float]]:
     mean, std = channels.mean, channels.std
     if mean is None or std is None:
         without = [c.label for c in channels if c.mean is None]
-        raise ValueError(
+        raise UserError(
             f"Channels {channels}: no mean and std for {', '.join(without) or 'any channel'}. "
             f"Measure them: channels.with_stats(*channel_stats(split))."
         )

@@ -1,0 +1,17 @@
+"""The exceptions that mean: you can cure this."""
+
+from __future__ import annotations
+
+__all__ = ["ImageError", "UserError"]
+
+
+class UserError(ValueError):
+    """What a user can cure: data, flags, files. One line that says what came and the cure.
+
+    Commands print it and stop; anything else that is raised is a fault of ours and keeps its
+    traceback.
+    """
+
+
+class ImageError(UserError):
+    """One image that cannot be read, or not as the data set needs it; the text is the reason."""
