@@ -72,6 +72,11 @@ class Channel:
         return self.name is None and self.wavelength_nm is None
 
     @property
+    def identity(self) -> tuple[str | None, float | None]:
+        """What tells it from other channels: name and wavelength."""
+        return self.name, self.wavelength_nm
+
+    @property
     def label(self) -> str:
         """Short text for tables and errors: the name, else the wavelength, else `?`."""
         if self.name is not None:

@@ -7,12 +7,15 @@ stems, the data sets, the evaluation and the configuration files all read.
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
-from typing import Any, Union
+from pathlib import Path
+from typing import Any, NamedTuple, Union
 
 from timm_varchan.bands import Channel, known_channels, register_channel
 
@@ -20,15 +23,25 @@ __all__ = [
     "ANONYMOUS",
     "RGB",
     "Channel",
+    "ChannelFile",
     "ChannelLike",
     "ChannelSet",
     "ChannelSetLike",
     "known_channels",
+    "read_channel_file",
+    "read_channels",
     "register_channel",
     "seeded_rng",
+    "write_channels",
 ]
 
 ChannelLike = Union[Channel, str, float, int, dict[str, Any], None]
+Correlation = tuple[tuple[float, ...], ...]
+
+#: Of the JSON form of a channel set with statistics; 1 was a bare list of channels.
+FILE_VERSION = 2
+#: Files hold the correlation of at most so many channels in text, of more in a tensor file.
+MAX_TEXT_CHANNELS = 32
 
 
 def _unknown(name: str) -> ValueError:
@@ -92,14 +105,18 @@ class ChannelSet:
 
     Args:
         channels: The channels in the order of the planes.
+        correlation: C rows of C correlations between the planes, or None where it is not known.
 
     Raises:
-        ValueError: A name comes twice.
+        ValueError: A name comes twice, or a correlation that is none.
     """
 
     channels: tuple[Channel, ...] = ()
+    correlation: Correlation | None = field(default=None, hash=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.correlation is not None:
+            object.__setattr__(self, "correlation", _checked(self.correlation, len(self.channels)))
         names = [c.name for c in self.channels if c.name is not None]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -125,6 +142,8 @@ class ChannelSet:
         """
         if isinstance(spec, ChannelSet):
             return spec
+        if isinstance(spec, dict):
+            return cls.from_config(spec)
         if isinstance(spec, str):
             if spec == "anonymous":
                 return ANONYMOUS
@@ -193,8 +212,19 @@ class ChannelSet:
         stds = [c.std for c in self.channels]
         return None if not stds or None in stds else tuple(s for s in stds if s is not None)
 
-    def with_stats(self, mean: Sequence[float], std: Sequence[float]) -> ChannelSet:
-        """The same channels with these means and standard deviations, one each."""
+    def with_stats(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        correlation: Sequence[Sequence[float]] | None = None,
+    ) -> ChannelSet:
+        """The same channels with these means and standard deviations, one each.
+
+        Args:
+            mean: C means.
+            std: C standard deviations, above 0.
+            correlation: C rows of C correlations, or None: not known.
+        """
         if len(mean) != len(self) or len(std) != len(self):
             raise ValueError(
                 f"{self} has {len(self)} channels, but {len(mean)} means and {len(std)} deviations "
@@ -204,16 +234,27 @@ class ChannelSet:
             tuple(
                 replace(c, mean=float(m), std=float(s))
                 for c, m, s in zip(self.channels, mean, std, strict=True)
-            )
+            ),
+            correlation,  # type: ignore[arg-type]  # checked and turned into tuples
         )
 
     def without_identity(self) -> ChannelSet:
         """The same planes, means and deviations with no names and no wavelengths."""
-        return ChannelSet(tuple(Channel(mean=c.mean, std=c.std) for c in self.channels))
+        return ChannelSet(
+            tuple(Channel(mean=c.mean, std=c.std) for c in self.channels), self.correlation
+        )
+
+    def without_correlation(self) -> ChannelSet:
+        """The same channels, means and deviations, with nothing said of their correlation."""
+        return ChannelSet(self.channels)
 
     def take(self, indices: Iterable[int]) -> ChannelSet:
-        """The channels at these positions, in this order."""
-        return ChannelSet(tuple(self.channels[i] for i in indices))
+        """The channels at these positions, in this order, with their part of the correlation."""
+        chosen = tuple(indices)
+        correlation = self.correlation and tuple(
+            tuple(self.correlation[i][j] for j in chosen) for i in chosen
+        )
+        return ChannelSet(tuple(self.channels[i] for i in chosen), correlation)
 
     def index(self, other: ChannelSetLike) -> tuple[int, ...]:
         """Positions in this set of another set's channels, in the other's order.
@@ -221,17 +262,22 @@ class ChannelSet:
         Raises:
             ValueError: The other set has a channel that this one lacks, or an anonymous one.
         """
-        positions = {(c.name, c.wavelength_nm): i for i, c in enumerate(self.channels)}
         wanted = ChannelSet.parse(other)
+        free: dict[tuple[str | None, float | None], list[int]] = {}
+        for position, channel in enumerate(self.channels):
+            free.setdefault(channel.identity, []).append(position)
         missing = [
-            c.label for c in wanted if c.is_anonymous or (c.name, c.wavelength_nm) not in positions
+            c.label
+            for c in dict.fromkeys(wanted)
+            if c.is_anonymous
+            or len(free.get(c.identity, ())) < sum(c.identity == w.identity for w in wanted)
         ]
         if missing or not wanted.channels:
             raise ValueError(
-                f"Channel {', '.join(missing) or 'anonymous'} is not among {self}. Choose from: "
-                f"{', '.join(self.labels)}."
+                f"Channel {', '.join(missing) or 'anonymous'} is not among {self}, or not so "
+                f"often. Choose from: {', '.join(self.labels)}."
             )
-        return tuple(positions[c.name, c.wavelength_nm] for c in wanted)
+        return tuple(free[c.identity].pop(0) for c in wanted)
 
     def subset_indices(self, size: int | None = None) -> list[tuple[int, ...]]:
         """Positions of every subset, largest first, or of those with `size` channels."""
@@ -263,13 +309,173 @@ class ChannelSet:
             for c in self.channels
         ]
 
+    def to_dict(self, value_scale: float | None = None) -> dict[str, Any]:
+        """A JSON-serialisable form with the correlation; `from_config` reads it.
+
+        Args:
+            value_scale: What stored numbers were divided by before they were measured.
+
+        Returns:
+            `version`, `channels`, `value_scale` and `correlation`: its upper triangle without the
+            diagonal, row by row, with four digits, or None.
+        """
+        triangle = self.correlation and [
+            round(value, 4) for i, row in enumerate(self.correlation) for value in row[i + 1 :]
+        ]
+        return {
+            "version": FILE_VERSION,
+            "channels": self.to_config(),
+            "value_scale": value_scale,
+            "correlation": triangle,
+        }
+
     @classmethod
-    def from_config(cls, config: Sequence[dict[str, Any]]) -> ChannelSet:
-        """The channel set that `to_config` wrote."""
-        return cls(tuple(_channel_of(entry) for entry in config))
+    def from_config(cls, config: Sequence[dict[str, Any]] | dict[str, Any]) -> ChannelSet:
+        """The channel set that `to_config` or `to_dict` wrote.
+
+        Raises:
+            ValueError: A later version, or another content.
+        """
+        if not isinstance(config, dict):
+            return cls(tuple(_channel_of(entry) for entry in config))
+        if config.get("version") != FILE_VERSION:
+            raise ValueError(
+                f"version is {config.get('version')!r}; this release reads {FILE_VERSION} and "
+                f"plain lists of channels"
+            )
+        channels = tuple(_channel_of(entry) for entry in config["channels"])
+        triangle = config.get("correlation")
+        return cls(channels, None if triangle is None else _square(triangle, len(channels)))
 
 
-ChannelSetLike = Union[ChannelSet, str, Sequence[ChannelLike]]
+def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
+    """The correlation as tuples, refused if it cannot be one."""
+    rows = tuple(tuple(float(value) for value in row) for row in correlation)
+    if len(rows) != count or any(len(row) != count for row in rows):
+        raise ValueError(
+            f"The correlation of {count} channels needs {count} rows of {count} numbers, not "
+            f"{len(rows)} of {len(rows[0]) if rows else 0}."
+        )
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            wanted = 1.0 if i == j else rows[j][i]
+            if not (abs(value) <= 1 + 1e-6 and abs(value - wanted) <= 1e-6):
+                raise ValueError(
+                    f"{value:g} in row {i}, column {j} is no correlation: they are symmetric, "
+                    f"from -1 to 1, and 1 on the diagonal."
+                )
+    return rows
+
+
+def _square(triangle: Sequence[float], count: int) -> Correlation:
+    """The correlation whose upper triangle without the diagonal this is."""
+    if len(triangle) != count * (count - 1) // 2:
+        raise ValueError(
+            f"{count} channels have {count * (count - 1) // 2} correlations, not {len(triangle)}"
+        )
+    rows = [[1.0] * count for _ in range(count)]
+    for (i, j), value in zip(itertools.combinations(range(count), 2), triangle, strict=True):
+        rows[i][j] = rows[j][i] = float(value)
+    return tuple(map(tuple, rows))
+
+
+class ChannelFile(NamedTuple):
+    """What a file of channels holds.
+
+    Args:
+        channels: With mean, deviation and correlation where they were measured.
+        value_scale: What stored numbers were divided by before they were measured; None where the
+            file does not say, which is what 0.1.0 wrote.
+    """
+
+    channels: ChannelSet
+    value_scale: float | None = None
+
+
+def write_channels(
+    channels: ChannelSet, path: str | Path, value_scale: float | None = None
+) -> Path:
+    """Write a channel set with its statistics as JSON.
+
+    The correlation of more than 32 channels goes into a safetensors file beside it.
+
+    Args:
+        channels: The channels.
+        path: Of the JSON file.
+        value_scale: What stored numbers were divided by before they were measured.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    content = channels.to_dict(value_scale)
+    if channels.correlation is not None and len(channels) > MAX_TEXT_CHANNELS:
+        import torch
+        from safetensors.torch import save_file
+
+        content["correlation"] = path.with_suffix(".safetensors").name
+        save_file(
+            {"correlation": torch.tensor(channels.correlation)}, path.with_suffix(".safetensors")
+        )
+    text = json.dumps({**content, "channels": None, "correlation": None}, indent=2)
+    rows = ",\n".join("    " + json.dumps(entry) for entry in content["channels"])
+    text = text.replace('"channels": null', f'"channels": [\n{rows}\n  ]')
+    text = text.replace(
+        '"correlation": null', f'"correlation": {json.dumps(content["correlation"])}'
+    )
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def read_channel_file(path: str | Path) -> ChannelFile:
+    """Read what `write_channels` wrote, here or in 0.1.0.
+
+    Raises:
+        ValueError: No such file, or another content.
+    """
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        listed = config.get("channels") if isinstance(config, dict) else config
+        if not isinstance(listed, list) or not listed:
+            raise ValueError(f"it needs a list of channels, not {str(config)[:40]!r}")
+        if isinstance(config, list):
+            return ChannelFile(ChannelSet.from_config(config))
+        scale = config.get("value_scale")
+        if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
+            raise ValueError(f"value_scale is {scale!r}, not a number above 0")
+        correlation = config.get("correlation")
+        if isinstance(correlation, str):
+            from safetensors.torch import load_file
+
+            table = load_file(Path(path).with_name(correlation))["correlation"].double()
+            channels = ChannelSet.from_config({**config, "correlation": None})
+            return ChannelFile(ChannelSet(channels.channels, table.tolist()), scale)  # type: ignore[arg-type]
+        return ChannelFile(ChannelSet.from_config(config), scale)
+    except (OSError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} holds no channels ({error}). Make it with: python -m "
+            f"timm_varchan.data.measure DATA --output {path}"
+        ) from error
+
+
+def read_channels(spec: ChannelSetLike) -> ChannelSet:
+    """A channel set as `ChannelSet.parse` takes it, or the path of a JSON file.
+
+    Args:
+        spec: Text that ends in `.json` is a file of `write_channels`.
+
+    Returns:
+        The channel set.
+
+    Raises:
+        ValueError: No such file, another content, or what `ChannelSet.parse` refuses.
+    """
+    if isinstance(spec, str) and spec.endswith(".json"):
+        return read_channel_file(spec).channels
+    return ChannelSet.parse(spec)
+
+
+ChannelSetLike = Union[ChannelSet, str, Sequence[ChannelLike], dict[str, Any]]
 
 #: Any number of channels about which nothing is known.
 ANONYMOUS = ChannelSet()

@@ -169,8 +169,8 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
         if (mean is None) != (std is None):
             raise UserError("Only one of mean and std came. Give both or neither.")
         if mean is not None and std is not None:
-            spread = [v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std))]
-            channels = channels.with_stats(*spread)
+            means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
+            channels = channels.with_stats(means, stds)
         if channels.mean is None:
             without = [c.label for c in channels if c.mean is None]
             raise UserError(

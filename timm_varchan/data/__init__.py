@@ -1,10 +1,9 @@
 """Data sets, transforms for any number of channels, and batches."""
 
-from timm_varchan.data.channel_file import read_channels, write_channels
+from timm_varchan.channels import read_channels, write_channels
 from timm_varchan.data.dataset import (
     ImageData,
     ImageSplit,
-    Measured,
     TransformedSplit,
     cached,
     channel_stats,
@@ -25,7 +24,6 @@ __all__ = [
     "ImageData",
     "ImageSplit",
     "ImageStream",
-    "Measured",
     "Reading",
     "TransformedSplit",
     "cached",

@@ -37,6 +37,7 @@ from timm_varchan.data.synthetic import (
 )
 from timm_varchan.data.transforms import scale_values
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.measure import ChannelMoments
 
 logger = logging.getLogger(__name__)
 
@@ -892,15 +893,9 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> str | None:
 # What is measured, kept and put together ----------------------------------------------------------
 
 
-class Measured(NamedTuple):
-    """Mean, deviation and the share of pixels without data, one each a channel."""
-
-    mean: list[float]
-    std: list[float]
-    invalid_share: list[float]
-
-
-def measure_split(split: ImageSplit, num_images: int = 1000, seed: int = 0) -> Measured:
+def measure_split(
+    split: ImageSplit, num_images: int = 1000, seed: int = 0
+) -> tuple[ChannelSet, tuple[float, ...]]:
     """Measure the scaled values of a split, over all pixels with data.
 
     Args:
@@ -909,38 +904,23 @@ def measure_split(split: ImageSplit, num_images: int = 1000, seed: int = 0) -> M
         seed: Which ones.
 
     Returns:
-        One of each a channel. The deviation of a constant plane is given as 1, so that it
-        normalises to 0.
+        The channels with mean, deviation and correlation; the share of each one's pixels that hold
+        no data.
 
     Raises:
-        UserError: No images, a channel without any data, values that are infinite.
+        UserError: No images, an image that cannot be read.
+        ValueError: A channel without any data, values that are not finite.
     """
     if len(split) == 0 or num_images < 1:
         raise UserError(f"Cannot measure {min(len(split), num_images)} images; give at least 1.")
     chosen = seeded_rng("stats", seed).sample(range(len(split)), min(num_images, len(split)))
-    total = torch.zeros(len(split.channels), dtype=torch.float64)
-    squares, count, num_pixels = total.clone(), total.clone(), 0
+    moments = ChannelMoments()
     for index in sorted(chosen):
-        values = scale_values(split[index][0]).flatten(1).to(torch.float64)
-        valid = ~values.isnan()
-        values = values.where(valid, torch.zeros_like(values))
-        total += values.sum(1)
-        squares += values.square().sum(1)
-        count += valid.sum(1)
-        num_pixels += values.shape[1]
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    if not bool(mean.isfinite().all() and std.isfinite().all()):
-        bad = [
-            label for label, m in zip(split.channels.labels, std, strict=True) if not m.isfinite()
-        ]
-        raise UserError(
-            f"Channel {', '.join(bad)} holds values that are not finite (no-data pixels?). Write "
-            f"numbers in their place."
-        )
-    # Rounding leaves about 1e-8 of the mean where the plane is constant.
-    std = torch.where(std > 1e-6 * mean.abs(), std, torch.ones_like(std))
-    return Measured(mean.tolist(), std.tolist(), (1 - count / num_pixels).tolist())
+        values = scale_values(split[index][0])
+        missing = values.isnan() if values.is_floating_point() else None
+        is_whole = missing is None or not bool(missing.any())
+        moments.update(values, None if is_whole or missing is None else ~missing)
+    return moments.result(split.channels), moments.invalid_share
 
 
 def channel_stats(
@@ -956,8 +936,8 @@ def channel_stats(
     Returns:
         Mean and standard deviation, one each a channel.
     """
-    measured = measure_split(split, num_images, seed)
-    return measured.mean, measured.std
+    measured, _ = measure_split(split, num_images, seed)
+    return list(measured.mean or ()), list(measured.std or ())
 
 
 class _Kept:

@@ -688,10 +688,9 @@ class Reading:
             valid = planes.valid
             found["the file says so"] = None if valid is None or valid.all() else ~valid
             found |= _usual_no_data(planes.image)
-        missing: np.ndarray | None = None
+        missing = None
         for mask in found.values():
-            if mask is not None:
-                missing = mask if missing is None else np.logical_or(missing, mask)
+            missing = missing if mask is None else mask if missing is None else missing | mask
         if missing is None or policy != "refuse":
             return missing
         share = np.broadcast_to(missing, planes.image.shape).mean()

@@ -10,9 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from timm_varchan.channels import ChannelSet
-from timm_varchan.data.channel_file import write_channels
-from timm_varchan.data.dataset import channel_stats, load_data
+from timm_varchan.channels import ChannelSet, write_channels
+from timm_varchan.data.dataset import load_data, measure_split
 from timm_varchan.data.decode import NO_DATA
 from timm_varchan.errors import UserError
 
@@ -34,18 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="JSON file to write, for hf_train.py --channels")
     args = parser.parse_args(argv)
     try:
-        channels = _measure(args)
+        channels, invalid = _measure(args)
         for channel in channels:
             print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}")
+        if any(invalid):
+            print(f"without data: {max(invalid):.2%} of the pixels of the worst channel")
         if args.output:
-            print(write_channels(channels, args.output))
+            print(write_channels(channels, args.output, args.value_scale))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _measure(args: argparse.Namespace) -> ChannelSet:
+def _measure(args: argparse.Namespace) -> tuple[ChannelSet, tuple[float, ...]]:
     data = load_data(
         args.data,
         channels=args.channels,
@@ -58,7 +59,7 @@ def _measure(args: argparse.Namespace) -> ChannelSet:
     )
     split = data.train or data.validation or data.test
     assert split is not None  # load_data refuses data without any
-    return data.channels.with_stats(*channel_stats(split, args.num_images))
+    return measure_split(split, args.num_images)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from timm_varchan.evaluation.metrics import (
     paired_difference,
     wilson_interval,
 )
-from timm_varchan.evaluation.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
     "MAX_SETS",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.evaluation.metrics import Estimate, classification_metrics
-from timm_varchan.evaluation.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 from timm_varchan.models import set_channels, share, stems
+from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
     "SetResult",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from timm_varchan.data import NO_DATA
 from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
 from timm_varchan.training.channel_draws import CHANNEL_AUGS
 
@@ -63,6 +64,9 @@ class TrainConfig:
     test_split: str | None = _data(None, "what it calls its test split")
     validation_fraction: float = _data(0.1, "share of train set apart if there is no validation")
     value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
+    no_data: str = _data(
+        "refuse", "images with pixels that hold no data; 'mean' fills them", NO_DATA
+    )
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")

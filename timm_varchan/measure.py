@@ -1,0 +1,144 @@
+"""What the planes of a data set are like: means, deviations and correlations, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from timm_varchan.channels import ChannelSet, ChannelSetLike
+
+__all__ = ["ChannelMoments", "measure_channels"]
+
+
+class ChannelMoments:
+    """Sums over pixels, from which means, deviations and correlations follow.
+
+    Kept in float64. A correlation is over the pixels where both planes are valid.
+    """
+
+    def __init__(self) -> None:
+        self._count = self._sum = self._product = torch.zeros(0, 0, dtype=torch.float64)
+        self._num_pixels = 0
+
+    def update(self, values: Tensor, valid: Tensor | None = None) -> None:
+        """Add images.
+
+        Args:
+            values: `(C, H, W)` or `(B, C, H, W)`, floating point.
+            valid: Which values count, of a shape that broadcasts to theirs; all where None.
+
+        Raises:
+            ValueError: Another number of planes than before.
+        """
+        planes = values.detach().to("cpu", torch.float64)
+        mask = torch.ones_like(planes) if valid is None else valid.to(planes).expand_as(planes)
+        if valid is not None:
+            planes = planes.masked_fill(mask == 0, 0.0)
+        # (C, pixels)
+        planes, mask = (t.movedim(-3, 0).flatten(1) for t in (planes, mask))
+        if not self._num_pixels:
+            zeros = planes.new_zeros(len(planes), len(planes))
+            self._count, self._sum, self._product = zeros, zeros.clone(), zeros.clone()
+        if len(planes) != len(self._count):
+            raise ValueError(
+                f"An image has {len(planes)} planes, those before had {len(self._count)}. Measure "
+                f"images of one channel set together."
+            )
+        self._num_pixels += planes.shape[1]
+        if valid is None:
+            self._count = self._count + planes.shape[1]
+            self._sum = self._sum + planes.sum(1, keepdim=True)
+        else:
+            self._count = self._count + mask @ mask.T
+            self._sum = self._sum + planes @ mask.T  # [i, j]: plane i where j is valid too
+        self._product = self._product + planes @ planes.T
+
+    @property
+    def invalid_share(self) -> tuple[float, ...]:
+        """The share of each plane's pixels that did not count."""
+        return tuple((1 - self._count.diagonal() / max(1, self._num_pixels)).tolist())
+
+    def result(self, channels: ChannelSetLike | None = None) -> ChannelSet:
+        """Means, deviations and correlations.
+
+        Args:
+            channels: What the planes are; anonymous where None.
+
+        Returns:
+            The channels with their statistics. The deviation of a constant plane is given as 1, so
+            that it normalises to 0, and its correlation with others as 0.
+
+        Raises:
+            ValueError: No images, planes without a valid pixel, values that are not finite, or
+                another number of channels than planes.
+        """
+        if not self._num_pixels:
+            raise ValueError("Nothing was measured: pass at least one image.")
+        wanted = ChannelSet.anonymous(len(self._count)) if channels is None else (
+            ChannelSet.parse(channels)
+        )  # fmt: skip
+        if len(wanted) != len(self._count):
+            raise ValueError(
+                f"The images have {len(self._count)} planes, but {wanted} are {len(wanted)} "
+                f"channels. Name as many as there are planes."
+            )
+        empty = (self._count.diagonal() == 0).tolist()
+        if any(empty):
+            labels = [label for label, e in zip(wanted.labels, empty, strict=True) if e]
+            raise ValueError(f"Channel {', '.join(labels)} has no valid pixel. Leave it out.")
+        count = self._count.clamp(min=1)
+        joint = self._sum / count
+        covariance = self._product / count - joint * joint.T
+        mean, std = joint.diagonal(), covariance.diagonal().clamp(min=0).sqrt()
+        if not bool(mean.isfinite().all() and std.isfinite().all()):
+            bad = [label for label, s in zip(wanted.labels, std, strict=True) if not s.isfinite()]
+            raise ValueError(
+                f"Channel {', '.join(bad)} holds values that are not finite (no-data pixels?). "
+                f"Write numbers in their place."
+            )
+        # Rounding leaves about 1e-8 of the mean where the plane is constant.
+        constant = std <= 1e-6 * mean.abs()
+        std = std.masked_fill(constant, 1.0)
+        correlation = (covariance / torch.outer(std, std)).clamp(-1, 1)
+        correlation = correlation.masked_fill(constant[:, None] | constant, 0.0)
+        correlation.fill_diagonal_(1.0)
+        correlation = (correlation + correlation.T) / 2
+        return wanted.with_stats(mean.tolist(), std.tolist(), correlation.tolist())
+
+
+def measure_channels(
+    loader: Iterable[Any], channels: ChannelSetLike | None = None, num_batches: int | None = None
+) -> ChannelSet:
+    """Measure the planes that a loader yields, as the model sees them.
+
+    Args:
+        loader: Batches `(B, C, H, W)`, alone, first in a tuple, or in a dictionary under
+            `pixel_values`, `image` or `x`.
+        channels: What the planes are; anonymous where None.
+        num_batches: How many batches to look at; all where None.
+
+    Returns:
+        The channels with mean, deviation and correlation, e.g. for `adapt(statistics=)`.
+
+    Raises:
+        ValueError: No batches, or what `ChannelMoments.result` refuses.
+    """
+    moments = ChannelMoments()
+    for number, batch in enumerate(loader):
+        if number == num_batches:
+            break
+        moments.update(_images(batch))
+    return moments.result(channels)
+
+
+def _images(batch: Any) -> Tensor:
+    """The images of a batch as loaders of this field give it."""
+    if isinstance(batch, dict):
+        found = next((key for key in ("pixel_values", "image", "x") if key in batch), None)
+        if found is None:
+            raise ValueError(f"The batch has no images: its keys are {', '.join(map(str, batch))}.")
+        return batch[found]
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
