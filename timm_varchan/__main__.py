@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from timm_varchan import hub
+from timm_varchan.errors import UserError
 
 if TYPE_CHECKING:
     from timm_varchan.channels import ChannelSet
@@ -88,7 +89,7 @@ def _look(args: argparse.Namespace) -> int:
             names.append(file.name)
             images.append(image)
     if not images:
-        raise ValueError("None of the files could be read.")
+        raise UserError("None of the files could be read.")
     path = plot_stem(
         saved.model,
         torch.stack(images),
@@ -163,7 +164,7 @@ def _fold(args: argparse.Namespace) -> int:
             )
     architecture = str(folded.pretrained_cfg["architecture"])  # type: ignore[index]
     if architecture.endswith("_folded"):
-        raise ValueError(
+        raise UserError(
             f"The first convolution standardises its weights, so no plain timm model of this "
             f"architecture has the folded kernels. Export instead: python -m timm_varchan export "
             f"{args.model} FILE.onnx --channels {args.channels}"

@@ -410,7 +410,7 @@ def _as_tagged(planes: np.ndarray, about: _About, valid: np.ndarray | None) -> P
     valid = None if valid is None else _upright(valid, orientation)
     planes, white = _colours(planes, about)
     if valid is not None and len(valid) not in (1, len(planes)):
-        valid = valid.all(0, keepdims=True)  # the colours of a palette, of inks
+        valid = np.asarray(valid.all(0, keepdims=True))  # the colours of a palette, of inks
     labels, scaling = about.labels, None
     if _GDAL_METADATA in tags:
         labels, scaling = _gdal_metadata(str(tags[_GDAL_METADATA]), len(planes))

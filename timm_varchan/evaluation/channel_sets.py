@@ -15,6 +15,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation.metrics import Estimate, classification_metrics
 from timm_varchan.models import set_channels, share, stems
 from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
@@ -165,7 +166,7 @@ def predict_channel_sets(
         Predicted classes `(images, views)` and true classes `(images,)`, on every process.
 
     Raises:
-        ValueError: No batches.
+        UserError: No batches.
     """
     rank, num_ranks = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -189,7 +190,7 @@ def predict_channel_sets(
             table = torch.stack([*rows, labels.to(device)], dim=1)
             gathered.append((accelerator.gather_for_metrics(table) if accelerator else table).cpu())
     if not gathered:
-        raise ValueError("There are no images to evaluate on: the loader is empty.")
+        raise UserError("There are no images to evaluate on: the loader is empty.")
     whole = torch.cat(gathered).numpy()
     return whole[:, :-1], whole[:, -1]
 
@@ -236,13 +237,13 @@ def evaluate_channel_sets(
         A result for every set, mode and order, largest sets first.
 
     Raises:
-        ValueError: Unknown modes or orders, no images.
+        UserError: Unknown modes or orders, no images.
     """
     modes = default_modes(model, channels) if modes is None else modes
     for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
         unknown = [name for name in given if name not in known]
         if unknown or not given:
-            raise ValueError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
+            raise UserError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
     views = [
         SetView(channels, indices, mode, order, seed)
         for indices in choose_sets(channels, max_sets=max_sets, seed=seed)

@@ -12,6 +12,8 @@ import numpy as np
 from scipy import sparse, stats
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from timm_varchan.errors import UserError
+
 __all__ = [
     "METRICS",
     "ChannelSetMetrics",
@@ -83,7 +85,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     Source: Wilson, JASA 22 (1927).
     """
     if total < 1:
-        raise ValueError(f"A proportion needs at least one image, not {total}.")
+        raise UserError(f"A proportion needs at least one image, not {total}.")
     share, square = successes / total, _Z95**2
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = _Z95 * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
@@ -136,17 +138,17 @@ def classification_metrics(
         resampled confusion matrices (widened to hold the estimate where it is at an end).
 
     Raises:
-        ValueError: No images, or classes outside `range(num_classes)`.
+        UserError: No images, or classes outside `range(num_classes)`.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not len(references) or len(references) != len(predictions):
-        raise ValueError(
+        raise UserError(
             f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
             f"for at least one image."
         )
     top = int(max(predictions.max(), references.max()))
     if top >= num_classes or min(predictions.min(), references.min()) < 0:
-        raise ValueError(f"Class {top} is outside the {num_classes} classes; raise num_classes.")
+        raise UserError(f"Class {top} is outside the {num_classes} classes; raise num_classes.")
     values = ChannelSetMetrics().compute(
         predictions=predictions, references=references, num_classes=num_classes
     )
@@ -177,11 +179,11 @@ def paired_difference(
         The difference in accuracy (a - b), its 95 % interval and the two-sided p-value.
 
     Raises:
-        ValueError: No images, or different numbers of them.
+        UserError: No images, or different numbers of them.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
-        raise ValueError(
+        raise UserError(
             f"Shapes {a.shape} and {b.shape} cannot be paired; give one value an image for the "
             f"same images in the same order."
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, seeded_rng
 from timm_varchan.data import ImageData, ImageSplit
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import choose_sets, default_modes, has_stems
 from timm_varchan.models import channel_statistics
 from timm_varchan.training.configuration import TrainConfig
@@ -20,21 +21,21 @@ def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> 
     """Refuse an evaluation that the model cannot do, before it is trained.
 
     Raises:
-        ValueError: No images; fewer sets than sizes; modes or statistics that need a stem; no
+        UserError: No images; fewer sets than sizes; modes or statistics that need a stem; no
             images for statistics.
     """
     evaluation_split(data)
     try:
         choose_sets(data.channels, max_sets=config.eval_max_sets, seed=config.seed)
     except ValueError as error:
-        raise ValueError(f"--eval-max-sets: {error}") from error
+        raise UserError(f"--eval-max-sets: {error}") from error
     if not has_stems(model) and set(config.eval_modes or ()) - {"mask"}:
-        raise ValueError(
+        raise UserError(
             f"--eval-modes {' '.join(config.eval_modes or ())} need a model with a stem. Leave it "
             f"out, or choose mask."
         )
     if config.eval_statistics and (not has_stems(model) or data.train is None):
-        raise ValueError(
+        raise UserError(
             "--eval-statistics needs a model with a stem and training images; leave it out."
         )
 
