@@ -9,6 +9,7 @@ from timm.models import FeatureGraphNet, is_model
 from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 
 __all__ = ["adapt", "set_channels", "stems"]
@@ -23,11 +24,11 @@ def stems(model: nn.Module) -> list[Mixer]:
     """The mixers of all stems in a model, under any wrapper (EMA, DDP, feature extraction).
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     found = [module for module in model.modules() if isinstance(module, Mixer)]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no stem of timm_varchan. Create it as "
             f"timm.create_model('dwg_<architecture>') or pass it through timm_varchan.adapt(model)."
         )
@@ -48,7 +49,7 @@ def set_channels(model: nn.Module, channels: ChannelsLike | Sequence[ChannelSet]
             sequence of `ChannelSet`, one a sample, for a mixed batch.
 
     Raises:
-        ValueError: The model has no stem, or its stem cannot serve these channels.
+        UserError: The model has no stem, or its stem cannot serve these channels.
     """
     mixers = stems(model)
     for mixer in mixers:
@@ -109,13 +110,13 @@ def adapt(
         The model.
 
     Raises:
-        ValueError: No convolution to put a stem before, a stem there already, an unknown stem,
+        UserError: No convolution to put a stem before, a stem there already, an unknown stem,
             `in_chans` that contradicts `channels`, or `virtual_channels` that do not fit the model.
     """
     if stem not in MIXERS:
-        raise ValueError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
+        raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
     if any(isinstance(module, Mixer) for module in model.modules()):
-        raise ValueError("The model has a stem already; adapt a model only once.")
+        raise UserError("The model has a stem already; adapt a model only once.")
     given = _given_channels(channels, in_chans)
     placed = _stem_places(model)
     virtual = _virtual_channels(model, virtual_channels)
@@ -158,7 +159,7 @@ def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> Ch
     """The channel set that was asked for, if any, checked against the number of channels."""
     given = None if channels is None else ChannelSet.parse(channels)
     if given is not None and in_chans is not None and len(given) not in (0, in_chans):
-        raise ValueError(
+        raise UserError(
             f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
             f"Leave one of them out."
         )
@@ -171,7 +172,7 @@ def _first_convs(model: nn.Module) -> list[str]:
     names = names or (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     names = (names,) if isinstance(names, str) else tuple(names or ())
     if not names:
-        raise ValueError(
+        raise UserError(
             f"timm names no first convolution for {type(model).__name__}, so there is no place for "
             f"a stem. Put timm_varchan.Stem(mixer, convolution) there by hand."
         )
@@ -180,7 +181,7 @@ def _first_convs(model: nn.Module) -> list[str]:
     found = [path for path, _ in model.named_modules() if path.replace(".", "_") in flat]
     convs = [path for path in found if isinstance(model.get_submodule(path), nn.Conv2d)]
     if len(convs) != len(names):
-        raise ValueError(
+        raise UserError(
             f"The first layer of {type(model).__name__} ({', '.join(names)}) is no convolution of "
             f"2-D images, so there is no place for a stem. Models whose first layer is linear on "
             f"patches have no dwg_ twin."
@@ -200,7 +201,7 @@ def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> Channel
         return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
     virtual = ChannelSet.parse(given)
     if len(virtual) != num_virtual:
-        raise ValueError(
+        raise UserError(
             f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "
             f"of {type(model).__name__} takes {num_virtual}. Name as many, in its order."
         )
@@ -210,7 +211,7 @@ def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> Channel
 def _stem_places(model: nn.Module) -> list[str]:
     """Paths of the modules before which a mixer has to stand."""
     if isinstance(model, FeatureGraphNet):
-        raise ValueError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
+        raise UserError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
     convs = _first_convs(model)
     if len(convs) > 1:
         shared = _common_parent(convs)
@@ -246,4 +247,4 @@ def _before_rearrangement(model: nn.Module, path: str) -> str:
         if isinstance(chain, (nn.Sequential, nn.ModuleDict)):
             first = next(iter(chain._modules))
             return f"{parent}.{first}" if parent else first
-    raise ValueError(f"Cannot tell where the channels of the input enter before {path}.")
+    raise UserError(f"Cannot tell where the channels of the input enter before {path}.")

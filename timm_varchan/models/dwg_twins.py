@@ -31,6 +31,7 @@ from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.models.adapt import adapt, stems
 from timm_varchan.models.shipped import shipped_cfg
 
@@ -188,7 +189,7 @@ def _load_mixers(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> Non
     """Load the stems' own weights, if there are any; stems stand in the order of their paths."""
     mixers = stems(model)
     if weights and len(mixers) != len(weights):
-        raise ValueError(
+        raise UserError(
             f"The weights hold {len(weights)} stems, but the model has {len(mixers)}: they belong "
             f"to another architecture."
         )

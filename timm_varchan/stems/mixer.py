@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import nearest_prior
 
 __all__ = ["ChannelsLike", "Mixer"]
@@ -33,7 +34,7 @@ def _parse_channels(
         sets = tuple(s for s in channels if isinstance(s, ChannelSet))
         if len(sets) == len(channels):
             if not all(len(s) for s in sets):
-                raise ValueError(
+                raise UserError(
                     "In a mixed batch every sample's set needs a count: use "
                     "ChannelSet.anonymous(n) in place of 'anonymous'."
                 )
@@ -56,7 +57,7 @@ class Mixer(nn.Module):
         dtype: Their type.
 
     Raises:
-        ValueError: `virtual_channels` without a count, or default channels that the mixer cannot
+        UserError: `virtual_channels` without a count, or default channels that the mixer cannot
             serve.
     """
 
@@ -88,7 +89,7 @@ class Mixer(nn.Module):
         self.virtual_channels = ChannelSet.parse(virtual_channels)
         self.default_channels = ChannelSet.parse(default_channels)
         if not len(self.virtual_channels):
-            raise ValueError(
+            raise UserError(
                 "virtual_channels needs a count: name them, or use ChannelSet.anonymous(K)."
             )
         self.num_virtual = len(self.virtual_channels)
@@ -115,7 +116,7 @@ class Mixer(nn.Module):
                 come first in that sample (what stands in further planes is ignored).
 
         Raises:
-            ValueError: Channels that this mixer cannot tell apart.
+            UserError: Channels that this mixer cannot tell apart.
         """
         parsed = _parse_channels(channels)
         self._check_channels(parsed)
@@ -136,7 +137,7 @@ class Mixer(nn.Module):
             `(B, K, H, W)`.
 
         Raises:
-            ValueError: The input does not fit the channel set (eager mode; compiled and exported
+            UserError: The input does not fit the channel set (eager mode; compiled and exported
                 graphs answer with NaN).
         """
         x = self.checked(x)
@@ -246,7 +247,7 @@ class Mixer(nn.Module):
             if channel_set is None or self.supports_anonymous:
                 continue
             if not channel_set.channels or any(c.is_anonymous for c in channel_set):
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} needs to know each channel, but {channel_set} has "
                     f"anonymous ones. Name the channels or give their wavelengths in nm."
                 )
@@ -257,19 +258,19 @@ class Mixer(nn.Module):
         if torch.compiler.is_compiling():
             return
         if x.dim() != 4 or 0 in x.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"The input has shape {tuple(x.shape)}; needed is (batch, channels, height, width) "
                 f"with at least one channel and pixel. Add missing axes with x[None] or x[:, None]."
             )
         if not x.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"The input is {x.dtype}; needed are floating-point planes. Scale and normalise "
                 f"them first, e.g. x.float() / 255."
             )
         if isinstance(self.channels, tuple):
             longest = max(len(s) for s in self.channels)
             if x.shape[0] != len(self.channels) or x.shape[1] != longest:
-                raise ValueError(
+                raise UserError(
                     f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the mixed "
                     f"batch was declared as {len(self.channels)} sets of up to {longest} channels. "
                     f"Pad every sample to {longest} planes and give one set a sample."
@@ -277,7 +278,7 @@ class Mixer(nn.Module):
             return
         declared = self._sets()[0]
         if self._strict() and x.shape[1] != len(declared):
-            raise ValueError(
+            raise UserError(
                 f"The input has {x.shape[1]} channels, but the channel set is {declared} "
                 f"({len(declared)}). Call timm_varchan.set_channels(model, ...) with the "
                 f"input's own channels, 'anonymous', or None for the default rule."

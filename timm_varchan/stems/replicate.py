@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 
 __all__ = ["ReplicateMixer"]
@@ -28,7 +29,7 @@ class ReplicateMixer(Mixer):
         dtype: Their type.
 
     Raises:
-        ValueError: Another `fill`.
+        UserError: Another `fill`.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ReplicateMixer(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         if fill not in FILLS:
-            raise ValueError(f"fill is {fill!r}; choose one of: {', '.join(FILLS)}.")
+            raise UserError(f"fill is {fill!r}; choose one of: {', '.join(FILLS)}.")
         self.fill = fill
         super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
 

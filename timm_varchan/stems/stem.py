@@ -9,6 +9,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import ChannelsLike, Mixer
 
 __all__ = ["Stem"]
@@ -58,7 +59,7 @@ class Stem(nn.Module):
         """Mix, then convolve.
 
         Raises:
-            ValueError: The input does not fit the channel set.
+            UserError: The input does not fit the channel set.
             RuntimeError: From the convolution: another floating-point type than its weights have,
                 or fewer pixels than its kernel.
         """
@@ -82,10 +83,10 @@ class Stem(nn.Module):
             `(B or 1, out, C, kh, kw)`, with `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`.
 
         Raises:
-            ValueError: The bank is not a single convolution.
+            UserError: The bank is not a single convolution.
         """
         if not isinstance(self.bank, nn.Conv2d):
-            raise ValueError(
+            raise UserError(
                 f"The bank is a {type(self.bank).__name__}, not one convolution, so there is no "
                 f"single kernel a channel. Look at stem.mixer.coefficients(x) instead."
             )
