@@ -132,9 +132,11 @@ def test_channels_are_measured_and_kept_in_a_file(tmp_path, capsys):
     assert (list(channels.mean), list(channels.std)) == channel_stats(split)
     assert channels.names == ("B02", "B03", "B04", "B08")
     assert read_channels("B02+B08") == ChannelSet.parse("B02+B08")
-    assert json.loads((tmp_path / "channels.json").read_text()) == channels.to_config()
+    written = json.loads((tmp_path / "channels.json").read_text())
+    assert (written["channels"], written["value_scale"]) == (channels.to_config(), 10000)
+    assert channels.correlation is not None
     assert (
-        write_channels(channels, tmp_path / "again.json").read_text()
+        write_channels(channels, tmp_path / "again.json", 10000.0).read_text()
         == (tmp_path / "channels.json").read_text()
     )
 

@@ -675,30 +675,25 @@ class Reading:
         missing = self._missing(planes)
         stored = self._stored(planes, as_float=missing is not None)
         if missing is not None:
-            stored[np.broadcast_to(missing, stored.shape)] = np.nan
+            stored[missing] = np.nan
         return torch.from_numpy(np.require(stored, requirements=["C", "W"]))
 
     def _missing(self, planes: Planes) -> np.ndarray | None:
         """Where there is no data, or None; refuses what the policy refuses."""
-        found = {"they are not finite": _not_finite(planes.image)}
-        policy = self.no_data
-        if policy == "keep":
-            policy = "refuse"
-        else:
-            valid = planes.valid
-            found["the file says so"] = None if valid is None or valid.all() else ~valid
-            found |= _usual_no_data(planes.image)
-        missing = None
-        for mask in found.values():
-            missing = missing if mask is None else mask if missing is None else missing | mask
-        if missing is None or policy != "refuse":
+        keep = self.no_data == "keep"
+        found = _missing_by_value(planes.image, usual=not keep)
+        if planes.valid is not None and not keep and not planes.valid.all():
+            found = {"the file says so": ~planes.valid} | found
+        if not found:
+            return None
+        missing = np.broadcast_to(np.logical_or.reduce(list(found.values())), planes.image.shape)
+        share = missing.mean()
+        if self.no_data == "mean" and share < 1:
             return missing
-        share = np.broadcast_to(missing, planes.image.shape).mean()
-        why = next(reason for reason, mask in found.items() if mask is not None)
-        raise ImageError(
-            f"{share:.1%} of its pixels hold no data ({why}); --no-data mean (no_data='mean') puts "
-            f"the channel's mean there"
-        )
+        cure = "" if share == 1 else (
+            "; --no-data mean (no_data='mean') puts the channel's mean there"
+        )  # fmt: skip
+        raise ImageError(f"{share:.1%} of its values hold no data ({next(iter(found))}){cure}")
 
     def _stored(self, planes: Planes, as_float: bool) -> np.ndarray:
         image, scale = planes.image, self.value_scale
@@ -720,27 +715,22 @@ class Reading:
         return image.astype(np.float32, copy=as_float)
 
 
-def _not_finite(image: np.ndarray) -> np.ndarray | None:
-    if image.dtype.kind != "f":
-        return None
-    with np.errstate(all="ignore"):
-        if np.isfinite(image.sum()):  # no NaN and no infinity comes out of one
-            return None
-    finite = np.isfinite(image)
-    return None if finite.all() else ~finite
-
-
-def _usual_no_data(image: np.ndarray) -> dict[str, np.ndarray | None]:
-    """Where signed or floating numbers are exactly one that stands for 'nothing here', and why."""
+def _missing_by_value(image: np.ndarray, usual: bool) -> dict[str, np.ndarray]:
+    """Where numbers stand for no data, by the reason: not finite, or exactly a usual sign of it."""
+    found: dict[str, np.ndarray] = {}
     if image.dtype.kind not in "fi" or image.dtype.itemsize < 2:
-        return {}
-    low, high = np.nanmin(image), np.nanmax(image)
-    for value in _USUAL_NO_DATA:
+        return found
+    low, high = image.min(), image.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        found["they are not finite"] = ~np.isfinite(image)
+        low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)
+    for value in _USUAL_NO_DATA if usual and (low <= -9999 or high >= 1e20) else ():
         if low <= value <= high:
             here = np.equal(image, image.dtype.type(value))
             if here.any():
-                return {f"{value:g} is the usual sign of it; if it is meant, --no-data keep": here}
-    return {}
+                found[f"{value:g} is the usual sign of it; if it is meant, --no-data keep"] = here
+                break
+    return found
 
 
 def fit(planes: Planes, channels: ChannelSet) -> Planes:
