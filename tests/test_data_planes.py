@@ -19,7 +19,7 @@ from timm_varchan.data import (
     write_channels,
 )
 from timm_varchan.data.measure import main as measure
-from timm_varchan.data.plane_augment import OPERATIONS, RandomOperations
+from timm_varchan.data.transforms import OPERATIONS, RandomOperations
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -35,7 +35,7 @@ from timm_varchan.data.synthetic import (
     SYNTHETIC_CLASSES,
     SyntheticReader,
 )
-from timm_varchan.data.transforms import scale_values
+from timm_varchan.data.transforms import TrainTransform, scale_values
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.measure import ChannelMoments
 
@@ -206,10 +206,17 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.split[index]
         key = seeded_rng("augment", self._seed, int(self._epoch), index).getrandbits(63)
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: it reseeds the accelerators too, and in workers queues that.
-            torch.default_generator.manual_seed(key)
-            return self.transform(image), label
+        return seeded_transform(self.transform, image, key), label
+
+
+def seeded_transform(transform: nn.Module, image: Tensor, key: int) -> Tensor:
+    """A transformed image whose chance is the key's; torch's generator is as it was afterwards."""
+    if isinstance(transform, TrainTransform):
+        return transform.seeded(image, key)
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it reseeds the accelerators too, and in workers queues that.
+        torch.default_generator.manual_seed(key)
+        return transform(image)
 
 
 # Rows ---------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from timm_varchan.data.dataset import (
     index_problem,
     make_splits,
     readable,
+    seeded_transform,
     stored_bytes,
 )
 from timm_varchan.data.decode import Reading
@@ -111,9 +112,7 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         rows = itertools.islice(self._passes(epoch), batches * self._batch_size)
         for place, (planes, label) in enumerate(rows):
             key = seeded_rng("stream", self._seed, epoch, rank, worker, place).getrandbits(63)
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(key)
-                yield self._transform(planes), label
+            yield seeded_transform(self._transform, planes, key), label
 
     def _passes(self, epoch: int) -> Iterator[tuple[Tensor, int]]:
         """This reader's images and labels, again and again, in another order each time."""
