@@ -351,7 +351,44 @@ class _About:
     labels: tuple[Channel, ...]
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the numbers of an uncompressed TIFF lie, for files that differ in their numbers only.
+
+    Args:
+        head: All bytes before the numbers.
+        tail: All bytes after them.
+        dtype: Of the numbers as they are stored.
+        shape: Of the array.
+        axes: Of the array.
+        about: What its tags say.
+    """
+
+    head: bytes
+    tail: bytes
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    axes: str
+    about: _About
+
+    def array(self, data: Any) -> np.ndarray | None:
+        """The numbers of a file that is the same otherwise; None for another file."""
+        start, stop = len(self.head), len(data) - len(self.tail)
+        if data[:start] != self.head or data[stop:] != self.tail:
+            return None
+        return np.frombuffer(data[start:stop], self.dtype).reshape(self.shape)
+
+
+#: By the length of the file; tifffile takes several times as long to find the same.
+_layouts: dict[int, _Layout] = {}
+
+
 def _tiff(data: Any, num_channels: int | None = None) -> Planes:
+    data = memoryview(data)
+    layout = _layouts.get(len(data))
+    array = None if layout is None else layout.array(data)
+    if array is not None and layout is not None:
+        return _as_tagged(_one_axis(array, layout.axes, num_channels), layout.about, None)
     with _decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
         series, masks = _the_series(file.series)
         page = series.keyframe
@@ -366,9 +403,28 @@ def _tiff(data: Any, num_channels: int | None = None) -> Planes:
                 f"{series.dtype}"
             )
         planes = _one_axis(array, series.axes, num_channels)
+        if valid is None and series.dataoffset is not None:
+            dtype = array.dtype.newbyteorder(file.byteorder)
+            _keep_layout(data, series.dataoffset, array, (dtype, series.axes, about))
     if valid is not None and valid.shape != planes.shape[1:]:
         raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
     return _as_tagged(planes, about, None if valid is None else valid[None])
+
+
+def _keep_layout(
+    data: memoryview, start: int, array: np.ndarray, found: tuple[np.dtype[Any], str, _About]
+) -> None:
+    """Remember where the numbers lie, if they are found there."""
+    dtype, axes, about = found
+    stop = start + array.nbytes
+    if stop > len(data) or len(data) - array.nbytes > 2**16:
+        return
+    layout = _Layout(bytes(data[:start]), bytes(data[stop:]), dtype, array.shape, axes, about)
+    there = layout.array(data)
+    if there is not None and np.array_equal(there, array, equal_nan=array.dtype.kind == "f"):
+        if len(_layouts) >= 16:
+            _layouts.clear()
+        _layouts[len(data)] = layout
 
 
 def _the_series(found: Any) -> tuple[Any, list[Any]]:
@@ -378,7 +434,7 @@ def _the_series(found: Any) -> tuple[Any, list[Any]]:
     if len(images) != 1:
         shapes = ", ".join(f"{s.shape} {s.dtype}" for s in images[:4]) or "nothing but previews"
         raise ImageError(f"it holds {len(images)} images ({shapes}), not one; write one a file")
-    if any(page is None for page in images[0].pages):
+    if images[0].kind == "ome" and any(page is None for page in images[0].pages):
         raise ImageError("some of its planes lie in other files; write one file with all of them")
     return images[0], [s for s in whole if s.keyframe.is_mask]
 
