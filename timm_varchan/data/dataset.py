@@ -884,7 +884,7 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> str | None:
     ratio = (std / assumed_std).clamp_min(1e-12)
     low, high = values.min().item(), values.max().item()
     usual = _has_usual_statistics(channels)
-    most_away, most_ratio = (2.0, 5.0) if usual else (10.0, 20.0)
+    most_away, most_ratio = (2.0, 5.0) if usual else (4.0, 5.0)
     is_off = away > most_away or not 1 / most_ratio <= ratio.min() <= ratio.max() <= most_ratio
     if usual and not are_bytes:
         is_off = is_off or low < -0.05 or not 0.5 <= high <= 1.5

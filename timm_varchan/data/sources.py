@@ -141,9 +141,9 @@ def choose_splits(
         UserError: An asked split is not there, nothing is recognised, or names that differ in their
             case alone.
     """
-    usual = {name for names in SPLIT_ALIASES.values() for name in names}
-    lower = Counter(name.lower() for name in found if name.lower() in usual)
-    doubled = [name for name, count in lower.items() if count > 1 and name not in splits.values()]
+    usual = {n for split, names in SPLIT_ALIASES.items() if split not in splits for n in names}
+    lower = Counter(name.lower() for name in found if name not in splits.values())
+    doubled = [name for name, count in lower.items() if count > 1 and name in usual]
     if doubled:
         raise UserError(
             f"{source} has the split {doubled[0]!r} twice, in other cases: {', '.join(found)}. "
