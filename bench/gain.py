@@ -53,8 +53,9 @@ def train(x: Tensor, y: Tensor, channels: timm_varchan.ChannelSet, aug: str, gai
                 flip = torch.rand(len(rows), 1, 1, 1) < 0.5
                 batch = torch.where(flip, batch.flip(axis), batch)
             key = DrawKey(seed, epoch, step)
-            batch, told = draw_channels(aug, batch, channels, key, identity="named")
-            timm_varchan.set_channels(model, told)
+            view = draw_channels(aug, batch, channels, key, identity="named")
+            view.tell(model)
+            batch = view.planes
             schedule.step_update(epoch * steps + step)
             optimizer.zero_grad()
             F.cross_entropy(model(batch), y[rows]).backward()

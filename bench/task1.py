@@ -42,12 +42,11 @@ def train(
     view = SetView(channels, tuple(range(len(channels))), arm.modes[0], "in order", seed)
 
     def prepare(x: Tensor, epoch: int, step: int) -> Tensor:
-        x, told = draw_channels(
+        view = draw_channels(
             arm.aug, x[:, planes], channels, DrawKey(seed, epoch, step), identity=arm.identity
         )
-        if arm.stem is not None:
-            timm_varchan.set_channels(model, told)
-        return x
+        view.tell(model)
+        return view.planes
 
     def evaluate() -> float:
         predicted, references = predict_channel_sets(

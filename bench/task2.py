@@ -40,7 +40,6 @@ from task2_arms import ARMS, BAR, OWN, TWIN, Arm, build, predict, test_views
 from task2_report import report
 from torch import Tensor, nn
 
-import timm_varchan
 from timm_varchan import RGB
 from timm_varchan.evaluation import wilson_interval
 from timm_varchan.training import DrawKey, draw_channels
@@ -67,10 +66,9 @@ def train(
 
     def prepare(x: Tensor, epoch: int, step: int) -> Tensor:
         key = DrawKey(seed, epoch, step)
-        x, told = draw_channels(arm.aug, x, RGB, key, identity="named")
-        if arm.architecture.startswith("dwg_"):
-            timm_varchan.set_channels(model, told)
-        return x
+        view = draw_channels(arm.aug, x, RGB, key, identity="named")
+        view.tell(model)
+        return view.planes
 
     def evaluate() -> float:
         return 100 * float((predict(model, few, [view])["RGB"] == labels).mean())

@@ -204,9 +204,9 @@ def test_every_arm_of_task1_can_be_told_what_its_augmentation_draws():
             assert arm.aug in ("none", "shuffle", "hcs-mask"), name
             continue
         stem = make_stem(arm.stem, torch.nn.Conv2d(3, 4, 3))
-        drawn, told = draw_channels(arm.aug, x, RGB, DrawKey(0, 0, 0), identity=arm.identity)
-        stem.set_channels(told)
-        assert stem(drawn).isfinite().all(), name
+        view = draw_channels(arm.aug, x, RGB, DrawKey(0, 0, 0), identity=arm.identity)
+        view.tell(stem)
+        assert stem(view.planes).isfinite().all(), name
         for mode, channels in itertools.product(arm.modes, arm.test_sets):
             stem.set_channels(channels if mode == "named" else "anonymous")
 

@@ -17,7 +17,7 @@ ROWS = (
     {"channels", "products"},
     {"measure"},
     {"stems"},
-    {"models"},
+    {"models", "filling"},
     {"views"},
     {"data"},
     {"complexity", "evaluation"},

@@ -235,17 +235,11 @@ def test_whole_kernels_need_an_ordinary_convolution(name):
             make_stem(name, bank)
 
 
-def test_replicate_fills_by_mean_or_by_the_nearest():
+def test_replicate_fills_by_the_mean():
     x = images(2)
-    planes = {fill: make_stem("replicate", nn.Conv2d(3, 4, 1), fill=fill).mixer
-              for fill in ("mean", "nearest")}  # fmt: skip
-    for mixer in planes.values():
-        mixer.set_channels("RB")
-    mean, nearest = (planes[fill](x) for fill in ("mean", "nearest"))
-    torch.testing.assert_close(mean, torch.stack([x[:, 0], x.mean(1), x[:, 1]], 1))
-    torch.testing.assert_close(nearest, torch.stack([x[:, 0], x[:, 1], x[:, 1]], 1))
-    with pytest.raises(ValueError, match="choose one of: mean, nearest"):
-        make_stem("replicate", nn.Conv2d(3, 4, 1), fill="zero")
+    mixer = make_stem("replicate", nn.Conv2d(3, 4, 1)).mixer
+    mixer.set_channels("RB")
+    torch.testing.assert_close(mixer(x), torch.stack([x[:, 0], x.mean(1), x[:, 1]], 1))
 
 
 def test_slice_is_zero_fill_without_rescaling():

@@ -62,19 +62,14 @@ def prior_of(spec, mixer=None):
         ("RGB", [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
         ("BGR", [[0, 0, 1], [0, 1, 0], [1, 0, 0]]),
         ("G", [[1, 1, 1]]),
-        ("RG", [[1, 0, 0], [0, 1, 1]]),
-        ("NIR", [[1, 1, 1]]),
         ("RGB+NIR", [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
-        ("B04+B08", [[1, 1, 1], [0, 0, 0]]),
         (["G", None], [[1, 1, 1], [0, 0, 0]]),
         ([None, None], [[0.5] * 3, [0.5] * 3]),
-        ([540, 560], [[0, 0.5, 1], [1, 0.5, 0]]),
-        ([655, 665, 470], [[0.5, 0, 0], [0.5, 0, 0], [0, 1, 1]]),  # green is nearer to blue
         ("anonymous", [[0.25] * 3] * 4),
         (None, [[0.25] * 3] * 4),
     ],
 )
-def test_prior_takes_the_nearest_channel(make, spec, expected):
+def test_coefficients_start_as_the_prior(make, spec, expected):
     assert torch.equal(prior_of(spec, make()), torch.tensor(expected, dtype=torch.float32))
 
 
@@ -210,6 +205,7 @@ def test_tables_grow_in_steps(count):
     assert mixer(x).isfinite().all()
 
 
+STATISTICS = RGB.with_stats((0,) * 3, (1,) * 3, [[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]])
 COMMON = [
     {"virtual_channels": "RG"},
     {"default_channels": "BGR"},
@@ -218,7 +214,7 @@ COMMON = [
 ]
 OWN = {
     "dwg": [{"channel_names": ("DNA",)}, {"width": 16}, {"num_frequencies": 4}],
-    "replicate": [{"fill": "nearest"}],
+    "prior": [{"prior": "nearest"}, {"statistics": STATISTICS}],
     "template": [{"channel_names": ("DNA",)}],
     "depthwise": [{"channel_names": ("DNA",)}],
     "dynamic": [{"num_kernels": 3}, {"temperature": 30.0}],
@@ -242,11 +238,13 @@ def test_every_argument_changes_something(name, kwargs):
     made, plain = (make_stem(name, bank, **given).mixer for given in (kwargs, {}))
 
     def signature(mixer):
-        tensors = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
+        tensors = dict(mixer.named_parameters()) | {
+            n: getattr(mixer, n) for n in mixer.table_names()
+        }
         tables = [(n, t.shape, t.dtype, t.device.type) for n, t in tensors.items()]
         return tables, mixer.prior.tolist() if mixer.prior.device.type == "cpu" else None
 
-    if "fill" in kwargs:  # with all virtual channels there is nothing to fill
+    if {"prior", "statistics"} & set(kwargs):  # with all virtual channels there is nothing to fill
         made.set_channels("RG")
         plain.set_channels("RG")
     if "temperature" in kwargs:
@@ -258,7 +256,7 @@ def test_every_argument_changes_something(name, kwargs):
     else:
         assert signature(made) != signature(plain)
     if {"device", "dtype"} & set(kwargs):
-        for tensor in [*made.parameters(), *made.buffers()]:
+        for tensor in [*made.parameters(), *(getattr(made, n) for n in made.table_names())]:
             assert tensor.device.type == kwargs.get("device", "cpu")
             assert not tensor.is_floating_point() or tensor.dtype == kwargs.get(
                 "dtype", tensor.dtype
@@ -434,7 +432,9 @@ def test_tables_are_not_saved_and_follow_the_module():
     assert copy.deepcopy(mixer).channels == mixer.channels
     half = copy.deepcopy(mixer).to(torch.bfloat16)
     half.set_channels("RGB")
-    assert {t.dtype for n, t in half.named_buffers() if n != "word"} == {torch.bfloat16}
+    assert not list(half.buffers())
+    tables = {name: getattr(half, name) for name in half.table_names()}
+    assert {t.dtype for n, t in tables.items() if n != "word"} == {torch.bfloat16}
     assert half(torch.randn(1, 3, 4, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -453,7 +453,6 @@ def test_tables_come_back_after_meta():
     mixer = DWGMixer(device="meta")
     mixer.set_channels("GB")
     mixer.to_empty(device="cpu")
-    mixer.init_non_persistent_buffers()
     expected = DWGMixer()
     expected.set_channels("GB")
     for name in mixer.table_names():
@@ -471,7 +470,7 @@ def test_fourier_features_tell_wavelengths_apart():
 
 def test_print_names_the_channels():
     mixer = DWGMixer()
-    assert "virtual=RGB, channels=default RGB" in repr(mixer)
+    assert "virtual=RGB, prior=spectral, channels=default RGB" in repr(mixer)
     mixer.set_channels("B02+B08")
     assert "channels=B02+B08" in repr(mixer)
     mixer.set_channels((RGB, RGB))

@@ -85,63 +85,75 @@ def test_wrong_flags_are_refused(args, message, capsys):
 # ---- draws
 
 
+def draw(name, x, *key, identity="named", **kwargs):
+    return draw_channels(name, x, BANDS, DrawKey(*key), identity=identity, **kwargs)
+
+
+def same(first, second):
+    told = first.channels == second.channels
+    if first.present is None or second.present is None:
+        return told and first.present is second.present and torch.equal(first.planes, second.planes)
+    return (
+        told
+        and torch.equal(first.planes, second.planes)
+        and torch.equal(first.present, second.present)
+    )
+
+
 @pytest.mark.parametrize("name", CHANNEL_AUGS)
-def test_draws_depend_on_the_key_alone_and_change_with_it(name):
+@pytest.mark.parametrize("identity", ["named", "anonymous"])
+def test_draws_depend_on_the_key_alone_and_change_with_it(name, identity):
     x = torch.randn(6, 5, 4, 4)
-    for identity in ("named", "anonymous"):
-        first, told = draw_channels(name, x, BANDS, DrawKey(0, 1, 2), identity=identity)
-        torch.manual_seed(99)
-        again, told_again = draw_channels(name, x, BANDS, DrawKey(0, 1, 2), identity=identity)
-        assert torch.equal(first, again)
-        assert told == told_again
+    first = draw(name, x, 0, 1, 2, identity=identity)
+    torch.manual_seed(99)
+    assert same(first, draw(name, x, 0, 1, 2, identity=identity))
+    others = [draw(name, x, 0, 1, step, identity=identity) for step in range(8)]
     if name != "none":
-        others = [
-            draw_channels(name, x, BANDS, DrawKey(0, 1, step), identity="named")[0]
-            for step in range(8)
-        ]
-        assert any(o.shape != first.shape or not torch.equal(o, first) for o in others)
+        assert not all(o.planes.shape == first.planes.shape and same(first, o) for o in others)
 
 
-def test_the_draw_of_a_sample_does_not_depend_on_the_process_that_has_it():
+@pytest.mark.parametrize("name", ["shuffle", "hcs-sample"])
+def test_the_draw_of_a_sample_does_not_depend_on_the_process_that_has_it(name):
     x = torch.randn(6, 5, 4, 4)
-    for name in ("shuffle", "hcs-sample"):
-        whole, told = draw_channels(name, x, BANDS, DrawKey(3, 0, 0, 0), identity="named")
-        part, told_part = draw_channels(name, x[4:], BANDS, DrawKey(3, 0, 0, 4), identity="named")
-        width = part.shape[1]
-        assert torch.equal(whole[4:, :width], part)
-        assert told == told_part == ANONYMOUS or told[4:] == told_part
+    whole, part = draw(name, x, 3, 0, 0, 0), draw(name, x[4:], 3, 0, 0, 4)
+    assert torch.equal(whole.planes[4:], part.planes)
+    assert whole.channels == part.channels
+    assert whole.present is part.present or torch.equal(whole.present[4:], part.present)
 
 
-def test_sampled_planes_are_those_of_the_told_sets():
-    x = torch.randn(64, 5, 2, 2)
-    drawn, told = draw_channels("hcs-sample", x, BANDS, DrawKey(0, 0, 0), identity="named")
-    assert {len(s) for s in told} == {1, 2, 3, 4, 5}
-    for sample, planes, channel_set in zip(x, drawn, told, strict=True):
-        indices = BANDS.index(channel_set)
-        assert torch.equal(planes[: len(indices)], sample[list(indices)])
-        assert not planes[len(indices) :].any()
-    _, told = draw_channels("hcs-sample", x, BANDS, DrawKey(0, 0, 0), identity="anonymous")
-    assert all(s.is_anonymous for s in told)
+def test_sizes_and_channels_are_drawn_uniformly_and_a_share_is_whole():
+    x = torch.zeros(4000, 5, 1, 1)
+    sizes = draw("hcs-sample", x, 0, 0, 0).present.sum(1)
+    counts = torch.bincount(sizes, minlength=6)
+    assert counts[0] == 0
+    assert (counts[1:] - 800).abs().max() < 130  # five standard errors
+    present = draw("hcs-sample", x, 0, 0, 0).present.double().mean(0)
+    assert (present - 0.6).abs().max() < 0.04
+    whole = draw("hcs-sample", x, 0, 0, 0, full_share=0.5).present.all(1).double().mean()
+    assert abs(whole - 0.6) < 0.04  # a half, and of the others one in five
+    assert draw("hcs-sample", x, 0, 0, 0, full_share=1.0).present.all()
 
 
 def test_what_the_model_is_told():
     x = torch.randn(2, 5, 2, 2)
-    key = DrawKey(0, 0, 0)
-    drawn, told = draw_channels("hcs", x, BANDS, key, identity="named")
-    assert torch.equal(drawn, x[:, BANDS.index(told)])
-    assert draw_channels("none", x, BANDS, key, identity="named")[1] == BANDS
-    shuffled, told = draw_channels("shuffle", x, BANDS, key, identity="named")
-    assert told == ANONYMOUS  # never the default rule, which reads three planes as RGB
+    view = draw("hcs", x, 0, 0, 0)
+    assert torch.equal(view.planes, x[:, BANDS.index(view.channels)])
+    assert draw("none", x, 0, 0, 0).channels == BANDS
+    shuffled = draw("shuffle", x, 0, 0, 0)
+    assert shuffled.channels == ANONYMOUS  # never the default rule, which reads three as RGB
     assert torch.equal(
-        shuffled.flatten(2).sum(-1).sort().values, x.flatten(2).sum(-1).sort().values
+        shuffled.planes.flatten(2).sum(-1).sort().values, x.flatten(2).sum(-1).sort().values
     )
-    assert not torch.equal(shuffled, x)
+    assert not torch.equal(shuffled.planes, x)
     for name in ("none", "shuffle", "hcs"):
-        assert draw_channels(name, x, BANDS, key, identity="anonymous")[1] == ANONYMOUS
-    masked, told = draw_channels("hcs-mask", x, BANDS, key, identity="named")
-    there = masked.flatten(2).any(-1)[0]
-    assert told == BANDS
-    assert torch.allclose(masked[:, there], x[:, there] * 5 / there.sum())
+        assert draw(name, x, 0, 0, 0, identity="anonymous").channels == ANONYMOUS
+    told = draw("hcs-sample", x, 0, 0, 0, identity="anonymous")
+    assert told.channels.is_anonymous
+    assert len(told.channels) == 5
+    masked = draw("hcs-mask", x, 0, 0, 0)
+    there = masked.planes.flatten(2).any(-1)[0]
+    assert masked.channels == BANDS
+    assert torch.allclose(masked.planes[:, there], x[:, there] * 5 / there.sum())
 
 
 def test_the_order_of_images_depends_on_seed_and_epoch():
@@ -414,8 +426,9 @@ def test_a_loss_that_is_no_number_stops_with_step_channels_and_cure(tmp_path, mo
     count = iter(range(1000))
 
     def draw(*args, **kwargs):
-        x, told = original(*args, **kwargs)
-        return (x * math.nan if next(count) == 4 else x), told
+        view = original(*args, **kwargs)
+        broken = view.planes * math.nan if next(count) == 4 else view.planes
+        return dataclasses.replace(view, planes=broken)
 
     monkeypatch.setattr(training_loop, "draw_channels", draw)
     config = dataclasses.replace(TINY, output_dir=str(tmp_path / "run"), channel_aug="none")

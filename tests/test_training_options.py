@@ -16,10 +16,10 @@ from timm_varchan.models.adapt import stems
 from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run, to_args
 from timm_varchan.training import loop as training_loop
 from timm_varchan.training.averaging import WeightAverage
-from timm_varchan.training.channel_draws import DrawKey
 from timm_varchan.training.fine_tuning import choose_trained, train_mode
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.step_clock import StepClock
+from timm_varchan.views import DrawKey
 
 ONE_EPOCH = dataclasses.replace(TINY, epochs=1)
 LOSSES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr")

@@ -8,8 +8,17 @@ import importlib
 from typing import Any
 
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet, register_channel
+from timm_varchan.filling import fill_missing
 from timm_varchan.folding import fold
-from timm_varchan.models import adapt, channel_statistics, set_channels, share
+from timm_varchan.measure import measure_channels
+from timm_varchan.models import (
+    adapt,
+    channel_statistics,
+    expected_error,
+    register_model,
+    set_channels,
+    share,
+)
 from timm_varchan.stems import DWGMixer, Stem
 from timm_varchan.version import __version__
 
@@ -23,8 +32,12 @@ __all__ = [
     "__version__",
     "adapt",
     "channel_statistics",
+    "expected_error",
+    "fill_missing",
     "fold",
+    "measure_channels",
     "register_channel",
+    "register_model",
     "set_channels",
     "share",
 ]

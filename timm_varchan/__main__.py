@@ -242,8 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--no-data",
         default="refuse",
-        choices=("refuse", "mean", "keep"),
-        help="pixels without data: refuse the file, put the mean there, keep their numbers",
+        choices=("refuse", "mean", "predict", "keep"),
+        help="pixels without data: refuse the file, put the mean there, predict, keep (refuse)",
     )
     images.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
     images.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")

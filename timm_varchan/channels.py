@@ -249,6 +249,12 @@ class ChannelSet:
         """The same channels, means and deviations, with nothing said of their correlation."""
         return ChannelSet(self.channels)
 
+    def standardised(self) -> ChannelSet:
+        """The statistics of the planes after normalisation by mean and deviation: 0 and 1."""
+        return ChannelSet(
+            tuple(Channel(c.name, c.wavelength_nm) for c in self.channels), self.correlation
+        )
+
     def take(self, indices: Iterable[int]) -> ChannelSet:
         """The channels at these positions, in this order, with their part of the correlation."""
         chosen = tuple(indices)

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.models import share
+from timm_varchan.models.adapt import TWIN_ARGUMENTS, keep_stem_out
 from timm_varchan.stems import Mixer, Stem
 
 __all__ = ["fold"]
 
 PREFIX = "dwg_"
-#: What a twin's construction arguments hold that its base does not take.
-TWIN_ARGUMENTS = ("channel_set", "channel_names", "virtual_channels")
 #: Largest relative difference between a folded layer and the stem with the same coefficients, in
 #: units of the type's precision.
 TOLERANCE_EPS = 100
@@ -80,7 +79,11 @@ def fold(
     if not len(wanted):
         raise UserError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     folded = copy.deepcopy(share(model, wanted).eval())
-    found = [(path, m) for path, m in folded.named_modules() if isinstance(m, Stem)]
+    found = [
+        (path.removesuffix(".stem"), module)
+        for path, module in folded.named_modules()
+        if isinstance(module, Stem)
+    ]
     if not found or not isinstance(getattr(model, "pretrained_cfg", None), dict):
         raise UserError(
             f"{type(model).__name__} is no timm model with a stem in it. Fold the timm model "
@@ -92,7 +95,7 @@ def fold(
         layer = _fold_stem(stem, a)
         plain &= _same_kind(stem.bank, layer)
         parent, _, name = path.rpartition(".")
-        setattr(folded.get_submodule(parent), name, layer)
+        keep_stem_out(folded.get_submodule(parent), name, layer)
     _describe(folded, found[0][1].mixer, wanted, plain)
     return folded
 
@@ -135,9 +138,9 @@ def _coefficients(
 
 def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
     """The bank for C channels, compared with the stem at these coefficients."""
-    static = Stem(_FixedMixer(coefficients), copy.deepcopy(stem.bank)).eval()
+    static = Stem(_FixedMixer(coefficients), *copy.deepcopy((stem.bank, stem.anchors))).eval()
     if isinstance(stem.bank, nn.Conv2d):
-        layer: nn.Module = _fold_conv(stem.bank, coefficients)
+        layer: nn.Module = _fold_conv(stem.bank, coefficients, stem.anchors)
     else:
         layer = copy.deepcopy(stem.bank)
         for path, conv in list(layer.named_modules()):
@@ -171,16 +174,18 @@ def _takes_virtual_channels(module: nn.Module, num_virtual: int) -> bool:
     return module.in_channels == num_virtual and module.groups == 1
 
 
-def _kernels(conv: nn.Module, coefficients: Tensor) -> Tensor:
+def _kernels(conv: nn.Module, coefficients: Tensor, anchors: nn.Conv2d | None = None) -> Tensor:
     """The kernels that a convolution applies, mixed: `(out, C, kh, kw)`."""
     x = coefficients.new_zeros(1, len(coefficients), 64, 64)
-    return Stem(_FixedMixer(coefficients), conv).generated_kernels(x)[0]
+    return Stem(_FixedMixer(coefficients), conv, anchors).generated_kernels(x)[0]
 
 
-def _fold_conv(conv: nn.Module, coefficients: Tensor) -> nn.Conv2d:
+def _fold_conv(
+    conv: nn.Module, coefficients: Tensor, anchors: nn.Conv2d | None = None
+) -> nn.Conv2d:
     """A convolution of C channels with the mixed kernels, of the same kind where that can be."""
     assert isinstance(conv, nn.Conv2d)
-    kernels = _kernels(conv, coefficients.to(conv.weight)).contiguous()
+    kernels = _kernels(conv, coefficients.to(conv.weight), anchors).contiguous()
     same_kind = copy.deepcopy(conv)
     same_kind.in_channels = len(coefficients)
     if isinstance(conv, ScaledStdConv2d):

@@ -70,8 +70,9 @@ def predict(
             scaled values (8 bits / 255, 16 bits / 65535, floats as they are).
         std: Standard deviations likewise.
         value_scale: What stored numbers are divided by instead, such as 10000.
-        no_data: What is done about pixels without data: `refuse` the file, put the `mean` there, or
-            `keep` the stored numbers. See `timm_varchan.data.Reading`.
+        no_data: What is done about pixels without data: `refuse` the file, put the `mean` there,
+            `predict` them from the other channels, or `keep` the stored numbers. See
+            `timm_varchan.data.Reading`.
         top: How many classes.
         batch_size: Images at once.
         num_workers: Processes that decode; 0 for none.
@@ -177,7 +178,9 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
                 f"There are no mean and std for the channels {', '.join(without)}. Give mean and "
                 f"std (--mean, --std), one for all or one each, in units of the scaled values."
             )
-        return eval_transform(self.size[0], channels, crop_pct=self.size[1])
+        return eval_transform(
+            self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.no_data
+        )
 
 
 def _run(

@@ -1,4 +1,9 @@
-"""How a model meets a channel set: which planes, in which order, and what it is told."""
+"""One view of a batch: which planes, in which order, and what the model is told of them.
+
+The only place where training, validation, evaluation and benchmarks choose planes. A draw depends
+on seed, epoch, step and place in the step alone, never on a worker's or a process's generator: a
+resumed run draws what the uninterrupted one would have drawn.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,28 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.errors import UserError
-from timm_varchan.models import set_channels
+from timm_varchan.models import has_stems, set_channels
 
-__all__ = ["MAX_SETS", "MODES", "ORDERS", "Mode", "SetView", "choose_sets"]
+__all__ = [
+    "CHANNEL_AUGS",
+    "FIXED_COUNT_AUGS",
+    "MAX_SETS",
+    "MODES",
+    "ORDERS",
+    "DrawKey",
+    "Mode",
+    "SetView",
+    "View",
+    "choose_sets",
+    "draw_channels",
+    "full_share_for",
+]
 
 ORDERS = ("in order", "shuffled")
 #: All subsets are evaluated up to this many (8 channels); of more, a sample for each size.
@@ -138,3 +157,150 @@ def choose_sets(
             drawn.add(tuple(sorted(rng.sample(range(count), size))))
         chosen += sorted(drawn)
     return chosen
+
+
+@dataclass(frozen=True)
+class DrawKey:
+    """What a draw depends on.
+
+    Args:
+        seed: Of the run.
+        epoch: From 0.
+        step: In the epoch, from 0; the same on every process.
+        start: Place in the step of the batch's first sample, counted over all processes.
+    """
+
+    seed: int
+    epoch: int
+    step: int
+    start: int = 0
+
+    def uniform(self, purpose: str, num_samples: int, num_columns: int) -> Tensor:
+        """Numbers in 0..1, `(num_samples, num_columns)`, of the samples from `start` on."""
+        rng = seeded_rng(purpose, self.seed, self.epoch, self.step)
+        numbers = np.random.default_rng(rng.getrandbits(64))
+        drawn = numbers.random((self.start + num_samples, num_columns))
+        return torch.from_numpy(drawn[self.start :])
+
+
+@dataclass(frozen=True)
+class View:
+    """Planes, and what a model is told of them.
+
+    Args:
+        planes: `(B, C, H, W)`.
+        channels: What they are.
+        present: `(B, C)`, bool: which of them a sample has; None: all.
+    """
+
+    planes: Tensor
+    channels: ChannelSet
+    present: Tensor | None = None
+
+    def __str__(self) -> str:
+        return f"channels {self.channels}" if self.present is None else "mixed channel sets"
+
+    def tell(self, model: nn.Module) -> None:
+        """Tell a model with stems; others need not know."""
+        if has_stems(model):
+            set_channels(model, self.channels, present=self.present)
+
+
+ChannelDraw = Callable[[Tensor, ChannelSet, DrawKey, float], View]
+
+#: From so many channels on, half of the images show all of them: uniform sampling shows the whole
+#: set to one image in C.
+MANY_CHANNELS, MANY_FULL_SHARE = 5, 0.5
+
+
+def full_share_for(num_channels: int) -> float:
+    """The share of images that training shows whole, beyond those of hierarchical sampling."""
+    return MANY_FULL_SHARE if num_channels >= MANY_CHANNELS else 0.0
+
+
+def _none(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """All channels, as they come."""
+    return View(x, channels)
+
+
+def _shuffle(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """The planes of every sample in random order, of which the model hears nothing.
+
+    Source: the reference report's channel shuffling (Chia-Ming Lee, Deep Learning Assignment II).
+    """
+    order = key.uniform("shuffle", len(x), x.shape[1]).argsort(1).to(x.device)
+    return View(x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:])), ANONYMOUS)
+
+
+def _presence(num_samples: int, num_channels: int, key: DrawKey, full_share: float) -> Tensor:
+    """Hierarchical channel sampling, `(num_samples, num_channels)`: first the size, then which.
+
+    Source: ChannelViT, arXiv:2309.16108, section 3.3.
+    """
+    drawn = key.uniform("hcs", num_samples, num_channels + 2)
+    whole, size, rank = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:].argsort(1).argsort(1)
+    return (whole < full_share) | (rank <= (size * num_channels).floor())
+
+
+def _hcs(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """Hierarchical channel sampling: one subset a step, the same on every process."""
+    step = DrawKey(key.seed, key.epoch, key.step)
+    indices = _presence(1, x.shape[1], step, full_share)[0].nonzero()[:, 0].tolist()
+    return View(x[:, indices], channels.take(indices))
+
+
+def _hcs_sample(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """Hierarchical channel sampling for each sample; the planes stay where they are."""
+    return View(x, channels, _presence(len(x), x.shape[1], key, full_share))
+
+
+def _hcs_mask(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """For models of a fixed C: the absent channels of a step are zero, the others times C/m.
+
+    Source: the fixed-channel baseline of ChannelViT, arXiv:2309.16108.
+    """
+    step = DrawKey(key.seed, key.epoch, key.step)
+    present = _presence(1, x.shape[1], step, full_share)[0]
+    scale = present * (x.shape[1] / present.sum())
+    return View(x * scale.to(x)[:, None, None], channels)
+
+
+#: By the name that `--channel-aug` takes.
+CHANNEL_AUGS: dict[str, ChannelDraw] = {
+    "none": _none,
+    "shuffle": _shuffle,
+    "hcs": _hcs,
+    "hcs-sample": _hcs_sample,
+    "hcs-mask": _hcs_mask,
+}
+#: Those that keep the number of planes, which models without a stem need.
+FIXED_COUNT_AUGS = ("none", "shuffle", "hcs-mask")
+
+
+def draw_channels(
+    name: str,
+    x: Tensor,
+    channels: ChannelSet,
+    key: DrawKey,
+    *,
+    identity: str,
+    full_share: float = 0.0,
+) -> View:
+    """Augment the channels of a batch.
+
+    Args:
+        name: One of `CHANNEL_AUGS`.
+        x: `(B, C, H, W)`, normalised, with all channels.
+        channels: What they are.
+        key: What the draw depends on.
+        identity: `named` or `anonymous`: whether the model is told the names.
+        full_share: Share of images (of steps, where one subset is drawn for all) with all channels.
+
+    Returns:
+        The planes and what to tell the model.
+    """
+    view = CHANNEL_AUGS[name](x, channels, key, full_share)
+    if identity == "named" and not channels.is_anonymous:
+        return view
+    told = ANONYMOUS if view.present is None else channels.without_identity()
+    return View(view.planes, told, view.present)

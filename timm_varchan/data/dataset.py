@@ -550,8 +550,8 @@ def load_data(
         value_scale: What stored numbers are divided by (10000 for Sentinel-2 reflectance); images
             are float32 then.
         no_data: What is done about pixels without data: `refuse` the image when it is asked for,
-            mark them as NaN for the transforms to put the channel's `mean` there, or `keep` the
-            stored numbers. See `timm_varchan.data.decode.Reading`.
+            mark them as NaN for the transforms (`mean`, `predict`), or `keep` the stored numbers.
+            See `timm_varchan.data.Reading`.
         cache_dir: Where `datasets` keeps its copies.
         img_size: Height and width of the synthetic images; nothing else uses it.
         num_images: Images in each synthetic split, by its name.

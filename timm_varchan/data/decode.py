@@ -41,7 +41,9 @@ IMAGE_SUFFIXES = frozenset(
     ".tif .tiff .btf .tf8 .npy".split()
 )
 #: What is done about pixels without data.
-NO_DATA = ("refuse", "mean", "keep")
+NO_DATA = ("refuse", "mean", "predict", "keep")
+#: With these, images come with NaN in such pixels.
+FILLED = ("mean", "predict")
 #: What the decoders raise on bytes that they cannot read; caught around their calls only.
 _DECODE_ERRORS = (
     OSError, ValueError, RuntimeError, SyntaxError, EOFError, LookupError, TypeError,
@@ -690,8 +692,9 @@ class Reading:
             their range, in the transforms, and a file's own factors are applied.
         no_data: What is done about pixels that hold no data by the file's own word (GDAL's tag, a
             mask, NaN) or by the usual one (-9999 and the like, of signed and floating numbers):
-            `refuse` the image, mark them as NaN for the transforms to put the channel's `mean`
-            there, or `keep` the numbers (NaN is refused).
+            `refuse` the image; mark them as NaN, for the transforms to put the channel's `mean`
+            there or to `predict` them from the same pixel's other channels; or `keep` the numbers
+            (NaN is refused).
 
     Raises:
         UserError: An unknown `no_data`, a `value_scale` that is not above 0.
@@ -744,10 +747,10 @@ class Reading:
             return None
         missing = np.broadcast_to(np.logical_or.reduce(list(found.values())), planes.image.shape)
         share = missing.mean()
-        if self.no_data == "mean" and share < 1:
+        if self.no_data in FILLED and share < 1:
             return missing
         cure = "" if share == 1 else (
-            "; --no-data mean (no_data='mean') puts the channel's mean there"
+            "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
         )  # fmt: skip
         raise ImageError(f"{share:.1%} of its values hold no data ({next(iter(found))}){cure}")
 

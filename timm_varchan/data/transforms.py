@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.errors import UserError
+from timm_varchan.filling import fill_missing
 
 #: RandAugment at timm's usual strength, 9 of 10 being its strongest; TrivialAugment.
 AUTO_AUGMENTS: dict[str, dict[str, Any]] = {
@@ -67,17 +68,25 @@ class NormalizePlanes(nn.Module):
 
     Args:
         channels: The planes, each with mean and std in the units of the scaled values.
+        no_data: `mean`, or `predict`: pixels without data (NaN) become what the channels that are
+            there say of them, by the channels' correlation.
 
     Raises:
-        UserError: A channel without mean and std; an image with another number of planes.
+        UserError: A channel without mean and std, a prediction without a correlation; an image
+            with another number of planes.
     """
 
     factor: Tensor
     offset: Tensor
 
-    def __init__(self, channels: ChannelSet) -> None:
+    def __init__(self, channels: ChannelSet, no_data: str = "mean") -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self._predicts = channels, no_data == "predict"
+        if self._predicts and channels.correlation is None:
+            raise UserError(
+                f"The correlation of {channels} is not known, by which --no-data predict fills "
+                f"pixels. Measure it (python -m timm_varchan measure), or take --no-data mean."
+            )
         means, stds = (torch.tensor(x, dtype=torch.float64) for x in _stats(channels))
         self.register_buffer("factor", (1 / stds).view(-1, 1, 1))
         self.register_buffer("offset", (-means / stds).float().view(-1, 1, 1))
@@ -89,6 +98,8 @@ class NormalizePlanes(nn.Module):
                 f"The image has shape {tuple(image.shape)}, but the channels are {self.channels}: "
                 f"give ({len(self.channels)}, H, W), or say the channels of this image."
             )
+        if self._predicts and image.is_floating_point() and bool(image.isnan().any()):
+            image = fill_missing(image[None], ~image[None].isnan(), self.channels)[0]
         factor = (self.factor / value_range(image)).to(torch.float32)
         values = image.to(torch.float32) * factor
         values += self.offset
@@ -200,6 +211,7 @@ def train_transform(
     rotation_degrees: float = 15.0,
     auto_augment: str = "none",
     erase_prob: float = 0.0,
+    no_data: str = "mean",
 ) -> TrainTransform:
     """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
 
@@ -215,6 +227,7 @@ def train_transform(
         rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
         auto_augment: Key of `AUTO_AUGMENTS`.
         erase_prob: Probability that a rectangle becomes the mean, 0.
+        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
@@ -229,7 +242,7 @@ def train_transform(
         others.append(v2.RandomErasing(erase_prob))
     return TrainTransform(
         img_size,
-        NormalizePlanes(channels),
+        NormalizePlanes(channels, no_data),
         scale=scale,
         ratio=ratio,
         flips=(hflip, vflip),
@@ -243,6 +256,7 @@ def eval_transform(
     channels: ChannelSet,
     *,
     crop_pct: float = 0.875,
+    no_data: str = "mean",
 ) -> nn.Module:
     """Resize the shorter side to `img_size / crop_pct`, crop the centre, normalise.
 
@@ -250,6 +264,7 @@ def eval_transform(
         img_size: Height and width of the result.
         channels: The planes, each with mean and std.
         crop_pct: Share of the resized image's side that the crop keeps; 1 for small images.
+        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
@@ -260,7 +275,7 @@ def eval_transform(
     if not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
     return nn.Sequential(
-        NormalizePlanes(channels),
+        NormalizePlanes(channels, no_data),
         v2.Resize(round(img_size / crop_pct), antialias=True),
         v2.CenterCrop(img_size),
     )

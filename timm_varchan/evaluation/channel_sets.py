@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from timm_varchan.channels import ChannelSet
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation.metrics import Estimate, classification_metrics
-from timm_varchan.models import set_channels, share, stems
+from timm_varchan.models import has_stems, set_channels, share, stems
 from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
@@ -101,14 +101,6 @@ class SizeSummary:
     std: float
     worst: float
     worst_set: str
-
-
-def has_stems(model: nn.Module) -> bool:
-    """Whether a model takes any number of channels."""
-    try:
-        return bool(stems(model))
-    except ValueError:
-        return False
 
 
 @contextmanager

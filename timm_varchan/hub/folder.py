@@ -14,7 +14,7 @@ import timm
 from timm.models import save_for_hf
 from torch import nn
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import MAX_TEXT_CHANNELS, ChannelSet
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import has_stems
 from timm_varchan.models import set_channels
@@ -81,6 +81,7 @@ def save(
             model_config={
                 "label_names": list(class_names),
                 "channels": channels.to_config(),
+                **_correlation(channels),
                 "value_scale": value_scale,
                 "timm_varchan": __version__,
             },
@@ -93,6 +94,13 @@ def save(
             shutil.move(folder, Path(temporary) / "old")
         os.replace(new, folder)
     return folder
+
+
+def _correlation(channels: ChannelSet) -> dict[str, Any]:
+    """The correlation for the configuration; that of many channels is among the weights."""
+    if channels.correlation is None or len(channels) > MAX_TEXT_CHANNELS:
+        return {}
+    return {"correlation": channels.to_dict()["correlation"]}
 
 
 def _normalise(model: nn.Module) -> None:

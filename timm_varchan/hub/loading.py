@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.models._input import get_model_input_config
 from torch import nn
 
-from timm_varchan.channels import RGB, ChannelSet
+from timm_varchan.channels import FILE_VERSION, RGB, ChannelSet
 from timm_varchan.errors import UserError
 from timm_varchan.hub.folder import CONFIG, WEIGHTS, check_weights, read_config
 from timm_varchan.hub.remote import CLIENT_ERRORS, download, hub_reason
@@ -169,7 +169,10 @@ def _channels(cfg: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any
     if not config.get("channels"):
         return channels
     try:
-        saved = ChannelSet.from_config(config["channels"])
+        correlation = config.get("correlation")
+        saved = ChannelSet.from_config(
+            {"version": FILE_VERSION, "channels": config["channels"], "correlation": correlation}
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"{CONFIG} describes its channels wrongly: {error}") from error
     return saved if len(saved) == num or not kwargs.get("in_chans") else channels

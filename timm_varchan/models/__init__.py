@@ -1,8 +1,25 @@
 """timm models with stems for any number of channels."""
 
 from timm_varchan.models import rrdb as rrdb  # isort: skip  # before the twins, which it shall have
-from timm_varchan.models import dwg_twins as dwg_twins
-from timm_varchan.models.adapt import adapt, set_channels, stems
+from timm_varchan.models.adapt import (
+    adapt,
+    choose_virtual_channels,
+    expected_error,
+    has_stems,
+    set_channels,
+    stems,
+)
+from timm_varchan.models.dwg_twins import register_model
 from timm_varchan.models.share import channel_statistics, share
 
-__all__ = ["adapt", "channel_statistics", "set_channels", "share", "stems"]
+__all__ = [
+    "adapt",
+    "channel_statistics",
+    "choose_virtual_channels",
+    "expected_error",
+    "has_stems",
+    "register_model",
+    "set_channels",
+    "share",
+    "stems",
+]

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from timm.models import FeatureGraphNet, is_model
-from torch import nn
+from torch import Tensor, nn
 
-from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, Channel, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
+from timm_varchan.stems.prior import SAME_BAND_NM, find_channel
 
-__all__ = ["adapt", "set_channels", "stems"]
+__all__ = [
+    "adapt",
+    "choose_virtual_channels",
+    "expected_error",
+    "has_stems",
+    "set_channels",
+    "stems",
+]
+
+#: Virtual channels of data with many bands.
+NUM_VIRTUAL = 6
+
+#: What a twin takes and its base does not.
+TWIN_ARGUMENTS = frozenset(
+    {"channel_set", "channel_names", "virtual_channels", "prior", "prior_scale", "statistics"}
+)
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 #: Where timm's feature extraction wrappers keep the model that they wrap.
 _WRAPPER_PREFIXES = ("", "model.", "body.")
+
+
+def has_stems(model: nn.Module) -> bool:
+    """Whether a model takes any channels, under any wrapper."""
+    return any(isinstance(module, Mixer) for module in model.modules())
 
 
 def stems(model: nn.Module) -> list[Mixer]:
@@ -35,11 +57,17 @@ def stems(model: nn.Module) -> list[Mixer]:
     return found
 
 
-def set_channels(model: nn.Module, channels: ChannelsLike | Sequence[ChannelSet]) -> None:
+def set_channels(
+    model: nn.Module,
+    channels: ChannelsLike | Sequence[ChannelSet],
+    *,
+    present: Tensor | None = None,
+) -> None:
     """Say which channels the input of a model has from now on.
 
-    The choice is part of the model's construction arguments, so saving keeps it. A copy made
-    before (EMA) does not hear of it. For several sets at the same time see `share`.
+    The choice is part of the model's construction arguments, so saving keeps it, also through
+    wrappers that keep a `config.model_args` (transformers). A copy made before (EMA) does not hear
+    of it. For several sets at the same time see `share`.
 
     Args:
         model: A model with at least one stem.
@@ -47,35 +75,78 @@ def set_channels(model: nn.Module, channels: ChannelsLike | Sequence[ChannelSet]
             no identity; None, the default rule: an input with exactly as many channels as the
             model's default set (RGB) is that set, any other count is anonymous; or a
             sequence of `ChannelSet`, one a sample, for a mixed batch.
+        present: `(B, C)`, bool: which of the channels each sample of the next batch has. What
+            stands in the other planes is ignored, NaN too. None: all of them.
 
     Raises:
         UserError: The model has no stem, or its stem cannot serve these channels.
     """
     mixers = stems(model)
+    before = mixers[0].channels
     for mixer in mixers:
-        mixer.set_channels(channels)
+        mixer.set_channels(channels, present)
     current = mixers[0].channels
-    if isinstance(current, tuple):
+    if isinstance(current, tuple) or (present is not None and current == before):
         return
     for module in model.modules():
         if isinstance(getattr(module, "_model_args", None), dict):
-            _record(module, current, mixers[0].default_channels)
+            _record(module, current, mixers[0])
+        config = getattr(module, "config", None)
+        if hasattr(config, "model_args"):  # transformers' TimmWrapper
+            arguments = _with_channels(config.model_args or {}, current)
+            config.model_args = arguments
 
 
-def _record(model: nn.Module, channels: ChannelSet | None, default: ChannelSet) -> None:
+def _with_channels(arguments: Mapping[str, Any], channels: ChannelSet | None) -> dict[str, Any]:
+    """Construction arguments of a twin that say which channels its input has."""
+    kept = {key: value for key, value in arguments.items() if key != "channel_set"}
+    if channels is None:
+        return kept
+    return {**kept, "channel_set": channels.to_config() if channels.channels else "anonymous"}
+
+
+def _record(model: nn.Module, channels: ChannelSet | None, mixer: Mixer) -> None:
     """Keep the channel set where timm keeps what a model was built with."""
-    arguments: dict[str, Any] = dict(model._model_args)  # type: ignore[arg-type]
-    arguments.pop("channel_set", None)
-    count = len(default)
-    if channels is not None and channels.channels:
-        count = len(channels)
-        arguments["channel_set"] = channels.to_config()
-    elif channels is not None:
-        arguments["channel_set"] = "anonymous"
-    if arguments.get("virtual_channels") is not None:
-        arguments["virtual_channels"] = ChannelSet.parse(arguments["virtual_channels"]).to_config()
+    arguments = _with_channels(model._model_args, channels)  # type: ignore[arg-type]
+    named = channels is not None and bool(channels.channels)
+    count = len(channels) if named and channels else len(mixer.default_channels)
     arguments["in_chans"] = model.in_chans = count  # type: ignore[assignment]
-    model._model_args = arguments  # type: ignore[assignment]
+    model._model_args = {**arguments, **_mixer_arguments(mixer)}  # type: ignore[assignment]
+
+
+def _mixer_arguments(mixer: Mixer) -> dict[str, Any]:
+    """What a twin has to be built with to get such a mixer, in JSON's types."""
+    arguments: dict[str, Any] = {"prior": mixer.prior_name}
+    if mixer.prior_scale != "plain":
+        arguments["prior_scale"] = mixer.prior_scale
+    if mixer.virtual_channels != RGB:
+        arguments["virtual_channels"] = mixer.virtual_channels.to_config()
+    if mixer.measured is not None:
+        statistics = mixer.measured
+        if len(statistics) > MAX_TEXT_CHANNELS:  # its correlation is among the weights
+            statistics = statistics.without_correlation()
+        arguments["statistics"] = statistics.to_dict()
+    return arguments
+
+
+def expected_error(model: nn.Module, channels: ChannelSetLike) -> dict[str, float]:
+    """What a set of channels lacks, before anything is run.
+
+    Args:
+        model: A model with a stem.
+        channels: The channels that are there.
+
+    Returns:
+        For each virtual channel, by its label, the share of its variance that the channels do not
+        explain, from 0 (it is there) to about 1 (nothing is known of it); NaN where neither a
+        correlation was measured nor wavelengths are known.
+
+    Raises:
+        UserError: No stem, or channels without a count.
+    """
+    mixer = stems(model)[0]
+    shares = mixer.expected_error(channels)
+    return dict(zip(mixer.virtual_channels.labels, shares, strict=True))
 
 
 def adapt(
@@ -104,7 +175,11 @@ def adapt(
             `virtual_channels` means anonymous channels.
         virtual_channels: What the channels of the model's own first convolution stand for; RGB for
             three, else anonymous. An input with as many channels is taken for this set by default.
-        **stem_kwargs: Further arguments of the mixer, e.g. `channel_names`.
+            More of them than the convolution takes are anchors: further virtual channels with
+            kernels of their own, which start at zero. For a convolution for RGB they must hold R,
+            G and B, or bands within 30 nm of them; the default set stays RGB.
+        **stem_kwargs: Further arguments of the mixer: `statistics` (from `measure_channels`),
+            `prior`, `prior_scale`, `channel_names`.
 
     Returns:
         The model.
@@ -115,44 +190,49 @@ def adapt(
     """
     if stem not in MIXERS:
         raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
-    if any(isinstance(module, Mixer) for module in model.modules()):
+    if has_stems(model):
         raise UserError("The model has a stem already; adapt a model only once.")
     given = _given_channels(channels, in_chans)
-    placed = _stem_places(model)
+    num_bank = _source_channels(model)
     virtual = _virtual_channels(model, virtual_channels)
-    default = virtual
-    if in_chans is not None and in_chans != len(virtual):
+    default = virtual.take(range(num_bank))
+    if in_chans is not None and in_chans != len(default):
         default = ChannelSet.anonymous(in_chans)
-    for path in placed:
+    like = model.get_submodule(_first_convs(model)[0]).weight
+    home = {"device": like.device, "dtype": like.dtype}
+    made = []
+    for path in _stem_places(model):
         bank = model.get_submodule(path).train(model.training)
         parent, _, name = path.rpartition(".")
-        stem_module = make_stem(stem, bank, virtual, default, **stem_kwargs)
-        setattr(model.get_submodule(parent), name, stem_module)
+        made.append(
+            make_stem(stem, bank, virtual, default, num_bank=num_bank, **{**home, **stem_kwargs})
+        )
+        setattr(model.get_submodule(parent), name, made[-1])
     model.in_chans = len(default)  # type: ignore[assignment]
-    _describe(model, stem, virtual, stem_kwargs)
-    if given is not None:
-        set_channels(model, given)
+    _describe(model, stem, made[0].mixer, stem_kwargs)
+    set_channels(model, given)
     return model
 
 
-def _describe(
-    model: nn.Module, stem: str, virtual: ChannelSet, stem_kwargs: dict[str, Any]
-) -> None:
+def keep_stem_out(parent: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of a stem, which otherwise keeps its place (see `stems.stem`)."""
+    parent._modules[name] = None
+    setattr(parent, name, layer)
+
+
+def _describe(model: nn.Module, stem: str, mixer: Mixer, stem_kwargs: dict[str, Any]) -> None:
     """Tell timm what the model is now: saved and loaded as the twin of its architecture."""
     model._traits = {**getattr(model, "_traits", {}), "first_conv": ()}  # type: ignore[assignment]
-    arguments = dict(getattr(model, "_model_args", {}))
-    if virtual != RGB:
-        arguments["virtual_channels"] = virtual.to_config()
-    model._model_args = {**arguments, **stem_kwargs}  # type: ignore[assignment]
+    arguments = {**getattr(model, "_model_args", {}), **stem_kwargs, **_mixer_arguments(mixer)}
+    model._model_args = arguments  # type: ignore[assignment]
+    loadable = stem == "dwg" and set(stem_kwargs) <= TWIN_ARGUMENTS
     for name in ("pretrained_cfg", "default_cfg"):
         cfg = getattr(model, name, None)
         if not isinstance(cfg, dict):
             continue
         twin = f"dwg_{cfg.get('architecture')}"
-        loadable = stem == "dwg" and set(stem_kwargs) <= {"channel_names"} and is_model(twin)
-        setattr(
-            model, name, {**cfg, "first_conv": (), **({"architecture": twin} if loadable else {})}
-        )
+        named = {"architecture": twin} if loadable and is_model(twin) else {}
+        setattr(model, name, {**cfg, "first_conv": (), **named})
 
 
 def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> ChannelSet | None:
@@ -200,12 +280,68 @@ def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> Channel
     if given is None:
         return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
     virtual = ChannelSet.parse(given)
-    if len(virtual) != num_virtual:
+    if len(virtual) < num_virtual:
         raise UserError(
             f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "
             f"of {type(model).__name__} takes {num_virtual}. Name as many, in its order."
         )
-    return virtual
+    if len(virtual) == num_virtual or num_virtual != len(RGB):
+        return virtual
+    anchored = with_rgb_first(virtual)
+    if anchored is None:
+        raise UserError(
+            f"virtual_channels={virtual} are more than the three that the first convolution of "
+            f"{type(model).__name__} takes, so they need R, G and B or bands within "
+            f"{SAME_BAND_NM:g} nm of them among them."
+        )
+    return anchored
+
+
+def with_rgb_first(virtual: ChannelSet) -> ChannelSet | None:
+    """R, G and B, which a bank for RGB has kernels for, then the others; None without them.
+
+    The bank's planes keep the names R, G and B: bands close to them are taken for them.
+    """
+    places = [find_channel(c, virtual.channels, SAME_BAND_NM) for c in RGB]
+    if min(places) < 0 or len(set(places)) < len(RGB):
+        return None
+    others = [c for place, c in enumerate(virtual) if place not in places]
+    return ChannelSet((*RGB.channels, *others))
+
+
+def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> ChannelSet:
+    """Virtual channels for data of many channels.
+
+    Data with wavelengths: R, G and B, which pretrained kernels are for, then, one by one, the band
+    farthest in the logarithm of the wavelength from all that are chosen. Data with names alone
+    (stains): the data's own channels, each with its kernels. Other data: R, G and B.
+
+    Args:
+        channels: Of the data.
+        count: How many at most, R, G and B among them.
+
+    Returns:
+        The virtual channels.
+    """
+    if all(c.name is not None and c.wavelength_nm is None for c in channels):
+        return channels.standardised().without_correlation() if len(channels) > 1 else RGB
+    chosen = list(RGB)
+    rest = [c for c in channels if c.wavelength_nm is not None]
+    rest = [c for c in rest if find_channel(c, RGB.channels, SAME_BAND_NM) < 0]
+    if len(channels) <= len(RGB):
+        return RGB
+    while rest and len(chosen) < count:
+        farthest = max(rest, key=lambda c: min(_log_distance(c, other) for other in chosen))
+        rest.remove(farthest)
+        chosen.append(Channel(farthest.name, farthest.wavelength_nm))
+    return ChannelSet(tuple(chosen))
+
+
+def _log_distance(one: Channel, other: Channel) -> float:
+    """How far two wavelengths are apart, as the logarithm of their ratio."""
+    assert one.wavelength_nm is not None
+    assert other.wavelength_nm is not None
+    return abs(math.log(one.wavelength_nm / other.wavelength_nm))
 
 
 def _stem_places(model: nn.Module) -> list[str]:

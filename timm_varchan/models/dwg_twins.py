@@ -5,6 +5,7 @@ Registered by rule when the package is imported; nothing is built until `timm.cr
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Callable
@@ -20,22 +21,28 @@ from timm.models import (
     PretrainedCfg,
     get_arch_pretrained_cfgs,
     get_pretrained_cfg,
+    is_model,
     load_state_dict,
     load_state_dict_from_hf,
     model_entrypoint,
-    register_model,
     resolve_pretrained_cfg,
 )
+from timm.models import register_model as _register
 from timm.models._builder import load_state_dict_from_path
 from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
-from timm_varchan.models.adapt import adapt, stems
-from timm_varchan.models.shipped import shipped_cfg
+from timm_varchan.models.adapt import adapt, with_rgb_first
+from timm_varchan.models.shipped import shipped_cfg, shipped_note
+from timm_varchan.stems import Stem
+from timm_varchan.stems.mixer import CORRELATION
+from timm_varchan.stems.stem import effective_weight
 
-__all__: list[str] = []
+__all__ = ["register_model"]
+
+_logger = logging.getLogger(__name__)
 
 PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
@@ -47,7 +54,7 @@ VOCABULARY = "vocabulary.weight"
 OWN_KEYS = frozenset(
     {"architecture", "tag", "url", "file", "hf_hub_id", "hf_hub_filename", "source", "input_size"}
 )
-#: Read by timm's `register_model`.
+#: Read by timm's own `register_model`.
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
@@ -67,27 +74,27 @@ def base_architectures() -> list[str]:
 def _split_twin_weights(
     state_dict: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Divide a twin's weights into those of the base architecture and those of its mixers.
+    """Divide a twin's weights into those of the base architecture and what its stems add.
 
     Args:
         state_dict: Weights of a base architecture or of its twin.
 
     Returns:
-        The base architecture's weights under its own names, and for each stem (by its path) its
-        mixer's weights; no mixers if the weights are those of a base architecture.
+        The base architecture's weights under its own names, and for each stem (by its path) the
+        weights of its `mixer` and its `anchors`; no stems if the weights are those of a base.
     """
     paths = {m[1] for key in state_dict if (m := re.match(r"(.+)\.mixer\.", key))}
     base: dict[str, Tensor] = {}
-    mixers: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
+    added: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
     for key, value in state_dict.items():
         path = next((p for p in paths if key.startswith(p + ".")), None)
         if path is None:
             base[key] = value
-        elif key.startswith(f"{path}.mixer."):
-            mixers[path][key.removeprefix(f"{path}.mixer.")] = value
+        elif key.startswith((f"{path}.mixer.", f"{path}.anchors.")):
+            added[path][key.removeprefix(f"{path}.")] = value
         else:
             base[path + key.removeprefix(f"{path}.bank")] = value
-    return base, mixers
+    return base, added
 
 
 def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, Any] | None:
@@ -125,6 +132,9 @@ def _build_twin(
     channel_set: ChannelSetLike | None = None,
     channel_names: tuple[str, ...] = (),
     virtual_channels: ChannelSetLike | None = None,
+    statistics: ChannelSetLike | None = None,
+    prior: str | None = None,
+    prior_scale: str = "plain",
     **kwargs: Any,
 ) -> nn.Module:
     """Build the base architecture by its own function and put a stem into it.
@@ -140,8 +150,14 @@ def _build_twin(
         channel_set: The channels of the input (`channels` is taken: it is ResNet's widths); None
             for the default rule.
         channel_names: Names without a wavelength that the model learns a code for.
-        virtual_channels: Build the kernel bank for these channels instead of RGB: for training on
-            many bands from scratch. timm tiles pretrained RGB kernels over them.
+        virtual_channels: What the kernels are for, instead of RGB. More channels, R, G and B or
+            bands close to them among them: RGB's kernels are the base's, the others are anchors,
+            which start at zero beside pretrained weights and at random otherwise. Other channels:
+            the bank is built for them by the base's own `in_chans=`.
+        statistics: Mean, deviation and correlation of the planes, from `measure_channels`.
+        prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
+            statistics, else spectral, or what a saved model was trained with.
+        prior_scale: See `Mixer`.
         **kwargs: Every other keyword of the base architecture.
     """
     cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
@@ -153,9 +169,9 @@ def _build_twin(
         cfg, architecture=base, first_conv=registered.first_conv, input_size=input_size
     )
     weights = _read_weights(cfg, base, cache_dir) if pretrained else None
-    mixers: dict[str, dict[str, Tensor]] = {}
+    added: dict[str, dict[str, Tensor]] = {}
     if weights is not None:
-        weights, mixers = _split_twin_weights(weights)
+        weights, added = _split_twin_weights(weights)
         nowhere: dict[str, Any] = dict.fromkeys(("url", "file", "hf_hub_id", "source"))
         base_cfg = replace(base_cfg, state_dict=weights, **nowhere)
     traced = kwargs.get("features_only") and kwargs.get("feature_cls") == "fx"
@@ -169,37 +185,91 @@ def _build_twin(
         channel_set = None  # another count than the saved one: the saved set does not apply
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
-    if virtual_channels is not None:
+    early = bool(added) and prior is None  # 0.1 built banks for all channels
+    if early:
+        prior = _prior_of_old_weights(PREFIX + base, bool(saved))
+    if virtual_channels is not None and (early or not _takes_anchors(registered, virtual_channels)):
         kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
     adapt(
         model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names,
-        virtual_channels=virtual_channels,
+        virtual_channels=virtual_channels, statistics=_with_correlation(statistics, added),
+        prior=prior, prior_scale=prior_scale,
     )  # fmt: skip
-    _load_mixers(model, mixers)
+    if not pretrained:
+        _start_anchors(model)
+    _load_added(model, added)
     own = {key: value for key, value in cfg.to_dict().items() if key in OWN_KEYS}
     kept = {key: v for key, v in model.pretrained_cfg.items() if key != "state_dict"}
     model.pretrained_cfg = model.default_cfg = {**kept, **own}
     return _trace_features(model, out_indices) if traced else model
 
 
-def _load_mixers(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None:
+def _takes_anchors(registered: PretrainedCfg, virtual_channels: ChannelSetLike) -> bool:
+    """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
+    virtual = ChannelSet.parse(virtual_channels)
+    base_chans = registered.input_size[0]
+    if len(virtual) <= base_chans or base_chans != len(RGB):
+        return len(virtual) == base_chans
+    return with_rgb_first(virtual) is not None
+
+
+def _prior_of_old_weights(name: str, with_arguments: bool) -> str:
+    """The prior of a twin's weights that do not say which: 0.1 knew one."""
+    note = shipped_note(name) or {}
+    if not with_arguments and "prior" not in note:
+        _logger.warning(
+            "The weights of %s do not say with which prior they were trained: taken for those of "
+            "timm_varchan 0.1 (prior='nearest'). Pass prior=... if they are later ones.",
+            name,
+        )
+    return note.get("prior", "nearest")
+
+
+def _with_correlation(
+    statistics: ChannelSetLike | None, added: dict[str, dict[str, Tensor]]
+) -> ChannelSet | None:
+    """Statistics with the correlation that lies among the weights, where there is one."""
+    if statistics is None:
+        return None
+    known = ChannelSet.parse(statistics)
+    tables = [w[f"mixer.{CORRELATION}"] for w in added.values() if f"mixer.{CORRELATION}" in w]
+    if known.correlation is not None or not tables:
+        return known
+    return ChannelSet(known.channels, tables[0].double().tolist())  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _start_anchors(model: nn.Module) -> None:
+    """Random kernels for the anchors of a model whose other kernels are random, of their size."""
+    for module in model.modules():
+        if isinstance(module, Stem) and module.anchors is not None:
+            weight = effective_weight(module.bank)  # type: ignore[arg-type]  # anchors need a convolution
+            if weight.device.type != "meta":
+                nn.init.normal_(module.anchors.weight, std=weight.float().std().item())
+
+
+def _load_added(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None:
     """Load the stems' own weights, if there are any; stems stand in the order of their paths."""
-    mixers = stems(model)
-    if weights and len(mixers) != len(weights):
+    found = [module for module in model.modules() if isinstance(module, Stem)]
+    if weights and len(found) != len(weights):
         raise UserError(
-            f"The weights hold {len(weights)} stems, but the model has {len(mixers)}: they belong "
+            f"The weights hold {len(weights)} stems, but the model has {len(found)}: they belong "
             f"to another architecture."
         )
-    for mixer, path in zip(mixers, sorted(weights), strict=False):
-        saved, own = weights[path], mixer.state_dict().get(VOCABULARY)
+    for stem, path in zip(found, sorted(weights), strict=False):
+        saved = {key: v for key, v in weights[path].items() if key.startswith("mixer.")}
+        saved = {key.removeprefix("mixer."): value for key, value in saved.items()}
+        own = stem.mixer.state_dict().get(VOCABULARY)
         if own is not None:
             # Names that came after those of the saved model keep their fresh codes.
             rows = saved.get(VOCABULARY, own[:0])
             saved = {**saved, VOCABULARY: torch.cat([rows, own[len(rows) :]])}
-        mixer.load_state_dict(saved)
+        stem.mixer.load_state_dict(saved)
+        if stem.anchors is not None and "anchors.weight" in weights[path]:
+            stem.anchors.load_state_dict({"weight": weights[path]["anchors.weight"]})
 
 
 def _trace_features(model: nn.Module, out_indices: tuple[int, ...]) -> nn.Module:
@@ -221,6 +291,38 @@ def _entrypoint(base: str) -> Callable[..., nn.Module]:
     return create
 
 
+def register_model(name: str, base: str, **defaults: Any) -> None:
+    """Register a twin under a name of its own, with a channel set or other arguments built in.
+
+    For programs that know a model by its name only.
+
+    Args:
+        name: The new name, e.g. `dwg_resnet18_s2`.
+        base: The architecture of timm, e.g. `resnet18`, or of a twin, `dwg_resnet18`.
+        **defaults: What the twin is built with unless the caller says otherwise: `channel_set`,
+            `virtual_channels`, `statistics`, ...
+
+    Raises:
+        UserError: A name that timm knows, a base that has no twin, or a channel set that nobody
+            can read.
+    """
+    base = base.removeprefix(PREFIX)
+    if is_model(name):
+        raise UserError(f"timm knows a model {name!r} already; choose another name.")
+    if not is_model(PREFIX + base):
+        raise UserError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
+    if defaults.get("channel_set") is not None:
+        defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_config()
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _build_twin(base, pretrained=pretrained, **{**defaults, **kwargs})
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"`{PREFIX + base}` with {', '.join(defaults) or 'nothing'} set."
+    default_cfgs[name] = default_cfgs[PREFIX + base]
+    globals()[name] = _register(create)
+
+
 def register_twins() -> None:
     """Register the twins with timm, under the tags of their base architectures."""
     for base in base_architectures():
@@ -232,7 +334,7 @@ def register_twins() -> None:
         if fields:
             tags = {tag: replace(next(iter(cfgs.values())), **fields)}
         default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
-        globals()[PREFIX + base] = register_model(_entrypoint(base))
+        globals()[PREFIX + base] = _register(_entrypoint(base))
 
 
 register_twins()

@@ -1,6 +1,7 @@
 """Each known channel filtered on its own, then a learned weighted mean."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,7 @@ class DepthwiseMixer(KnownMixer):
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set an input with as many channels is taken for.
         channel_names: Further channels that the model learns filters for.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class DepthwiseMixer(KnownMixer):
         default_channels: ChannelSetLike = RGB,
         *,
         channel_names: Sequence[str] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         self.channel_names = tuple(channel_names)
-        super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
+        super().__init__(virtual_channels, default_channels, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
         K, N = self.num_virtual, len(self.known())
         start = torch.zeros(N, K, 3, 3)
         start[:, :, 1, 1] = torch.cat([K * torch.eye(K), torch.ones(N - K, K)])
-        self.filters = nn.Parameter(start.to(device=device, dtype=dtype))
-        self.weights = nn.Parameter(torch.zeros(N, device=device, dtype=dtype))
+        self.filters = nn.Parameter(start.to(**like))
+        self.weights = nn.Parameter(torch.zeros(N, **like))
 
     def forward(self, x: Tensor) -> Tensor:
         """Filter and mix, `(B, C, H, W) -> (B, K, H, W)`."""

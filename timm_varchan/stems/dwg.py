@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 
-__all__ = ["DWGMixer", "fourier_features"]
+__all__ = ["DWGMixer", "OwnLinear", "fourier_features"]
 
 #: Statistics of a plane that describe its content.
 NUM_STATISTICS = 2
@@ -37,6 +36,13 @@ def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor
     return torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
 
 
+class OwnLinear(nn.Linear):
+    """A linear layer of a mixer: its own type, so that tools which replace linear layers leave it.
+
+    Quantising the few numbers that say what becomes of the channels saves nothing.
+    """
+
+
 class DWGMixer(Mixer):
     """Generates mixing coefficients for every channel of every sample.
 
@@ -57,8 +63,7 @@ class DWGMixer(Mixer):
         gain: Factor of the residual, which sets how fast it leaves zero: an optimizer moves every
             weight by about its learning rate, whatever the size of the coefficients.
         num_frequencies: Fourier frequencies of the wavelength code.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     content_dependent: ClassVar[bool] = True
@@ -80,45 +85,36 @@ class DWGMixer(Mixer):
         width: int = 32,
         gain: float = 8.0,
         num_frequencies: int = 8,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         self.channel_names = tuple(channel_names)
         self.gain, self.num_frequencies = gain, num_frequencies
-        super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
-        linear = partial(nn.Linear, device=device, dtype=dtype)
-        self.content = linear(NUM_STATISTICS, width)
-        self.identity = linear(2 * num_frequencies, width, bias=False)
+        super().__init__(virtual_channels, default_channels, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        self.content = OwnLinear(NUM_STATISTICS, width, **like)
+        self.identity = OwnLinear(2 * num_frequencies, width, bias=False, **like)
         # Row 0 is that of channels outside the vocabulary; its gate is always 0.
         words = len(self.channel_names) + 1
-        self.vocabulary = (
-            nn.Embedding(words, width, device=device, dtype=dtype) if channel_names else None
-        )
-        self.own = linear(width, width)
-        self.context = linear(width, width, bias=False)
-        self.out = linear(width, self.num_virtual)
+        self.vocabulary = nn.Embedding(words, width, **like) if channel_names else None
+        self.own = OwnLinear(width, width, **like)
+        self.context = OwnLinear(width, width, bias=False, **like)
+        self.out = OwnLinear(width, self.num_virtual, **like)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     @classmethod
     def table_names(cls) -> tuple[str, ...]:
-        """The buffers that `tables` fills."""
+        """The tensors that `tables` makes."""
         return (*super().table_names(), "code", "word")
 
-    def tables(
-        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
-    ) -> dict[str, Tensor]:
-        """Add the wavelength code `(S, P, F)` and the vocabulary row `(S, P)` of each channel."""
-        word = torch.zeros(present.shape, dtype=torch.long)
+    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
+        """The wavelength code `(N, F)` and the vocabulary row `(N,)` of each channel."""
         row_of = {name: row for row, name in enumerate(self.channel_names, start=1)}
-        for row, channel_set in enumerate(sets):
-            for column, channel in enumerate(channel_set):
-                if channel.wavelength_nm is None and channel.name is not None:
-                    word[row, column] = row_of[channel.name]
+        words = [row_of.get(c.name or "", 0) if c.wavelength_nm is None else 0 for c in channels]
+        waves = [math.nan if nm is None else nm for nm in channels.wavelengths_nm]
         return {
-            **super().tables(sets, wavelengths_nm, present),
-            "code": fourier_features(wavelengths_nm, self.num_frequencies),
-            "word": word,
+            "code": fourier_features(torch.tensor(waves).double(), self.num_frequencies),
+            "word": torch.tensor(words),
         }
 
     def coefficients(self, x: Tensor) -> Tensor:

@@ -27,8 +27,7 @@ class DynamicMixer(KernelMixer, KnownMixer):
         kernel_shape: `(out, kh, kw)` of the bank.
         num_kernels: N.
         temperature: The attention's logits are divided by it.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     any_count: ClassVar[bool] = False
@@ -42,11 +41,10 @@ class DynamicMixer(KernelMixer, KnownMixer):
         kernel_shape: tuple[int, int, int],
         num_kernels: int = 4,
         temperature: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
-        like: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **like)
+        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.temperature = temperature
         hidden = max(num_kernels, self.num_virtual // 4)
         self.squeeze = nn.Linear(self.num_virtual, hidden, bias=False, **like)

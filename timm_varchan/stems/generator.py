@@ -29,8 +29,7 @@ class GeneratorMixer(KernelMixer):
         default_channels: The set an input with as many channels is taken for.
         kernel_shape: `(out, kh, kw)` of the bank.
         hidden: Width of the hidden layer.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     content_dependent: ClassVar[bool] = True
@@ -42,11 +41,10 @@ class GeneratorMixer(KernelMixer):
         *,
         kernel_shape: tuple[int, int, int],
         hidden: int = 64,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
-        like: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **like)
+        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
         out, kh, kw = kernel_shape
         self.content = nn.Linear(POOLED * POOLED, hidden, **like)
         self.out = nn.Linear(hidden, out * kh * kw, **like)

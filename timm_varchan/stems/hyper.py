@@ -1,6 +1,6 @@
 """Kernels produced whole from the wavelengths of the channels, by a small transformer."""
 
-from collections.abc import Sequence
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +27,7 @@ class HyperMixer(KernelMixer):
         width: D, of the tokens.
         num_tokens: Learned tokens beside those of the channels.
         feedforward: Width of the transformer's hidden layer.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     supports_anonymous: ClassVar[bool] = False
@@ -46,12 +45,11 @@ class HyperMixer(KernelMixer):
         width: int = 128,
         num_tokens: int = 128,
         feedforward: int = 2048,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         self.width = width
-        like: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **like)
+        super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
         out, kh, kw = kernel_shape
         self.embed = nn.Sequential(
             nn.Linear(width, width, **like), nn.ReLU(), nn.Linear(width, width, **like), nn.ReLU()
@@ -66,30 +64,29 @@ class HyperMixer(KernelMixer):
 
     @classmethod
     def table_names(cls) -> tuple[str, ...]:
-        """The buffers that `tables` fills."""
+        """The tensors that `tables` makes."""
         return (*super().table_names(), "code", "first", "which")
 
-    def tables(
-        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
-    ) -> dict[str, Tensor]:
-        """Add the code `(S, P, D)` of each wavelength, and which samples have the same set.
+    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
+        """The code `(N, D)` of each wavelength."""
+        waves = [math.nan if nm is None else nm for nm in channels.wavelengths_nm]
+        half = self.width // 2
+        frequencies = 10000.0 ** (-torch.arange(half).double() / half)
+        angles = torch.tensor(waves).double()[:, None] * frequencies
+        return {"code": torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)}
+
+    def tables(self, index: Tensor, present: Tensor, count: Tensor) -> dict[str, Tensor]:
+        """Add which samples have the same planes.
 
         Kernels are generated once for each of the U different sets: `first` `(U,)` are samples that
         have them, `which` `(S,)` is the place of each sample's set among them.
         """
-        different: dict[ChannelSet, int] = {}
-        which = [different.setdefault(channel_set, len(different)) for channel_set in sets]
-        first = [sets.index(channel_set) for channel_set in different]
-        half = self.width // 2
-        frequencies = 10000.0 ** (-torch.arange(half, dtype=wavelengths_nm.dtype) / half)
-        angles = wavelengths_nm[:, :, None] * frequencies
-        code = torch.cat([angles.sin(), angles.cos()], -1).nan_to_num(0.0)
-        return {
-            **super().tables(sets, wavelengths_nm, present),
-            "code": code,
-            "first": torch.tensor(first),
-            "which": torch.tensor(which),
-        }
+        sets = torch.where(present, index, -1)
+        different, which = torch.unique(sets, dim=0, return_inverse=True)
+        first = torch.full((len(different),), len(sets)).scatter_reduce(
+            0, which, torch.arange(len(sets)), "amin"
+        )
+        return {**super().tables(index, present, count), "first": first, "which": which}
 
     def generated(self, x: Tensor) -> Tensor:
         """The kernels, `(S, out, C, kh, kw)`."""

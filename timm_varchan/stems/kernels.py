@@ -46,8 +46,7 @@ class KernelMixer(Mixer):
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set an input with as many channels is taken for.
         kernel_shape: `(out, kh, kw)` of the bank.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     def __init__(
@@ -56,10 +55,9 @@ class KernelMixer(Mixer):
         default_channels: ChannelSetLike = RGB,
         *,
         kernel_shape: tuple[int, int, int],
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
+        super().__init__(virtual_channels, default_channels, **kwargs)
         self.kernel_shape = kernel_shape
 
     def placed(self, x: Tensor) -> Tensor:
@@ -94,7 +92,14 @@ class KernelStem(Stem):
         UserError: A bank that is no ordinary convolution.
     """
 
-    def __init__(self, mixer: KernelMixer, bank: nn.Module) -> None:
+    def __init__(
+        self, mixer: KernelMixer, bank: nn.Module, anchors: nn.Conv2d | None = None
+    ) -> None:
+        if anchors is not None:
+            raise UserError(
+                f"{type(mixer).__name__} generates whole kernels; further virtual channels are for "
+                f"stems that mix, such as 'dwg'."
+            )
         if (
             type(bank) not in (nn.Conv2d, Conv2dSame)
             or bank.groups != 1
@@ -118,6 +123,20 @@ class KernelStem(Stem):
         return convolve(
             x, kernels, bank.bias, stride=bank.stride, padding=padding, dilation=bank.dilation
         )
+
+    def with_bank(self, bank: nn.Conv2d) -> "KernelStem":
+        """A stem with the same mixer and another convolution.
+
+        Raises:
+            UserError: Kernels of another size than those that the mixer generates.
+        """
+        shape = cast(KernelMixer, self.mixer).kernel_shape
+        if shape != (bank.out_channels, *bank.kernel_size):
+            raise UserError(
+                f"{type(self.mixer).__name__} generates kernels of {shape}, so the first "
+                f"convolution cannot change its size. Build the model at that size."
+            )
+        return KernelStem(cast(KernelMixer, self.mixer), bank)
 
     def generated_kernels(self, x: Tensor) -> Tensor:
         """The kernels that the stem applies to the channels of an input.

@@ -1,6 +1,5 @@
 """What stems have in common that serve only the channels that they were made for."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -27,7 +26,7 @@ class KnownMixer(Mixer):
 
     @classmethod
     def table_names(cls) -> tuple[str, ...]:
-        """The buffers that `tables` fills."""
+        """The tensors that `tables` makes."""
         return (*super().table_names(), "place")
 
     def known(self) -> list[Channel]:
@@ -37,26 +36,23 @@ class KnownMixer(Mixer):
         own = set(self.virtual_channels)
         return [*self.virtual_channels, *(channel for channel in more if channel not in own)]
 
-    def tables(
-        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
-    ) -> dict[str, Tensor]:
-        """The place of each channel `(S, P)`, and as prior `(S, P, K)` 1 at its place, else 0."""
-        known = self.known()
-        row_of = {(c.name, c.wavelength_nm): row for row, c in enumerate(known)}
-        place = torch.zeros(present.shape, dtype=torch.long)
-        for row, channel_set in enumerate(sets):
-            for column, channel in enumerate(channel_set):
-                place[row, column] = row_of[channel.name, channel.wavelength_nm]
-        prior = F.one_hot(place, len(known))[:, :, : self.num_virtual] * present[:, :, None]
-        return {"prior": prior.to(wavelengths_nm.dtype), "place": place}
+    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
+        """The place `(N,)` of each channel among the known ones."""
+        row_of = {c.identity: row for row, c in enumerate(self.known())}
+        return {"place": torch.tensor([row_of[c.identity] for c in channels])}
+
+    def prior_rows(self, count: Tensor) -> Tensor:
+        """The prior `(S, N, K)`: 1 at a channel's place, else 0."""
+        place = F.one_hot(self._row_tables["place"], len(self.known())).double()
+        return place[:, : self.num_virtual].expand(len(count), -1, -1)
 
     def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
         super()._check_channels(channels)
-        known = {(c.name, c.wavelength_nm): c.label for c in self.known()}
+        known = {c.identity: c.label for c in self.known()}
         for channel_set in channels if isinstance(channels, tuple) else (channels,):
             if channel_set is None:
                 continue
-            unknown = [c.label for c in channel_set if (c.name, c.wavelength_nm) not in known]
+            unknown = [c.label for c in channel_set if c.identity not in known]
             if unknown:
                 raise UserError(
                     f"{type(self).__name__} has no place for {', '.join(unknown)}: it was made for "

@@ -1,27 +1,39 @@
 """The part that all mixing stems have in common: C channels in, K virtual channels out.
 
-Axes: B batch, S channel sets at once (1, or B for mixed batches), P rows of a table, C channels,
-K virtual channels, H W pixels, D width.
+Axes: B batch, S channel sets at once (1, or B for mixed batches), N rows (different channels), P
+places of planes in a table, C channels, K virtual channels, H W pixels, D width.
 """
 
+import logging
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from timm_varchan.channels import ANONYMOUS, RGB, ChannelSet, ChannelSetLike
+from timm_varchan.channels import (
+    ANONYMOUS,
+    MAX_TEXT_CHANNELS,
+    RGB,
+    Channel,
+    ChannelSet,
+    ChannelSetLike,
+)
 from timm_varchan.errors import UserError
-from timm_varchan.stems.prior import nearest_prior
+from timm_varchan.stems.prior import PRIORS, SCALES, Prior
 
-__all__ = ["ChannelsLike", "Mixer"]
+__all__ = ["CORRELATION", "ChannelsLike", "Mixer"]
+
+_logger = logging.getLogger(__name__)
 
 #: What `set_channels` takes: a channel set, None for the default rule, or one set a sample.
 ChannelsLike = ChannelSetLike | None
 
-#: Tables grow in steps of this many rows, so that compiled graphs do not depend on the count.
-ROW_STEP = 16
+#: Tables grow in steps of this many places, so that compiled graphs do not depend on the count.
+PLACE_STEP = 16
+#: The correlation of many channels in a mixer's part of a state dict.
+CORRELATION = "correlation"
 
 
 def _parse_channels(
@@ -42,6 +54,26 @@ def _parse_channels(
     return ChannelSet.parse(channels)  # type: ignore[arg-type]  # no channel sets in it
 
 
+def _statistics(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet | None:
+    """Statistics of channels with names; without names they are those of the virtual channels."""
+    if given is None:
+        return None
+    statistics = ChannelSet.parse(given)
+    if statistics.is_anonymous and len(statistics) == len(virtual) and not virtual.is_anonymous:
+        named = [
+            Channel(v.name, v.wavelength_nm, c.mean, c.std)
+            for v, c in zip(virtual, statistics, strict=True)
+        ]
+        return ChannelSet(tuple(named), statistics.correlation)
+    if any(c.is_anonymous for c in statistics):
+        raise UserError(
+            f"The statistics are of {len(statistics)} channels without names, and the virtual "
+            f"channels are {virtual} ({len(virtual)}). Say what was measured: "
+            f"timm_varchan.measure_channels(loader, 'B02+B03+...')."
+        )
+    return statistics
+
+
 class Mixer(nn.Module):
     """Mixes any number of channels into the K virtual channels that a kernel bank was made for.
 
@@ -49,16 +81,24 @@ class Mixer(nn.Module):
     has, as tables that reach the graph as tensors, and applies the coefficients; subclasses say
     what the coefficients are. On its own it is the fixed prior without learned parts.
 
+    The tables are plain attributes and no buffers: whatever copies, broadcasts, averages or
+    materialises buffers leaves them alone. They follow the module to another device or type.
+
     Args:
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set that an input with exactly as many channels is taken for, as long
             as `set_channels` says nothing else; inputs with another count are anonymous.
+        prior: How an absent virtual channel is made of the others: `measured`, `spectral`,
+            `nearest` or `mean` (see `Prior`); None: measured where the correlation is known, else
+            spectral.
+        statistics: Mean, deviation and correlation of the planes as the model sees them.
+        prior_scale: `plain`, or `matched`: see `Prior`.
         device: Where parameters and tables live.
         dtype: Their type.
 
     Raises:
-        UserError: `virtual_channels` without a count, or default channels that the mixer cannot
-            serve.
+        UserError: `virtual_channels` without a count, default channels that the mixer cannot
+            serve, another prior or scale, or statistics without names.
     """
 
     # What a stem can; what it cannot, it refuses with a ValueError.
@@ -77,11 +117,17 @@ class Mixer(nn.Module):
     num_named: Tensor
     fallback: Tensor
 
+    #: Of the mixer's part of a state dict; 1 (0.1.0) was trained with the nearest channel.
+    _version = 2
+
     def __init__(
         self,
         virtual_channels: ChannelSetLike = RGB,
         default_channels: ChannelSetLike = RGB,
         *,
+        prior: str | None = None,
+        statistics: ChannelSetLike | None = None,
+        prior_scale: str = "plain",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -93,52 +139,112 @@ class Mixer(nn.Module):
                 "virtual_channels needs a count: name them, or use ChannelSet.anonymous(K)."
             )
         self.num_virtual = len(self.virtual_channels)
+        self.measured = _statistics(statistics, self.virtual_channels)
+        known = self.measured is not None and self.measured.correlation is not None
+        self.prior_name = prior or ("measured" if known else "spectral")
+        self.prior_scale = prior_scale
+        if self.prior_name not in PRIORS or prior_scale not in SCALES:
+            raise UserError(
+                f"prior is {prior!r} and prior_scale {prior_scale!r}; choose of "
+                f"{', '.join(PRIORS)} and of {', '.join(SCALES)}."
+            )
         self._check_channels(self.default_channels)
-        self.mixed = False
         self.channels: ChannelSet | tuple[ChannelSet, ...] | None = None
-        dtype = dtype or torch.get_default_dtype()
-        for name in self.table_names():
-            empty = torch.empty(0, device=device, dtype=dtype)
-            self.register_buffer(name, empty, persistent=False)
-        self._build_tables()
+        like = torch.empty(0, device=device, dtype=dtype or torch.get_default_dtype())
+        self._home = (like.device, like.dtype)
+        self.set_channels(None)
 
     @classmethod
     def table_names(cls) -> tuple[str, ...]:
-        """The buffers that `tables` fills; all are derived, none is saved."""
+        """The tensors that `tables` makes; all are derived, none is saved."""
         return ("prior", "present", "num_named", "fallback")
 
-    def set_channels(self, channels: ChannelsLike | Sequence[ChannelSet]) -> None:
+    @torch.jit.ignore
+    def set_channels(
+        self,
+        channels: ChannelsLike | Sequence[ChannelSet],
+        present: Tensor | None = None,
+    ) -> None:
         """Say which channels the input has from now on.
 
         Args:
             channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`; None
                 for the default rule; or a sequence of `ChannelSet`, one a sample, whose planes
                 come first in that sample (what stands in further planes is ignored).
+            present: `(B, C)`, bool: which of the channels each sample of the batch has; what stands
+                in the other planes is ignored. None: all.
 
         Raises:
-            UserError: Channels that this mixer cannot tell apart.
+            UserError: Channels that this mixer cannot tell apart, or a mask that does not fit.
         """
+        if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
+            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
+            return
         parsed = _parse_channels(channels)
         self._check_channels(parsed)
-        self.channels, self.mixed = parsed, isinstance(parsed, tuple)
-        self._build_tables()
+        self.channels = parsed
+        sets = self._sets()
+        different = {c.identity: c for s in sets for c in s} or {(None, None): Channel()}
+        row_of = {identity: row for row, identity in enumerate(different)}
+        longest = max(1, *(len(s) for s in sets))
+        with torch.device("cpu"):
+            index = torch.zeros(len(sets), longest, dtype=torch.long)
+            there = torch.zeros(len(sets), longest, dtype=torch.bool)
+            for number, channel_set in enumerate(sets):
+                rows = [row_of[c.identity] for c in channel_set]
+                index[number, : len(rows)] = torch.tensor(rows, dtype=torch.long)
+                there[number, : len(rows)] = True
+        self._describe_rows(ChannelSet(tuple(different.values())))
+        self.mixed = isinstance(parsed, tuple)
+        self._base, self._planes = index, (index, there)
+        if present is not None:
+            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
+        else:
+            self._build_tables()
 
-    def init_non_persistent_buffers(self) -> None:
-        """Fill the tables again, after `to_empty` (the name is timm's convention)."""
+    @torch.jit.ignore
+    def select(self, index: Tensor, present: Tensor) -> None:
+        """Say which of the channels of the set each sample of the next batches has.
+
+        Args:
+            index: `(B, C)`: which channel of the set a plane is; any number where it is absent.
+            present: `(B, C)`, bool: whether the plane is there.
+
+        Raises:
+            UserError: No channel set with names or count was set, or masks that do not fit it.
+        """
+        index, present = index.cpu(), present.cpu().bool()
+        count = self._base.shape[1]
+        if isinstance(self.channels, tuple) or not len(self._sets()[0]):
+            raise UserError(
+                "Presence masks need one channel set with a count. Call set_channels(model, "
+                "'R+G+B+...', present=mask), or give ChannelSet.anonymous(n)."
+            )
+        if index.shape != present.shape or index.dim() != 2 or index.shape[1] < 1:
+            raise UserError(
+                f"The masks have shapes {tuple(index.shape)} and {tuple(present.shape)}; needed "
+                f"is (batch, channels)."
+            )
+        if bool(((index < 0) | (index >= count))[present].any()):
+            raise UserError(f"A plane is none of the {count} channels of {self._sets()[0]}.")
+        if not bool(present.any(1).all()):
+            raise UserError("A sample has no channel at all. Leave it out or give it one.")
+        index = torch.where(present, index, 0)
+        self.mixed = True
+        self._planes = (self._base[0][index], present)
         self._build_tables()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix.
 
         Args:
-            x: `(B, C, H, W)`, floating point.
+            x: `(B, C, H, W)`.
 
         Returns:
             `(B, K, H, W)`.
 
         Raises:
-            UserError: The input does not fit the channel set (eager mode; compiled and exported
-                graphs answer with NaN).
+            UserError: The input does not fit the channel set.
         """
         x = self.checked(x)
         weights = self.coefficients(x).to(x.dtype)
@@ -151,8 +257,8 @@ class Mixer(nn.Module):
         if not torch.jit.is_scripting():
             self._check_input(x)
         if self.mixed:
-            absent = self.present[:, : x.shape[1], None, None] == 0
-            x = x.masked_fill(absent, 0.0)
+            rows, _, _ = self.rows(x)
+            x = x.masked_fill(self.present[:, rows, None, None] == 0, 0.0)
         return x
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -176,13 +282,39 @@ class Mixer(nn.Module):
             x: `(B, C, H, W)`.
 
         Returns:
-            Row of each channel `(C,)`; whether the tables apply `()` (else the fallback does); the
-            number of channels `()`.
+            Place of each channel `(C,)`; whether the tables apply `()` (else the fallback does);
+            the number of channels `()`.
         """
         ones = torch.ones(x.shape[1], dtype=self.fallback.dtype, device=x.device)
         count = ones.sum()
         rows = torch.arange(x.shape[1], device=x.device).clamp(max=self.prior.shape[1] - 1)
-        return rows, count == self.num_named, count
+        named = count >= self.num_named if self.mixed else count == self.num_named
+        return rows, named, count
+
+    @torch.jit.unused
+    def expected_error(self, channels: ChannelSetLike) -> list[float]:
+        """The share of each virtual channel's variance that these channels do not explain.
+
+        Args:
+            channels: A channel set.
+
+        Returns:
+            K shares: 0 where the channel itself is there, NaN where nothing is known of it.
+
+        Raises:
+            UserError: Channels without a count.
+        """
+        chosen = ChannelSet.parse(channels)
+        if not len(chosen):
+            raise UserError("The expected error needs to know the channels; name them.")
+        with torch.device("cpu"):
+            error = self._prior_of(chosen).expected_error(torch.ones(1, len(chosen)))
+        return error[0].tolist()
+
+    def _prior_of(self, channels: ChannelSet) -> Prior:
+        return Prior(
+            channels, self.virtual_channels, self.prior_name, self.measured, self.prior_scale
+        )
 
     def _sets(self) -> tuple[ChannelSet, ...]:
         """The channel sets that the tables describe."""
@@ -193,52 +325,111 @@ class Mixer(nn.Module):
     @torch.jit.unused
     def _strict(self) -> bool:
         """Whether an input with another count is an error rather than anonymous."""
-        return not self.supports_anonymous or self.channels not in (None, ANONYMOUS)
+        return not self.supports_anonymous or self.mixed or self.channels not in (None, ANONYMOUS)
+
+    @torch.jit.unused
+    def _describe_rows(self, channels: ChannelSet) -> None:
+        """Compute once, when the set changes, what the tables of its subsets are taken from."""
+        self._rows = channels
+        with torch.device("cpu"):
+            self._solver = self._prior_of(channels)
+            self._row_tables = self.row_tables(channels)
 
     @torch.jit.ignore
     def _build_tables(self) -> None:
-        """Assign new table tensors (in place would break a backward that still needs the old)."""
-        like = self.fallback
-        sets = self._sets()
-        num_named = max(len(s) for s in sets)
-        num_rows = max(1, math.ceil(num_named / ROW_STEP)) * ROW_STEP
-        wavelengths = torch.full((len(sets), num_rows), math.nan, dtype=torch.float64)
-        present = torch.zeros((len(sets), num_rows), dtype=torch.bool)
-        for row, channel_set in enumerate(sets):
-            present[row, : len(channel_set)] = True
-            for column, nm in enumerate(channel_set.wavelengths_nm):
-                if nm is not None:
-                    wavelengths[row, column] = nm
-        tables = {
-            "present": present,
-            "num_named": torch.tensor(float(num_named)),
-            "fallback": torch.tensor(math.nan if self._strict() else 1.0),
-            **self.tables(sets, wavelengths, present),
-        }
-        assert set(tables) == set(self.table_names())
-        for name, table in tables.items():
-            dtype = like.dtype if table.is_floating_point() or table.dtype == torch.bool else None
-            setattr(self, name, table.to(device=like.device, dtype=dtype))
+        """Make the tables of the planes that were declared, then put them where the module is."""
+        index, present = self._planes
+        with torch.device("cpu"), torch.no_grad():
+            count = torch.zeros(len(index), len(self._rows), dtype=torch.float64)
+            count.scatter_add_(1, index, present.double())
+            made = self.tables(index, present, count)
+            num_places = index.shape[1] + int(self.mixed)  # wider batches: the last one is absent
+            num_places = math.ceil(num_places / PLACE_STEP) * PLACE_STEP
+            padding = num_places - index.shape[1]
+            self._tables = {
+                "num_named": torch.tensor(float(len(self._sets()[0]) if not self.mixed else 1)),
+                "fallback": torch.tensor(math.nan if self._strict() else 1.0),
+                **{
+                    name: nn.functional.pad(table, [0, 0] * (table.dim() - 2) + [0, padding])
+                    if table.dim() > 1
+                    else table
+                    for name, table in made.items()
+                },
+            }
+        assert set(self._tables) == set(self.table_names())
+        self._place_tables(*self._home)
 
-    def tables(
-        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute what the coefficients need to know of the channel sets.
+    def tables(self, index: Tensor, present: Tensor, count: Tensor) -> dict[str, Tensor]:
+        """What the coefficients need to know of the planes.
 
         Args:
-            sets: The channel sets, S of them.
-            wavelengths_nm: `(S, P)`, in nm, NaN where unknown.
-            present: `(S, P)`, bool.
+            index: `(S, C)`, the row of each plane.
+            present: `(S, C)`, bool.
+            count: `(S, N)`, how many planes each row has.
 
         Returns:
-            The tables by name, at least `prior`, `(S, P, K)`.
+            The tables by name, `(S, C, ...)` each (those of one axis are not by plane): at least
+            `prior` `(S, C, K)` and `present` `(S, C)`.
         """
-        virtual_nm = torch.tensor(
-            [math.nan if nm is None else nm for nm in self.virtual_channels.wavelengths_nm],
-            dtype=wavelengths_nm.dtype,
-        )
-        prior = nearest_prior(wavelengths_nm, present, virtual_nm)
-        return {"prior": prior.nan_to_num(0.0)}
+        place = index[:, :, None].expand(-1, -1, self.num_virtual)
+        prior = self.prior_rows(count).gather(1, place) * present[:, :, None]
+        by_row = {name: table[index] for name, table in self._row_tables.items()}
+        return {"prior": prior, "present": present, **by_row}
+
+    def prior_rows(self, count: Tensor) -> Tensor:
+        """The prior `(S, N, K)` of the planes of each row, from the counts of planes `(S, N)`."""
+        return self._solver.solve(count)
+
+    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
+        """What subclasses need to know of each channel, by name, `(N, ...)` each."""
+        return {}
+
+    def _place_tables(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Assign the tables (in place would break a backward that still needs the old ones)."""
+        self._home = (device, dtype)
+        for name, table in self._tables.items():
+            floating = table.is_floating_point() or table.dtype == torch.bool
+            placed = table.to(device, dtype if floating else table.dtype, non_blocking=True)
+            setattr(self, name, placed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
+        """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
+        super()._apply(fn, recurse)
+        with torch.no_grad():
+            device, dtype = self._home
+            start = "cpu" if device.type == "meta" else device  # nothing can be copied out of meta
+            probe = fn(torch.zeros((), device=start, dtype=dtype))
+        if (probe.device, probe.dtype) != self._home:
+            self._place_tables(probe.device, probe.dtype)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Add the correlation where the model's arguments leave it out, as too long for text."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        known = self.measured
+        if known is not None and known.correlation and len(known) > MAX_TEXT_CHANNELS:
+            destination[prefix + CORRELATION] = torch.tensor(known.correlation)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,
+    ) -> None:
+        """Weights that 0.1.0 trained and torch saved go on with the prior that they know."""
+        if local_metadata.get("version") == 1 and self.prior_name != "nearest":
+            _logger.info("Weights of timm_varchan 0.1 were trained with prior='nearest': used.")
+            self.prior_name = "nearest"
+            self._describe_rows(self._rows)
+            self._build_tables()
+        correlation = state_dict.pop(prefix + CORRELATION, None)
+        if correlation is not None and self.measured is not None:
+            known = ChannelSet(self.measured.channels, correlation.double().tolist())
+            self.measured = known
+            self._describe_rows(self._rows)
+            self._build_tables()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
         """Refuse channel sets that this mixer cannot serve."""
@@ -254,7 +445,7 @@ class Mixer(nn.Module):
 
     @torch.jit.ignore
     def _check_input(self, x: Tensor) -> None:
-        """Refuse inputs that do not fit the channel set."""
+        """Refuse inputs that do not fit the channel set; bring the tables to where they are."""
         if torch.compiler.is_compiling():
             return
         if x.dim() != 4 or 0 in x.shape[1:]:
@@ -267,13 +458,14 @@ class Mixer(nn.Module):
                 f"The input is {x.dtype}; needed are floating-point planes. Scale and normalise "
                 f"them first, e.g. x.float() / 255."
             )
-        if isinstance(self.channels, tuple):
-            longest = max(len(s) for s in self.channels)
-            if x.shape[0] != len(self.channels) or x.shape[1] != longest:
+        self._follow(x)
+        if self.mixed:
+            num_samples, num_planes = self._planes[0].shape
+            if x.shape[0] != num_samples or x.shape[1] < num_planes:
                 raise UserError(
                     f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the mixed "
-                    f"batch was declared as {len(self.channels)} sets of up to {longest} channels. "
-                    f"Pad every sample to {longest} planes and give one set a sample."
+                    f"batch was declared as {num_samples} sets of up to {num_planes} channels. "
+                    f"Pad every sample to {num_planes} planes or more and give one set a sample."
                 )
             return
         declared = self._sets()[0]
@@ -284,12 +476,21 @@ class Mixer(nn.Module):
                 f"input's own channels, 'anonymous', or None for the default rule."
             )
 
+    def _follow(self, x: Tensor) -> None:
+        """Bring the tables to weights that were assigned without a word (`assign=True`)."""
+        if torch.jit.is_tracing():
+            return
+        own = next((p for p in self.parameters() if p.is_floating_point()), None)
+        home = (x.device, self._home[1] if own is None else own.dtype)
+        if home != self._home:
+            self._place_tables(*home)
+
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        if isinstance(self.channels, tuple):
-            channels = f"{len(self.channels)} sets"
+        if self.mixed:
+            channels = f"{len(self._planes[0])} sets"
         else:
             channels = (
                 f"default {self.default_channels}" if self.channels is None else str(self.channels)
             )
-        return f"virtual={self.virtual_channels}, channels={channels}"
+        return f"virtual={self.virtual_channels}, prior={self.prior_name}, channels={channels}"

@@ -1,31 +1,291 @@
-"""Where a virtual channel gets its content from before anything is learned."""
+"""What each virtual channel takes from the channels that are there, before anything is learned.
+
+Axes: B samples, N channels of a set, U different ones among them, K virtual channels.
+"""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["nearest_prior"]
+from timm_varchan.channels import Channel, ChannelSet
+from timm_varchan.errors import UserError
+
+__all__ = ["PRIORS", "SAME_BAND_NM", "SCALES", "Prior", "find_channel"]
+
+#: How an absent virtual channel is made of the others.
+PRIORS = ("measured", "spectral", "nearest", "mean")
+#: Whether a prediction keeps its own, smaller deviation or is brought to that of the channel.
+SCALES = ("plain", "matched")
+
+#: Channels at most so far apart, in nm, are the same band of two sensors.
+SAME_BAND_NM = 30.0
+#: The same for a channel that is there but not among the measured ones: stains stand closer.
+SAME_CHANNEL_NM = 15.0
+#: Added to the variances before a solve: what is nearly equal must not be told apart by noise.
+NUGGET = 0.01
+#: How much more than its variance the bias of a prediction counts (it is common to all pixels).
+BIAS_WEIGHT = 100.0
+#: A mix is scaled up by at most the inverse of this.
+MIN_DEVIATION = 0.5
+#: The prediction of another channel is used for a virtual channel up to this sum of coefficients.
+MAX_BORROWED = 3.0
+#: Correlation of two bands, `exp(-(|ln(l1 / l2)| / RANGE) ** POWER)`, fitted to natural RGB images.
+SPECTRAL_RANGE, SPECTRAL_POWER = 0.665, 1.4
 
 
-def nearest_prior(wavelengths_nm: Tensor, present: Tensor, virtual_nm: Tensor) -> Tensor:
-    """Coefficients with which each virtual channel takes the channel nearest to it in wavelength.
+def find_channel(channel: Channel, among: Sequence[Channel], within_nm: float = 0.0) -> int:
+    """The place of the same channel: of that name, else wavelength, else the nearest; or -1."""
+    for place, other in enumerate(among):
+        if channel.name is not None and channel.name == other.name:
+            return place
+    if channel.wavelength_nm is None:
+        return -1
+    apart = [
+        math.inf if c.wavelength_nm is None else abs(c.wavelength_nm - channel.wavelength_nm)
+        for c in among
+    ]
+    nearest = min(range(len(among)), key=apart.__getitem__, default=-1)
+    return nearest if nearest >= 0 and apart[nearest] <= within_nm else -1
 
-    Ties are split evenly. Channels without a wavelength get 0, unless no channel of the set (or no
-    virtual channel) has one: then every virtual channel takes the mean of the channels.
+
+class _System(NamedTuple):
+    """A linear prediction of the virtual channels from U different channels.
 
     Args:
-        wavelengths_nm: `(S, P)`, in nm, NaN where a channel has none.
-        present: `(S, P)`, whether the row is a channel of the set.
-        virtual_nm: `(K,)`, in nm, NaN where a virtual channel has none.
-
-    Returns:
-        `(S, P, K)`, summing to 1 over the present channels of each set.
+        member: `(N, U)`, 1 where a channel is this one of the different channels.
+        correlation: `(U, U)`.
+        cross: `(U, K)`, of the virtual channels with the different channels.
+        usable: `(K,)`, which virtual channels it predicts.
+        borrowed: `(K,)`, which of them are another channel's prediction, for want of their own.
+        offset: `(U,)`, means over deviations; None: coefficients sum to one instead.
+        offset_virtual: `(K,)`, the same of the virtual channels.
+        std: `(U,)`, deviations.
+        std_virtual: `(K,)`, deviations.
     """
-    known = present & ~wavelengths_nm.isnan()
-    distance = (wavelengths_nm[:, :, None] - virtual_nm).abs()
-    distance = distance.masked_fill(~known[:, :, None], math.inf)
-    nearest = (distance <= distance.amin(1, keepdim=True) + 1e-6) & known[:, :, None]
-    by_mean = ~known.any(1)[:, None, None] | virtual_nm.isnan()
-    chosen = torch.where(by_mean, present[:, :, None], nearest).to(wavelengths_nm.dtype)
-    return chosen / chosen.sum(1, keepdim=True)
+
+    member: Tensor
+    correlation: Tensor
+    cross: Tensor
+    usable: Tensor
+    borrowed: Tensor
+    offset: Tensor | None
+    offset_virtual: Tensor
+    std: Tensor
+    std_virtual: Tensor
+
+    def counts(self, count: Tensor) -> Tensor:
+        """How many planes `(B, U)` there are of each of the different channels."""
+        return count @ self.member
+
+    def solve(self, count: Tensor) -> Tensor:
+        """Coefficients `(B, U, K)` in units of the deviations, 0 for absent channels."""
+        there = (self.counts(count) > 0).to(self.cross)
+        both = there[:, :, None] * there[:, None, :]
+        system, right = self.correlation.expand_as(both), self.cross.expand(len(count), -1, -1)
+        if self.offset is not None:
+            # The least squares of variance and bias together; without a bias of its own, a
+            # convolution that pads with zeros stays foldable.
+            system = system + BIAS_WEIGHT * torch.outer(self.offset, self.offset)
+            right = right + BIAS_WEIGHT * torch.outer(self.offset, self.offset_virtual)
+        system = system * both + torch.diag_embed(NUGGET * there + (1 - there))
+        right = right * there[:, :, None]
+        if self.offset is not None:
+            return torch.linalg.solve(system, right)
+        # Ordinary kriging: a Lagrange multiplier keeps the sum of the coefficients at one.
+        solved = torch.linalg.solve(system, torch.cat([right, there[:, :, None]], -1))
+        plain, ones = solved[..., :-1], solved[..., -1:]
+        total = (ones * there[:, :, None]).sum(1, keepdim=True).clamp(min=1e-12)
+        return plain + ones * (1 - plain.sum(1, keepdim=True)) / total
+
+    def deviation(self, mixed: Tensor) -> Tensor:
+        """The deviation `(B, 1, K)` of mixes by coefficients `(B, U, K)`."""
+        squared = (mixed * (self.correlation @ mixed)).sum(1, keepdim=True)
+        return squared.clamp(min=0).sqrt()
+
+    def per_plane(self, mixed: Tensor, count: Tensor) -> Tensor:
+        """From coefficients of the different channels to those `(B, N, K)` of each plane."""
+        mixed = mixed * (self.std_virtual / self.std[:, None])
+        return self.member @ (mixed / self.counts(count).clamp(min=1)[:, :, None])
+
+    def unexplained(self, planes: Tensor, count: Tensor) -> Tensor:
+        """The share of variance `(B, K)` that a mix of the planes `(B, N, K)` does not explain."""
+        mixed = self.member.T @ (planes * count[:, :, None])
+        mixed = mixed * (self.std[:, None] / self.std_virtual)
+        explained = 2 * (mixed * self.cross).sum(1) - self.deviation(mixed)[:, 0].square()
+        return (1 - explained).clamp(min=0)
+
+
+def _members(ids: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Which of the different ids each one is `(N, U)`, and those ids; -1 is none."""
+    different = list(dict.fromkeys(i for i in ids if i >= 0))
+    member = torch.zeros(len(ids), len(different), dtype=torch.float64)
+    for row, one in enumerate(ids):
+        if one >= 0:
+            member[row, different.index(one)] = 1.0
+    return member, different
+
+
+def _measured(
+    channels: ChannelSet, virtual: ChannelSet, known: ChannelSet
+) -> tuple[_System, list[int], list[int]]:
+    """The system of the measured correlation; the places in it of channels and virtual ones."""
+    ids = [find_channel(c, known.channels, SAME_CHANNEL_NM) for c in channels]
+    virtual_ids = [find_channel(v, known.channels, SAME_BAND_NM) for v in virtual]
+    member, rows = _members(ids)
+    table = torch.tensor(known.correlation, dtype=torch.float64)
+    mean = torch.tensor(known.mean or [0.0] * len(known), dtype=torch.float64)
+    std = torch.tensor(known.std or [1.0] * len(known), dtype=torch.float64)
+    columns = [max(i, 0) for i in virtual_ids]
+    system = _System(
+        member, table[rows][:, rows], table[rows][:, columns], torch.tensor(virtual_ids) >= 0,
+        torch.tensor([find_channel(v, known.channels) < 0 for v in virtual]),
+        (mean / std)[rows], (mean / std)[columns], std[rows], std[columns],
+    )  # fmt: skip
+    return system, ids, virtual_ids
+
+
+def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
+    """The system of a correlation that falls with the distance of the wavelengths."""
+    # Bands of the same nanometre are one: hundreds of copies would outweigh the nugget.
+    waves = [nm if nm is None else round(nm) for nm in channels.wavelengths_nm]
+    lengths = list(dict.fromkeys(nm for nm in waves if nm is not None))
+    member, _ = _members([-1 if nm is None else lengths.index(nm) for nm in waves])
+    log = torch.tensor(lengths, dtype=torch.float64).log()
+    log_virtual = torch.tensor([nm or 1.0 for nm in virtual.wavelengths_nm]).double().log()
+
+    def correlation(distance: Tensor) -> Tensor:
+        return (-((distance.abs() / SPECTRAL_RANGE) ** SPECTRAL_POWER)).exp()
+
+    return _System(
+        member,
+        correlation(log[:, None] - log),
+        correlation(log[:, None] - log_virtual),
+        torch.tensor([nm is not None for nm in virtual.wavelengths_nm]),
+        torch.zeros(len(virtual), dtype=torch.bool),
+        None,
+        torch.zeros(len(virtual)),
+        torch.ones_like(log),
+        torch.ones_like(log_virtual),
+    )
+
+
+class Prior:
+    """Coefficients for every subset of a channel set, in closed form.
+
+    A virtual channel whose own channel is there takes it whole: of the same name, the same
+    wavelength, or, unless it was measured, the nearest within 30 nm. Another one is the best linear
+    prediction from what is there, `(C_SS + 0.01 I)^-1 C_Sv` for the correlation C of the channels:
+    `measured` on the data, or `spectral`, a function of the wavelengths, with coefficients that sum
+    to one (ordinary kriging). `mean` and `nearest` take the mean of the channels or the nearest
+    one. What nothing is known of becomes the mean. Identical channels share their coefficient.
+
+    Args:
+        channels: N channels; the coefficients are for subsets of them.
+        virtual_channels: K.
+        kind: One of `PRIORS`.
+        statistics: Mean, deviation and correlation of the planes as the model sees them (without
+            mean and deviation: standardised), for `measured`.
+        scale: One of `SCALES`: `matched` divides a measured prediction by its deviation, but by no
+            less than a half.
+
+    Raises:
+        UserError: `measured` without a correlation.
+    """
+
+    def __init__(
+        self,
+        channels: ChannelSet,
+        virtual_channels: ChannelSet,
+        kind: str,
+        statistics: ChannelSet | None = None,
+        scale: str = "plain",
+    ) -> None:
+        self.kind, self.scale = kind, scale
+        self.spectral = _spectral(channels, virtual_channels)
+        self.measured: _System | None = None
+        ids, virtual_ids = [-1] * len(channels), [-1] * len(virtual_channels)
+        if statistics is not None and statistics.correlation is not None:
+            self.measured, ids, virtual_ids = _measured(channels, virtual_channels, statistics)
+        elif kind == "measured":
+            raise UserError(
+                "prior='measured' needs statistics with a correlation: pass "
+                "statistics=timm_varchan.measure_channels(loader, channels)."
+            )
+        near = SAME_BAND_NM if kind != "nearest" else math.inf
+        measured = kind == "measured"
+        self.distance = torch.full((len(channels), len(virtual_channels)), math.inf).double()
+        for n, channel in enumerate(channels):
+            for k, virtual in enumerate(virtual_channels):
+                same = measured and ids[n] >= 0 and ids[n] == virtual_ids[k]
+                apart = _apart_nm(channel, virtual, by_name=kind != "nearest")
+                if apart <= (0.0 if measured and virtual_ids[k] >= 0 else near):
+                    self.distance[n, k] = apart
+                elif same:
+                    self.distance[n, k] = 1.0  # another name for it: after the channel itself
+
+    def solve(self, count: Tensor) -> Tensor:
+        """The coefficients.
+
+        Args:
+            count: `(B, N)`, how many planes there are of each channel.
+
+        Returns:
+            `(B, N, K)`, float64: how much of each plane of a channel goes to each virtual channel;
+            0 for absent channels.
+        """
+        count = count.double()
+        there = (count > 0)[:, :, None]
+        share = there / count.sum(1).clamp(min=1)[:, None, None]
+        planes = share.expand(-1, -1, self.distance.shape[1])
+        done = torch.tensor(self.kind not in ("measured", "spectral"))
+        systems = [self.spectral] if self.kind == "spectral" else [self.measured, self.spectral]
+        for system in systems:
+            if system is not None and not bool(done.all()):
+                predicted, possible = self._predict(system, count)
+                planes = torch.where(possible & ~done, predicted, planes)
+                done = done | possible
+        distance = self.distance.masked_fill(~there, math.inf)
+        nearest = distance.amin(1, keepdim=True)
+        own = (distance <= nearest + 1e-6) & distance.isfinite()
+        whole = own / (own * count[:, :, None]).sum(1, keepdim=True).clamp(min=1)
+        return torch.where(nearest.isfinite(), whole, planes * there)
+
+    def _predict(self, system: _System, count: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction `(B, N, K)` of a system, and where it can be used, `(B, 1, K)`."""
+        mixed = system.solve(count)
+        if self.scale == "matched" and system is self.measured:
+            mixed = mixed / system.deviation(mixed).clamp(min=MIN_DEVIATION)
+        possible = (system.counts(count) > 0).any(1)[:, None, None] & system.usable
+        small = mixed.abs().sum(1, keepdim=True) <= MAX_BORROWED
+        return system.per_plane(mixed, count), possible & (small | ~system.borrowed)
+
+    def expected_error(self, count: Tensor) -> Tensor:
+        """The share of each virtual channel's variance that the present channels do not explain.
+
+        Args:
+            count: `(B, N)`, how many planes there are of each channel.
+
+        Returns:
+            `(B, K)`: 0 where the channel itself is there; NaN where nothing is known of it.
+        """
+        count = count.double()
+        planes = self.solve(count)
+        error = planes.new_full((len(count), planes.shape[2]), math.nan)
+        for system in (self.spectral, self.measured):
+            if system is not None:
+                possible = (system.counts(count) > 0).any(1)[:, None] & system.usable
+                error = torch.where(possible, system.unexplained(planes, count), error)
+        distance = self.distance.masked_fill((count == 0)[:, :, None], math.inf)
+        return error.masked_fill(distance.amin(1) <= 1.0, 0.0)
+
+
+def _apart_nm(channel: Channel, virtual: Channel, by_name: bool) -> float:
+    """How far apart two channels are, in nm; infinitely where a wavelength is not known."""
+    if by_name and channel.name is not None and channel.name == virtual.name:
+        return 0.0
+    if channel.wavelength_nm is None or virtual.wavelength_nm is None:
+        return math.inf
+    return abs(channel.wavelength_nm - virtual.wavelength_nm)

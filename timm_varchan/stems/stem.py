@@ -1,23 +1,25 @@
 """Mixer and kernel bank as one module, in the place and under the name of a first convolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
+from timm.layers import Conv2dSame, resample_patch_embed
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import ChannelsLike, Mixer
 
-__all__ = ["Stem"]
+__all__ = ["Stem", "effective_weight", "like_bank"]
 
 #: What backbones and checkpoint filters of timm read from a first convolution.
-BANK_ATTRIBUTES = frozenset(
-    {"weight", "bias", "in_channels", "out_channels", "kernel_size", "stride", "padding"}
-)
+BANK_NUMBERS = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups")
+BANK_TENSORS = frozenset({"weight", "bias"})
 
 
 class _RecordWeight(TorchFunctionMode):
@@ -44,16 +46,26 @@ class Stem(nn.Module):
 
     `(B, C, H, W) -> (B, out, H', W')`. It loads the state dict of the convolution that it replaced
     as well as its own, and answers for the convolution's attributes where a backbone reads them.
+    Tools that look layers up by name find its parts, the bank first, and the stem itself under
+    `<name>.stem`: adapters and quantisers that replace `<name>` would take the mixer away with it.
 
     Args:
         mixer: Makes K virtual channels of C.
         bank: The original convolution for K channels, or the block that begins with it.
+        anchors: A convolution without bias for the virtual channels that the bank has no kernels
+            for (the last ones), with the bank's output; None: there are none.
     """
 
-    def __init__(self, mixer: Mixer, bank: nn.Module) -> None:
+    def __init__(self, mixer: Mixer, bank: nn.Module, anchors: nn.Conv2d | None = None) -> None:
         super().__init__()
-        self.mixer = mixer
+        # The bank comes first: some programs take the first leaf for the first convolution.
         self.bank = bank
+        self.anchors = anchors
+        self.mixer = mixer
+        self.num_bank: int = mixer.num_virtual - (0 if anchors is None else anchors.in_channels)
+        for name in BANK_NUMBERS:
+            if hasattr(bank, name):
+                setattr(self, name, getattr(bank, name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix, then convolve.
@@ -63,7 +75,40 @@ class Stem(nn.Module):
             RuntimeError: From the convolution: another floating-point type than its weights have,
                 or fewer pixels than its kernel.
         """
-        return self.bank(self.mixer(x))
+        if not torch.jit.is_scripting():
+            if isinstance(x, torch.fx.Proxy):  # a tracer that does not know the stem for a leaf
+                return _as_leaf(self, x)
+        x = self.mixer(x)
+        if self.anchors is None:
+            return self.bank(x)
+        return self.bank(x[:, : self.num_bank]) + self.anchors(x[:, self.num_bank :])
+
+    __jit_unused_properties__ = ("stem",)
+
+    @property
+    def stem(self) -> "Stem":
+        """Itself, so that `get_submodule` finds it by the name of `named_modules`."""
+        return self
+
+    def named_modules(
+        self,
+        memo: set[nn.Module] | None = None,
+        prefix: str = "",
+        remove_duplicate: bool = True,
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of any module, with itself as `<prefix>.stem`."""
+        for name, module in super().named_modules(memo, prefix, remove_duplicate):
+            yield f"{prefix}.stem" if module is self and prefix else name, module
+
+    def with_bank(self, bank: nn.Conv2d) -> "Stem":
+        """A stem with the same mixer and another convolution of as many virtual channels."""
+        anchors = self.anchors
+        if anchors is not None and anchors.kernel_size != bank.kernel_size:
+            old = anchors.weight
+            anchors = like_bank(bank, anchors.in_channels)
+            with torch.no_grad():
+                anchors.weight.copy_(resample_patch_embed(old, list(bank.kernel_size)))
+        return type(self)(self.mixer, bank, anchors).train(self.training)
 
     @torch.jit.ignore
     def set_channels(self, channels: ChannelsLike) -> None:
@@ -90,14 +135,14 @@ class Stem(nn.Module):
                 f"The bank is a {type(self.bank).__name__}, not one convolution, so there is no "
                 f"single kernel a channel. Look at stem.mixer.coefficients(x) instead."
             )
-        with _RecordWeight() as record:
-            self.bank(self.mixer(x))
-        assert record.weight is not None
-        return torch.einsum("bck,okij->bocij", self.mixer.coefficients(x), record.weight)
+        weight = effective_weight(self.bank)
+        if self.anchors is not None:
+            weight = torch.cat([weight, self.anchors.weight], 1)
+        return torch.einsum("bck,okij->bocij", self.mixer.coefficients(x), weight)
 
     def __getattr__(self, name: str) -> Any:
         """Answer for the bank where a backbone reads attributes of its first convolution."""
-        if name in BANK_ATTRIBUTES:
+        if name in BANK_TENSORS:
             return getattr(self.bank, name)
         return super().__getattr__(name)
 
@@ -110,6 +155,67 @@ class Stem(nn.Module):
         if not mixed and all(key in state_dict for key in base_keys):
             for key in base_keys:
                 state_dict[f"{prefix}bank.{key.removeprefix(prefix)}"] = state_dict.pop(key)
-            for key, value in self.mixer.state_dict().items():
-                state_dict[f"{prefix}mixer.{key}"] = value
+            for name in ("mixer", "anchors"):
+                own = getattr(self, name)
+                for key, value in ({} if own is None else own.state_dict()).items():
+                    state_dict[f"{prefix}{name}.{key}"] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def effective_weight(conv: nn.Conv2d) -> Tensor:
+    """The weight `(out, in, kh, kw)` that a convolution applies, standardised or not."""
+    size = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    with _RecordWeight() as record:
+        conv(conv.weight.new_zeros(1, conv.in_channels, *size))
+    assert record.weight is not None
+    return record.weight
+
+
+def like_bank(bank: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """A convolution without bias that answers in the bank's shape, all zero.
+
+    Raises:
+        UserError: A bank with groups, whose output belongs to some of its channels.
+    """
+    if bank.groups != 1 or bank.padding_mode != "zeros":
+        raise UserError(
+            f"Further virtual channels need an ordinary first convolution, not one with "
+            f"{bank.groups} groups and padding {bank.padding_mode!r}."
+        )
+    kind = Conv2dSame if _pads_same(bank) else nn.Conv2d
+    conv = kind(
+        in_channels,
+        bank.out_channels,
+        bank.kernel_size,  # type: ignore[arg-type]
+        stride=bank.stride,  # type: ignore[arg-type]
+        padding=0 if kind is Conv2dSame else bank.padding,  # type: ignore[arg-type]
+        dilation=bank.dilation,  # type: ignore[arg-type]
+        bias=False,
+        device=bank.weight.device,
+        dtype=bank.weight.dtype,
+    )
+    nn.init.zeros_(conv.weight)
+    return conv
+
+
+def _pads_same(bank: nn.Conv2d) -> bool:
+    """Whether a convolution of timm pads as TensorFlow does, depending on the input's size."""
+    return isinstance(bank, Conv2dSame) or bool(getattr(bank, "same_pad", False))
+
+
+def _as_leaf(stem: Stem, x: torch.fx.Proxy) -> Any:
+    """A call of the stem as one node of a graph."""
+    path = x.tracer.path_of_module(stem)  # type: ignore[attr-defined]
+    return x.tracer.create_proxy("call_module", path, (x,), {})
+
+
+def _keep_stem(parent: nn.Module, name: str, module: nn.Module | None) -> nn.Module | None:
+    """Where a convolution replaces a stem (timm's `set_input_size`), it becomes its bank."""
+    old = parent._modules.get(name)
+    if isinstance(old, Stem) and type(module) is type(old.bank) and isinstance(module, nn.Conv2d):
+        if module.in_channels == old.num_bank:
+            return old.with_bank(module)
+    return None
+
+
+register_module_module_registration_hook(_keep_stem)

@@ -1,6 +1,7 @@
 """Kernels as learned mixtures of templates, one mixture a known channel."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,7 @@ class TemplateMixer(KnownMixer):
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set an input with as many channels is taken for.
         channel_names: Further channels that the model learns a mixture for.
-        device: Where parameters and tables live.
-        dtype: Their type.
+        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class TemplateMixer(KnownMixer):
         default_channels: ChannelSetLike = RGB,
         *,
         channel_names: Sequence[str] = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         self.channel_names = tuple(channel_names)
-        super().__init__(virtual_channels, default_channels, device=device, dtype=dtype)
+        super().__init__(virtual_channels, default_channels, **kwargs)
+        like = {key: kwargs.get(key) for key in ("device", "dtype")}
         K = self.num_virtual
         start = torch.cat([torch.eye(K), torch.full((len(self.known()) - K, K), 1 / K)])
-        self.mixtures = nn.Parameter(start.to(device=device, dtype=dtype))
+        self.mixtures = nn.Parameter(start.to(**like))
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The mixing coefficients, `(S, C, K)`."""

@@ -1,10 +1,7 @@
 """The naive way with missing channels: planes of zeros in their place."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from timm_varchan.channels import ChannelSet
 from timm_varchan.stems.known import KnownMixer
 
 __all__ = ["ZeroFillMixer"]
@@ -19,10 +16,7 @@ class ZeroFillMixer(KnownMixer):
     Source: the fixed-channel baseline of ChannelViT, arXiv:2309.16108, section 4.
     """
 
-    def tables(
-        self, sets: Sequence[ChannelSet], wavelengths_nm: Tensor, present: Tensor
-    ) -> dict[str, Tensor]:
-        """The prior `(S, P, K)`: K/m at a channel's place, else 0."""
-        tables = super().tables(sets, wavelengths_nm, present)
-        num_present = present.sum(1).clamp(min=1)[:, None, None]
-        return {**tables, "prior": tables["prior"] * self.num_virtual / num_present}
+    def prior_rows(self, count: Tensor) -> Tensor:
+        """The prior `(S, N, K)`: K/m at a channel's place, else 0."""
+        num_present = count.sum(1).clamp(min=1)[:, None, None]
+        return super().prior_rows(count) * self.num_virtual / num_present

@@ -1,6 +1,5 @@
 """Training and evaluation of one run, under `accelerate`."""
 
-from timm_varchan.training.channel_draws import CHANNEL_AUGS, DrawKey, draw_channels
 from timm_varchan.training.checkpoint import CheckpointError
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.flags import parse_args, to_args
@@ -8,6 +7,7 @@ from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
 from timm_varchan.training.recipes import RECIPES
 from timm_varchan.training.results import accuracy_table, size_table
 from timm_varchan.training.run import Outcome, SetupError, run
+from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
 __all__ = [
     "CHANNEL_AUGS",

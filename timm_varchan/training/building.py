@@ -8,14 +8,13 @@ import torch
 from timm.models import is_model, model_entrypoint, resolve_model_input_args
 from torch import nn
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import ImageData
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import load
-from timm_varchan.models import adapt
-from timm_varchan.training.channel_draws import FIXED_COUNT_AUGS
+from timm_varchan.models import adapt, choose_virtual_channels, has_stems
 from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.views import FIXED_COUNT_AUGS
 
 __all__ = ["architecture", "build_model"]
 
@@ -31,7 +30,7 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     kwargs: dict[str, Any] = {"num_classes": len(data.class_names), "in_chans": len(data.channels)}
     if resolved["pretrained_cfg"]["fixed_input_size"]:
         kwargs["img_size"] = config.pixels
-    kwargs |= _channel_names(resolved, data.channels)
+    kwargs |= _channel_names(resolved, data.channels) | _prediction(config, resolved, data.channels)
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
     if config.adapt:
@@ -39,7 +38,8 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     kwargs |= config.model_kwargs
     model = _load(config, kwargs)
     if config.adapt:
-        adapt(model, in_chans=len(data.channels), **_words(data.channels))
+        statistics = _statistics(data.channels)
+        adapt(model, in_chans=len(data.channels), **_words(data.channels), **statistics)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]  # every timm model has it
     if config.channels_last:
@@ -70,9 +70,35 @@ def _resolve(config: TrainConfig) -> dict[str, Any]:
         raise UserError(f"Cannot load --model {config.model}: {error!r}.") from error
 
 
+def _is_twin(resolved: dict[str, Any]) -> bool:
+    return model_entrypoint(resolved["model_name"]).__module__.endswith("models.dwg_twins")
+
+
+def _prediction(
+    config: TrainConfig, resolved: dict[str, Any], channels: ChannelSet
+) -> dict[str, Any]:
+    """The virtual channels of a new twin, and what is known of the channels' correlation."""
+    if not _is_twin(resolved) or ":" in config.model:  # a saved model keeps its own
+        return {}
+    virtual = (
+        choose_virtual_channels(channels)
+        if config.virtual_channels is None
+        else ChannelSet.parse(config.virtual_channels)
+    )
+    named = {} if virtual == RGB else {"virtual_channels": virtual.to_config()}
+    return {**named, **_statistics(channels)}
+
+
+def _statistics(channels: ChannelSet) -> dict[str, Any]:
+    """The correlation of the normalised planes, where it is known and belongs to names."""
+    if channels.correlation is None or any(c.is_anonymous for c in channels):
+        return {}
+    return {"statistics": channels.standardised().to_dict()}
+
+
 def _channel_names(resolved: dict[str, Any], channels: ChannelSet) -> dict[str, Any]:
     """Names without a wavelength, of which a twin learns a code: those that it has come first."""
-    if not model_entrypoint(resolved["model_name"]).__module__.startswith("timm_varchan"):
+    if not _is_twin(resolved):
         return {}
     return _words(channels, tuple(resolved.get("channel_names", ())))
 

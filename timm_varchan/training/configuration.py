@@ -11,7 +11,7 @@ from typing import Any
 from timm_varchan.data import NO_DATA
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
-from timm_varchan.training.channel_draws import CHANNEL_AUGS
+from timm_varchan.views import CHANNEL_AUGS
 
 __all__ = ["GROUPS", "TrainConfig", "flag"]
 
@@ -65,9 +65,7 @@ class TrainConfig:
     test_split: str | None = _data(None, "what it calls its test split")
     validation_fraction: float = _data(0.1, "share of train set apart if there is no validation")
     value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
-    no_data: str = _data(
-        "refuse", "images with pixels that hold no data; 'mean' fills them", NO_DATA
-    )
+    no_data: str = _data("refuse", "pixels that hold no data", NO_DATA)
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
@@ -94,6 +92,9 @@ class TrainConfig:
     channel_aug: str = _augmentation(
         "hcs-sample", "what is done to a batch's channels", CHANNEL_AUGS
     )
+    full_share: float | None = _augmentation(
+        None, "share of images with all channels under hcs; 0.5 from five channels on, else 0"
+    )
 
     model: str = _model("dwg_test_resnet", "a timm model, its twin 'dwg_...', or local-dir:FOLDER")
     model_kwargs: dict[str, Any] = _model({}, "further arguments of timm.create_model")  # noqa: RUF009
@@ -104,6 +105,9 @@ class TrainConfig:
     )
     train_only: str = _model(
         "all", "'head' or 'stem': all else stays as it is", ("all", "head", "stem")
+    )
+    virtual_channels: str | None = _model(
+        None, "what the kernels of a new twin are for; RGB, or RGB and bands spread over the rest"
     )
     drop_path: float = _model(0.0, "rate of stochastic depth, where the model has it")
 
@@ -162,7 +166,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value >= low:
                 raise UserError(f"{flag(name)} is {value}; it must be {low} or more.")
-        for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay"):
+        for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay", "full_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{flag(name)} is {value}; it must be in 0..1.")

@@ -153,7 +153,7 @@ def _with_statistics(
     channels = data.channels
     if data.reading is None and wanted is not None and wanted.mean and wanted.std:  # synthetic
         channels = channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
-    lets_in = data.reading is not None and data.reading.no_data == "mean"
+    lets_in = data.reading is not None and data.reading.no_data in ("mean", "predict")
     if channels.mean is not None and not lets_in:
         return dataclasses.replace(data, channels=channels)
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)
@@ -208,6 +208,7 @@ def train_loader(
         rotation_degrees=config.rotation_degrees,
         auto_augment=config.auto_augment,
         erase_prob=config.erase_prob,
+        no_data=config.no_data,
     )
     if data.stream is not None:
         rows, columns = data.stream
@@ -241,7 +242,9 @@ def train_loader(
 
 def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) -> Loader:
     """Batches for evaluation, in the order of the data."""
-    transform = eval_transform(config.pixels, channels, crop_pct=config.crop_pct or 1.0)
+    transform = eval_transform(
+        config.pixels, channels, crop_pct=config.crop_pct or 1.0, no_data=config.no_data
+    )
     return DataLoader(
         TransformedSplit(split, transform, config.seed),
         batch_size=config.eval_batch_size,

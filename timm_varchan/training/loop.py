@@ -15,10 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
-from timm_varchan.evaluation import has_stems
-from timm_varchan.models import set_channels
+from timm_varchan.models import has_stems, set_channels
 from timm_varchan.training.averaging import WeightAverage
-from timm_varchan.training.channel_draws import DrawKey, draw_channels
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.fine_tuning import train_mode
@@ -29,6 +27,7 @@ from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.step_clock import StepClock
 from timm_varchan.training.tracking import RunLog
 from timm_varchan.training.validation import Validator
+from timm_varchan.views import DrawKey, draw_channels, full_share_for
 
 __all__ = ["Trainer", "tell_all_channels"]
 
@@ -78,6 +77,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._sums = torch.zeros(3, device=self.accelerator.device)
+
+    @property
+    def full_share(self) -> float:
+        """The share of images with all channels."""
+        share = self.config.full_share
+        return full_share_for(len(self.channels)) if share is None else share
 
     @property
     def best_model(self) -> nn.Module:
@@ -188,13 +193,14 @@ class Trainer:
             x, targets = self.mixup(x, labels, key)
         else:
             targets = labels
-        x, told = draw_channels(
-            config.channel_aug, x, self.channels, key, identity=config.channel_identity
-        )
-        if has_stems(self.model):
-            set_channels(self.model, told)
-            if config.compile:
-                torch._dynamo.maybe_mark_dynamic(x, 1)
+        view = draw_channels(
+            config.channel_aug, x, self.channels, key,
+            identity=config.channel_identity, full_share=self.full_share,
+        )  # fmt: skip
+        view.tell(self.model)
+        x = view.planes
+        if config.compile:
+            torch._dynamo.maybe_mark_dynamic(x, 1)
         if config.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.scheduler is not None:
@@ -210,9 +216,8 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.average is not None and self.accelerator.sync_gradients:
             self.average.update(unwrap_model(self.model), progress.updates + 1)
-        named = "mixed channel sets" if isinstance(told, tuple) else f"channels {told}"
         watch.after_step(
-            loss, f"epoch {progress.epoch + 1}, step {progress.step + 1} ({named}, lr "
+            loss, f"epoch {progress.epoch + 1}, step {progress.step + 1} ({view}, lr "
             f"{self.optimizer.param_groups[0]['lr']:.3g})"
         )  # fmt: skip
         correct = (logits.detach().argmax(-1) == labels).sum()

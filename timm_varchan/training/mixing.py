@@ -7,8 +7,8 @@ from timm.data import Mixup
 from torch import Tensor
 
 from timm_varchan.channels import seeded_rng
-from timm_varchan.training.channel_draws import DrawKey
 from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.views import DrawKey
 
 __all__ = ["SeededMixup"]
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from timm_varchan.channels import read_channel_file
 from timm_varchan.data import ImageData
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import SetResult, evaluate_channel_sets
@@ -102,13 +103,21 @@ def run(config: TrainConfig) -> Outcome:
 
 
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
-    """The configuration with what the saved model says of its images where no flag does."""
+    """The configuration with what the saved model and the file of channels say of the images."""
+    measured_at = None
+    if config.channels is not None and config.channels.endswith(".json"):
+        measured_at = read_channel_file(config.channels).value_scale
+    if measured_at is not None and config.value_scale not in (None, measured_at):
+        raise UserError(
+            f"{config.channels} was measured with --value-scale {measured_at:g}, this run has "
+            f"{config.value_scale:g}. Leave --value-scale out, or measure anew."
+        )
     img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
     return dataclasses.replace(
         config,
         img_size=img_size if config.img_size is None else config.img_size,
         crop_pct=crop_pct if config.crop_pct is None else config.crop_pct,
-        value_scale=config.value_scale or (None if saved is None else saved.value_scale),
+        value_scale=config.value_scale or measured_at or (saved.value_scale if saved else None),
     )
 
 

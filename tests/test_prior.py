@@ -1,0 +1,280 @@
+"""The prior: what each virtual channel takes from the channels that are there."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from timm_varchan.channels import RGB, Channel, ChannelSet
+from timm_varchan.stems import DWGMixer, Mixer
+from timm_varchan.stems.prior import NUGGET, PRIORS, SCALES, Prior
+
+S2 = ChannelSet.parse("B01+B02+B03+B04+B05+B06+B07+B08+B09+B10+B11+B12+B8A")
+STAINS = ChannelSet((Channel("DNA", 461.0), Channel("ER", 488.0), Channel("AGP"), Channel("Mito")))
+
+
+def correlated(channels, seed=0, factors=3, mean=None, std=None):
+    """Channels with the correlation of random mixtures of a few factors, and some noise."""
+    rng = np.random.default_rng(seed)
+    loads = rng.normal(size=(len(channels), factors))
+    covariance = loads @ loads.T + np.diag(rng.uniform(0.05, 0.5, len(channels)))
+    deviation = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(deviation, deviation)
+    np.fill_diagonal(correlation, 1.0)
+    correlation = (correlation + correlation.T) / 2
+    zeros, ones = [0.0] * len(channels), [1.0] * len(channels)
+    return channels.with_stats(mean or zeros, std or ones, correlation.tolist())
+
+
+def solve(channels, kind, virtual=RGB, statistics=None, count=None, scale="plain"):
+    """Coefficients `(N, K)` of one set."""
+    channels = ChannelSet.parse(channels)
+    prior = Prior(channels, ChannelSet.parse(virtual), kind, statistics, scale)
+    return prior.solve(torch.ones(1, len(channels)) if count is None else count)[0]
+
+
+def test_nearest_is_what_it_was():
+    def old(spec, virtual):
+        waves = torch.tensor([math.nan if w is None else w for w in spec.wavelengths_nm])
+        known = ~waves.isnan()
+        distance = (waves[:, None] - torch.tensor(virtual.wavelengths_nm)).abs()
+        distance = distance.masked_fill(~known[:, None], math.inf)
+        chosen = (distance <= distance.amin(0) + 1e-6) & known[:, None]
+        chosen = chosen if known.any() else torch.ones_like(chosen)
+        return (chosen / chosen.sum(0)).double()
+
+    specs = ["RGB", "BGR", "G", "RG", "NIR", "RGB+NIR", "B04+B08", ["G", None], [None, None]]
+    for spec in [*specs, [540, 560], [655, 665, 470]]:
+        channels = ChannelSet.parse(spec)
+        torch.testing.assert_close(solve(channels, "nearest"), old(channels, RGB))
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("spec", ["RGB", "BGR", "B04+B03+B02", "RGB+NIR", "B08+B03+B02+B11+B04"])
+def test_a_virtual_channel_that_is_there_is_taken_whole(kind, scale, spec):
+    statistics = correlated(S2) if kind == "measured" else None
+    channels = ChannelSet.parse(spec)
+    found = solve(channels, kind, statistics=statistics, scale=scale)
+    for k, own in enumerate((("R", "B04"), ("G", "B03"), ("B", "B02"))):
+        row = next(i for i, name in enumerate(channels.names) if name in own)
+        assert torch.equal(found[:, k], torch.eye(len(channels)).double()[row])
+
+
+@pytest.mark.parametrize("kind", ["spectral", "nearest", "mean"])
+@pytest.mark.parametrize("spec", ["G", "NIR", [2200.0], [None]])
+def test_one_channel_is_that_plane_k_times(kind, spec):
+    torch.testing.assert_close(solve(spec, kind), torch.ones(1, 3).double())
+
+
+def test_measured_is_the_best_linear_prediction_of_every_subset():
+    statistics = correlated(S2)
+    table = np.array(statistics.correlation)
+    rng = np.random.default_rng(1)
+    for size in (1, 2, 5, 12):
+        there = sorted(rng.choice(13, size, replace=False).tolist())
+        absent = [i for i in range(13) if i not in there]
+        found = solve(S2.take(there), "measured", S2, statistics)
+        block = table[np.ix_(there, there)] + NUGGET * np.eye(size)
+        expected = np.linalg.solve(block, table[np.ix_(there, absent)])
+        np.testing.assert_allclose(found[:, absent], expected, atol=1e-9)
+        np.testing.assert_array_equal(found[:, there], np.eye(size))
+
+
+def test_spectral_is_ordinary_kriging():
+    waves = np.array([443.0, 705.0, 865.0, 1610.0])
+    found = solve(list(waves), "spectral").numpy()
+    log, virtual = np.log(waves), np.log(RGB.wavelengths_nm)
+
+    def rho(distance):
+        return np.exp(-((np.abs(distance) / 0.665) ** 1.4))
+
+    system = np.ones((5, 5))
+    system[:4, :4] = rho(log[:, None] - log) + NUGGET * np.eye(4)
+    system[4, 4] = 0
+    right = np.vstack([rho(log[:, None] - virtual), np.ones(3)])
+    expected = np.linalg.solve(system, right)[:4]
+    assert abs(waves[0] - RGB.wavelengths_nm[2]) < 30  # blue is taken whole
+    np.testing.assert_allclose(found[:, :2], expected[:, :2], atol=1e-9)
+    np.testing.assert_allclose(found[:, 2], [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_identical_channels_share_and_change_nothing(kind):
+    statistics = correlated(S2) if kind == "measured" else None
+    once = solve([492.4, 832.8, 1613.7], kind, statistics=statistics)
+    twice = solve([492.4, 832.8, 832.8, 1613.7], kind, statistics=statistics)
+    if kind != "mean":
+        merged = torch.stack([twice[0], twice[1] + twice[2], twice[3]])
+        torch.testing.assert_close(merged, once)
+    torch.testing.assert_close(twice[1], twice[2])
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+def test_one_solve_for_a_batch_is_the_solve_of_each_set(kind):
+    statistics = correlated(S2) if kind == "measured" else None
+    prior = Prior(S2, RGB, kind, statistics)
+    count = (torch.rand(32, 13, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+    count[:, 0] = (count.sum(1) == 0).double() + count[:, 0]
+    batch = prior.solve(count)
+    for row, there in zip(batch, count, strict=True):
+        planes = there.nonzero()[:, 0].tolist()
+        alone = Prior(S2.take(planes), RGB, kind, statistics).solve(torch.ones(1, len(planes)))
+        torch.testing.assert_close(row[planes], alone[0])
+        assert not row[there == 0].any()
+
+
+@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("num_channels", [1, 2, 13, 100, 300])
+@pytest.mark.parametrize("spacing_nm", [0.0, 1e-3, 1.0, 7.0])
+def test_many_near_and_equal_bands_in_any_order(kind, num_channels, spacing_nm):
+    waves = [400 + spacing_nm * i for i in range(num_channels)]
+    channels = ChannelSet(tuple(Channel(f"b{i}", w) for i, w in enumerate(waves)))
+    statistics = correlated(channels) if kind == "measured" else None
+    found = solve(channels, kind, statistics=statistics)
+    assert found.isfinite().all()
+    assert found.abs().sum(0).max() < 3
+    order = np.random.default_rng(0).permutation(num_channels)
+    again = solve(channels.take(order), kind, statistics=statistics)
+    torch.testing.assert_close(again, found[order], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_coefficients_of_unknown_virtual_channels_stay_small(scale):
+    statistics = correlated(S2, seed=3)
+    virtual = ChannelSet.parse([float(w) for w in range(400, 2401, 40)])
+    rng = np.random.default_rng(0)
+    count = torch.from_numpy(rng.random((400, 13)) < rng.random((400, 1))).double()
+    count[count.sum(1) == 0, 0] = 1
+    found = Prior(S2, virtual, "measured", statistics, scale).solve(count)
+    assert found.isfinite().all()
+    assert found.abs().sum(1).max() <= 3
+
+
+def test_an_unknown_virtual_channel_takes_the_row_of_the_band_beside_it():
+    statistics = correlated(S2)
+    found = solve("B08+B11", "measured", ["R", "B04"], statistics)
+    torch.testing.assert_close(found[:, 0], found[:, 1])
+
+
+def test_planes_that_are_normalised_otherwise():
+    """Means stay means without a bias: a plane of means is mixed to the mean of the virtual one."""
+    mean = np.linspace(0.2, 0.9, 13)
+    std = np.linspace(0.05, 0.3, 13)
+    statistics = correlated(S2, mean=mean.tolist(), std=std.tolist())
+    for there in ([0, 4, 9], [12], [1, 2, 3, 5, 8, 11]):
+        found = solve(S2.take(there), "measured", S2, statistics).numpy()
+        np.testing.assert_allclose(mean[there] @ found, mean, atol=0.01)
+    tiny = correlated(S2, mean=[1e-4] * 13, std=[1.0] * 13)
+    standardised = correlated(S2)
+    for there in ([0, 4, 9], [12]):
+        torch.testing.assert_close(
+            solve(S2.take(there), "measured", S2, tiny),
+            solve(S2.take(there), "measured", S2, standardised), rtol=0, atol=1e-3,
+        )  # fmt: skip
+
+
+def test_scale_is_matched_up_to_a_limit_and_not_for_whole_channels():
+    statistics = correlated(S2)
+    table = torch.tensor(statistics.correlation).double()
+    there = [0, 4, 9]
+    plain = solve(S2.take(there), "measured", S2, statistics)
+    matched = solve(S2.take(there), "measured", S2, statistics, scale="matched")
+    block = table[there][:, there]
+    deviation = (plain * (block @ plain)).sum(0).sqrt()
+    absent = [i for i in range(13) if i not in there]
+    torch.testing.assert_close(
+        matched[:, absent], plain[:, absent] / deviation[absent].clamp(min=0.5)
+    )
+    torch.testing.assert_close(matched[:, there], plain[:, there])
+
+
+def test_stains_of_near_wavelengths_are_two_things():
+    statistics = correlated(STAINS)
+    found = solve([STAINS.channels[0]], "measured", STAINS, statistics)
+    assert found[0, 0] == 1
+    assert abs(found[0, 1]) < 1
+    assert solve([STAINS.channels[0]], "spectral", STAINS)[0, 1] == 1  # nothing measured
+
+
+def test_names_without_wavelengths_need_statistics_or_take_the_mean():
+    virtual = ChannelSet.parse([STAINS.channels[2], STAINS.channels[3]])
+    assert torch.equal(solve([virtual.channels[0]], "spectral", virtual), torch.ones(1, 2).double())
+    table = torch.tensor(correlated(STAINS).correlation)
+    found = solve([virtual.channels[0]], "measured", virtual, correlated(STAINS))
+    assert found[0, 0] == 1
+    assert math.isclose(found[0, 1], float(table[2, 3]) / (1 + NUGGET), abs_tol=1e-6)
+
+
+def test_channels_that_nobody_measured_leave_the_others_alone():
+    statistics = correlated(S2)
+    thermal = Channel("thermal", 10900.0)
+    alone = solve("B08", "measured", statistics=statistics)
+    both = solve(["B08", thermal], "measured", statistics=statistics)
+    torch.testing.assert_close(both, torch.cat([alone, torch.zeros(1, 3).double()]))
+    landsat = solve("L8_B5", "measured", statistics=statistics)  # 865 nm: B8A by another name
+    torch.testing.assert_close(landsat, solve("B8A", "measured", statistics=statistics))
+    assert torch.equal(
+        solve([thermal], "measured", statistics=statistics), torch.ones(1, 3).double()
+    )  # nothing known is there: spectral
+
+
+def test_measured_needs_a_correlation_and_other_words_are_refused():
+    with pytest.raises(ValueError, match="statistics with a correlation"):
+        Mixer(prior="measured")
+    with pytest.raises(ValueError, match="choose of measured, spectral, nearest, mean"):
+        Mixer(prior="best")
+    with pytest.raises(ValueError, match="plain, matched"):
+        Mixer(prior_scale="much")
+    with pytest.raises(ValueError, match="without names"):
+        Mixer(statistics=correlated(ChannelSet.anonymous(5)))
+
+
+def test_statistics_without_names_are_those_of_the_virtual_channels():
+    unnamed = correlated(ChannelSet.anonymous(3))
+    named = correlated(RGB)
+    mixers = [Mixer(statistics=unnamed), Mixer(statistics=named)]
+    assert [m.prior_name for m in mixers] == ["measured", "measured"]
+    for mixer in mixers:
+        mixer.set_channels("GB")
+    assert torch.equal(mixers[0].prior, mixers[1].prior)
+
+
+def test_the_default_follows_what_is_known():
+    assert Mixer().prior_name == DWGMixer().prior_name == "spectral"
+    assert Mixer(statistics=correlated(S2)).prior_name == "measured"
+    assert Mixer(statistics=correlated(S2), prior="mean").prior_name == "mean"
+    assert Mixer(statistics=S2).prior_name == "spectral"  # no correlation
+
+
+def test_expected_error_is_zero_for_what_is_there_and_falls_with_every_channel():
+    mixer = Mixer(S2, S2, statistics=correlated(S2))
+    for there in itertools.combinations(range(0, 13, 3), 2):
+        error = np.array(mixer.expected_error(S2.take(there)))
+        assert np.array_equal(error[list(there)], np.zeros(2))
+        more = np.array(mixer.expected_error(S2.take([*there, 11])))
+        assert (more <= error + 1e-3).all()
+        assert ((error >= 0) & (error <= 1.01)).all()
+    assert mixer.expected_error(S2) == [0.0] * 13
+
+
+def test_expected_error_is_what_a_prediction_misses():
+    statistics = correlated(S2)
+    root = np.linalg.cholesky(np.array(statistics.correlation))
+    pixels = root @ np.random.default_rng(0).normal(size=(13, 200_000))
+    mixer = Mixer(S2, S2, statistics=statistics)
+    there = [1, 6, 10]
+    mixer.set_channels(S2.take(there))
+    x = torch.tensor(pixels[there], dtype=torch.float32).reshape(1, 3, 400, 500)
+    predicted = mixer(x)[0].flatten(1).numpy()
+    missed = ((predicted - pixels) ** 2).mean(1)
+    np.testing.assert_allclose(missed, mixer.expected_error(S2.take(there)), atol=0.02)
+
+
+def test_expected_error_without_knowledge_is_no_number():
+    assert all(math.isnan(e) for e in Mixer().expected_error([Channel("VV")]))
+    assert Mixer().expected_error("RGB") == [0, 0, 0]
+    with pytest.raises(ValueError, match="name them"):
+        Mixer().expected_error("anonymous")
