@@ -284,18 +284,20 @@ def test_usual_pictures_keep_imagenets_statistics(tmp_path):
         assert load_data(str(tmp_path / kind)).channels == RGB, kind
 
 
-def test_statistics_of_another_scale_are_said(tmp_path, caplog):
+def test_statistics_of_another_scale_are_refused_or_said(tmp_path, caplog):
     array = np.random.default_rng(0).integers(1500, 4500, (2, 8, 8)).astype(np.uint16)
     for name in ("a/0.npy", "b/0.npy"):
         save(tmp_path / name, array)
     channels = ChannelSet.parse("B04+B08").with_stats([0.3, 0.3], [0.1, 0.1])
+    with pytest.raises(UserError, match="Say --value-scale"):
+        load_data(str(tmp_path), channels=channels)
     with caplog.at_level(logging.WARNING):
-        data = load_data(str(tmp_path), channels=channels)
+        assert load_data(str(tmp_path), channels=channels, value_scale=10000).channels == channels
+        assert "--value-scale right" not in caplog.text
+        load_data(str(tmp_path), channels=channels, value_scale=65535)
     assert "Is --value-scale right?" in caplog.text
-    assert data.channels == channels
-    caplog.clear()
-    load_data(str(tmp_path), channels=channels, value_scale=10000)
-    assert not [r for r in caplog.records if "--value-scale right" in r.getMessage()]
+    brighter = ChannelSet.parse("B04+B08").with_stats([0.05, 0.05], [0.2, 0.2])  # no factor
+    assert load_data(str(tmp_path), channels=brighter).channels == brighter
 
 
 # No data ----------------------------------------------------------------------------------------

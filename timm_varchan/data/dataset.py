@@ -47,7 +47,9 @@ ROW_CURE = (
 )
 #: Rows that a warning about skipped ones names.
 NUM_NAMED = 5
-#: Images that are looked at for what nobody said: channels, scale, memory.
+#: About so many images are looked at for what nobody said: channels and scale;
+_NUM_GUESSED_BY = 16
+#: and before all are decoded, for the memory that they take.
 _NUM_LOOKED_AT = 32
 #: Share of the memory that is free which a cache may take.
 _CACHE_SHARE = 0.8
@@ -793,9 +795,9 @@ def _with_channels(reading: Reading, source: RowSource, guess: bool) -> Reading:
     count, num_rows = len(channels) or None, len(source)
     seen: dict[int, Planes] = {}
     failure: UserError | None = None
-    for row in range(0, num_rows, max(1, num_rows // _NUM_LOOKED_AT)):
+    for row in range(0, num_rows, max(1, num_rows // _NUM_GUESSED_BY)):
         try:
-            seen[row] = source.planes(row, count)
+            seen[row] = _thinned(source.planes(row, count))
         except ImageError as error:
             failure = failure or UserError(source.where(row, f"cannot be read: {error}") + ROW_CURE)
     if count is None:
@@ -808,11 +810,16 @@ def _with_channels(reading: Reading, source: RowSource, guess: bool) -> Reading:
     if problem is None:
         return reading
     if not _has_usual_statistics(channels):
-        logger.warning("%s: %s. Is --value-scale right?", source.split, problem)
+        if problem.is_factor and reading.value_scale is None:
+            raise UserError(
+                f"{source.split}: {problem.text}. Say --value-scale (value_scale=): what stored "
+                f"numbers were divided by when these were measured, 65535 for the range of 16 bits."
+            )
+        logger.warning("%s: %s. Is --value-scale right?", source.split, problem.text)
         return reading
     logger.warning(
         "%s: %s. Mean and deviation have to be measured (hf_train.py does); --value-scale says "
-        "what stored numbers are divided by.", source.split, problem,
+        "what stored numbers are divided by.", source.split, problem.text,
     )  # fmt: skip
     bare = tuple(replace(channel, mean=None, std=None) for channel in channels)
     return replace(reading, channels=ChannelSet(bare))
@@ -854,12 +861,28 @@ def _has_usual_statistics(channels: ChannelSet) -> bool:
     return all(c.name in known and known[c.name] == c for c in channels)
 
 
-def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> str | None:
+def _thinned(planes: Planes) -> Planes:
+    """Some of the pixels, so that many large images can be looked at together."""
+    step = max(1, max(planes.image.shape[1:]) // 128)
+    valid = planes.valid
+    if valid is not None:
+        valid = valid[:, ::step, ::step]
+    return replace(planes, image=planes.image[:, ::step, ::step].copy(), valid=valid)
+
+
+class _ScaleProblem(NamedTuple):
+    """Why statistics cannot be those of images, and whether one factor explains it."""
+
+    text: str
+    is_factor: bool
+
+
+def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | None:
     """Why the channels' mean and deviation cannot be those of images; None if they can.
 
     Bounds are wide, since darker or flatter images than usual are no fault: two deviations for the
-    mean, a fifth to five times for the deviation; other types than 8 bits also need values that
-    reach from about 0 to about 1.
+    mean (four if it was measured), a fifth to five times for the deviation; under usual statistics
+    other types than 8 bits also need values that reach from about 0 to about 1.
     """
     channels = reading.channels
     if channels.mean is None or channels.std is None:
@@ -871,30 +894,30 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> str | None:
         except ImageError:  # raised again when the image is asked for
             continue
         are_bytes = are_bytes and image.dtype == torch.uint8
-        images.append(scale_values(image).flatten(1))
-    if not images:
-        return None
-    values = torch.cat(images, 1).to(torch.float64)
+        images.append(scale_values(image).flatten(1).to(torch.float64))
+    values = torch.cat(images, 1) if images else torch.zeros(len(channels), 0)
     values = values[:, values.isfinite().all(0)]
     if values.shape[1] == 0:
         return None
     mean, std = values.mean(1), values.std(1, correction=0)
-    assumed_mean, assumed_std = torch.tensor(channels.mean), torch.tensor(channels.std)
-    away = ((mean - assumed_mean).abs() / assumed_std).max().item()
-    ratio = (std / assumed_std).clamp_min(1e-12)
+    usual_mean, usual_std = torch.tensor(channels.mean), torch.tensor(channels.std)
+    away = ((mean - usual_mean).abs() / usual_std).max().item()
+    ratio = (std / usual_std).clamp_min(1e-12)
     low, high = values.min().item(), values.max().item()
-    usual = _has_usual_statistics(channels)
-    most_away, most_ratio = (2.0, 5.0) if usual else (4.0, 5.0)
-    is_off = away > most_away or not 1 / most_ratio <= ratio.min() <= ratio.max() <= most_ratio
-    if usual and not are_bytes:
+    is_usual = _has_usual_statistics(channels)
+    is_off = away > (2 if is_usual else 4) or not 0.2 <= ratio.min() <= ratio.max() <= 5
+    if is_usual and not are_bytes:
         is_off = is_off or low < -0.05 or not 0.5 <= high <= 1.5
     if not is_off:
         return None
-    return (
+    both = ratio / (mean / usual_mean).clamp_min(1e-12)  # 1 where only the scale differs
+    one_side = bool((ratio < 0.2).all() or (ratio > 5).all())
+    text = (
         f"its values, {low:.4g} to {high:.4g} after scaling, have mean {mean.mean():.4g} and "
         f"deviation {std.mean():.4g}; the channels {channels} stand for mean "
-        f"{assumed_mean.mean():.3g} and deviation {assumed_std.mean():.3g}"
+        f"{usual_mean.mean():.3g} and deviation {usual_std.mean():.3g}"
     )
+    return _ScaleProblem(text, one_side and bool(((both > 0.25) & (both < 4)).all()))
 
 
 # What is measured, kept and put together ----------------------------------------------------------
