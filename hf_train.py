@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from timm_varchan.cards import write_card
+from timm_varchan.errors import UserError
 from timm_varchan.hub import push
 from timm_varchan.training import (
     CheckpointError,
     Interrupted,
     NonFiniteLossError,
-    SetupError,
     accuracy_table,
     parse_args,
     run,
@@ -34,7 +34,7 @@ def main(args: list[str] | None = None) -> None:
     config = parse_args(args)
     try:
         outcome = run(config)
-    except (SetupError, NonFiniteLossError, CheckpointError) as error:
+    except (UserError, NonFiniteLossError, CheckpointError) as error:
         raise SystemExit(f"hf_train: {error}") from error
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
@@ -54,7 +54,7 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
     try:
         write_card(folder, source=f"hf-hub:{repo_id}")
         print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise SystemExit(f"hf_train: {error}") from error
 
 

@@ -24,6 +24,7 @@ ROWS = (
     {"plots", "hub"},
     {"training"},
     {"cards", "export", "fold_change", "folding", "predict"},
+    {"scenes"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

@@ -34,6 +34,8 @@ def _predict(args: argparse.Namespace) -> int:
     from timm_varchan.predict import find_images, predict
 
     saved = _load(args)
+    if args.output:
+        return _predict_scene(args, saved)
     files = find_images(args.files)
     predictions = predict(
         saved.model,
@@ -65,6 +67,39 @@ def _predict(args: argparse.Namespace) -> int:
     if unreadable:
         print(f"{unreadable} of {len(files)} files could not be read.", file=sys.stderr)
     return _UNREADABLE if unreadable else 0
+
+
+def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
+    """Windows of one large scene into a raster or table of classes."""
+    from tqdm import tqdm
+
+    from timm_varchan.scenes import predict_scene
+
+    if len(args.files) != 1:
+        raise UserError(f"--output is for one scene, {len(args.files)} files came.")
+    channels = saved.select(args.channels) if args.channels else saved.channels
+    if args.mean and args.std:
+        channels = channels.with_stats(args.mean, args.std)
+    rows = predict_scene(
+        saved.model,
+        args.files[0],
+        args.output,
+        channels=channels,
+        img_size=args.img_size or saved.img_size,
+        class_names=saved.class_names,
+        tile=args.tile,
+        stride=args.stride,
+        value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
+        batch_size=args.batch_size,
+    )
+    invalid = 0.0
+    with tqdm(unit="row") as bar:
+        for row in rows:
+            bar.total, invalid = row.total, invalid + row.invalid_share
+            bar.update(row.done - bar.n)
+    print(f"{args.output}: {invalid / max(1, bar.n):.1%} of the pixels hold no data.")
+    return 0
 
 
 def _look(args: argparse.Namespace) -> int:
@@ -253,6 +288,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=5, help="classes to show (5)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
+    predict.add_argument("--output", help="classes of one scene: .tif or .csv (needs [geo])")
+    predict.add_argument("--tile", type=int, help="pixels a side of its windows (the model's)")
+    predict.add_argument("--stride", type=int, help="pixels between windows (half of a window)")
     predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
 
     look = commands.add_parser(
@@ -297,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return int(args.run(args))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

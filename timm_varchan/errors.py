@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ImageError", "UserError"]
+__all__ = ["ImageError", "ToolError", "UserError"]
 
 
 class UserError(ValueError):
@@ -15,3 +15,7 @@ class UserError(ValueError):
 
 class ImageError(UserError):
     """One image that cannot be read, or not as the data set needs it; the text is the reason."""
+
+
+class ToolError(UserError, RuntimeError):
+    """Another program or service does not do its part: the hub, an exporter, a missing package."""

@@ -16,7 +16,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.errors import UserError
+from timm_varchan.errors import ToolError, UserError
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
@@ -101,7 +101,7 @@ def export(
 
     Raises:
         UserError: Another ending, or channels that the model cannot serve.
-        RuntimeError: A package is missing, the model cannot be exported, or the file does not
+        ToolError: A package is missing, the model cannot be exported, or the file does not
             answer as the model does.
     """
     path = Path(path)
@@ -126,7 +126,7 @@ def export(
         failed = [check for check in checks if not check.passed]
         if failed:
             worst = max(failed, key=lambda check: check.difference)
-            raise RuntimeError(
+            raise ToolError(
                 f"The exported model differs from the model by {worst.difference:.2g} (outputs up "
                 f"to {worst.scale:.2g}) for an input {worst.shape}; nothing was written. Try the "
                 f"other format of {', '.join(FORMATS)}, or fold the model first."
@@ -147,7 +147,7 @@ def _require(packages: Sequence[str]) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise RuntimeError(
+            raise ToolError(
                 f"Exporting to ONNX needs {package}: pip install 'timm-varchan[export]'."
             ) from error
 
@@ -245,7 +245,7 @@ def _write(
     try:
         write(model, example, axes, path, metadata)
     except Exception as error:  # the exporters raise what the traced code raises
-        raise RuntimeError(
+        raise ToolError(
             f"the model cannot be exported as {path.suffix} ({type(error).__name__}: "
             f"{_line(error)})"
         ) from error

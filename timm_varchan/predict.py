@@ -17,7 +17,7 @@ from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
 #: An image whose values lie so many deviations from the mean, on average, is none of the data.
-_FAR = 30.0
+FAR = 30.0
 
 __all__ = ["ImageFiles", "Prediction", "find_images", "predict"]
 
@@ -92,7 +92,7 @@ def predict(
         (mean, std),
         (img_size, crop_pct),
     )
-    ready = _for_channels(model, wanted)
+    ready = for_channels(model, wanted)
     loader = DataLoader(
         reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_they_are
     )
@@ -115,7 +115,7 @@ def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch
         raise UserError(f"top is {top} and batch_size {batch_size}; both must be at least 1.")
 
 
-def _for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
+def for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
     """The model in evaluation mode and told its channels, over the same weights."""
     mixer = next((m for m in model.modules() if isinstance(m, Mixer)), None)
     if mixer is not None:
@@ -216,7 +216,7 @@ def _problem(image: Tensor, probabilities: Tensor) -> str | None:
     if not probabilities.isfinite().all():
         return "its values are so large that the answer is not finite"
     away = image.abs().mean().item()
-    if away <= _FAR:
+    if away <= FAR:
         return None
     return (
         f"its values lie {away:,.0f} standard deviations from the model's means: another scale "

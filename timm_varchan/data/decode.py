@@ -33,7 +33,16 @@ from torch import Tensor
 from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_channels
 from timm_varchan.errors import ImageError, UserError
 
-__all__ = ["IMAGE_SUFFIXES", "NO_DATA", "Planes", "Reading", "decode", "planes_first", "read_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "NO_DATA",
+    "Planes",
+    "Reading",
+    "decode",
+    "label_of",
+    "planes_first",
+    "read_image",
+]
 
 #: Files that a folder is searched for.
 IMAGE_SUFFIXES = frozenset(
@@ -631,7 +640,7 @@ def _gdal_metadata(text: str, count: int) -> tuple[tuple[Channel, ...], Scaling 
             found.setdefault(kind, {})[int(sample)] = (item.text or "").strip()
     names = found.get("description", {})
     lengths = next((found[tag] for tag in _WAVELENGTH_TAGS if tag in found), {})
-    labels = tuple(_label(names.get(i), lengths.get(i)) for i in range(count))
+    labels = tuple(label_of(names.get(i), lengths.get(i)) for i in range(count))
     return labels if any(not c.is_anonymous for c in labels) else (), _scaling(found, count)
 
 
@@ -650,7 +659,7 @@ def _scaling(found: dict[str, dict[int, str]], count: int) -> Scaling | None:
     return scale.astype(np.float32)[:, None, None], offset.astype(np.float32)[:, None, None]
 
 
-def _label(name: str | None, wavelength: str | None = None) -> Channel:
+def label_of(name: str | None, wavelength: str | None = None) -> Channel:
     """The channel that a file's words mean; anonymous where they mean none."""
     known = known_channels()
     text = (name or "").strip()
@@ -674,7 +683,7 @@ def _ome_labels(text: str) -> tuple[Channel, ...]:
     for element in ElementTree.fromstring(text).iter():
         if element.tag.rpartition("}")[2] == "Channel":
             name, nm = element.get("Name"), element.get("EmissionWavelength")
-            known = _label(name, nm)
+            known = label_of(name, nm)
             labels.append(Channel(name) if known.is_anonymous and name else known)
     return tuple(labels)
 
@@ -731,28 +740,39 @@ class Reading:
             ImageError: Other planes than the channels, pixels without data.
         """
         planes = fit(planes, self.channels)
-        missing = self._missing(planes)
-        stored = self._stored(planes, as_float=missing is not None)
+        missing, why = self._missing(planes)
         if missing is not None:
-            stored[missing] = np.nan
-        return torch.from_numpy(np.require(stored, requirements=["C", "W"]))
+            share = missing.mean()
+            cure = "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
+            if self.no_data not in FILLED or share == 1:
+                raise ImageError(
+                    f"{share:.1%} of its values hold no data ({why}){cure if share < 1 else ''}"
+                )
+        return self._tensor(planes, missing)
 
-    def _missing(self, planes: Planes) -> np.ndarray | None:
-        """Where there is no data, or None; refuses what the policy refuses."""
+    def marked(self, planes: Planes) -> Tensor:
+        """The same with NaN wherever there is no data; nothing is refused for it."""
+        planes = fit(planes, self.channels)
+        return self._tensor(planes, self._missing(planes)[0])
+
+    def _missing(self, planes: Planes) -> tuple[np.ndarray | None, str]:
+        """Where there is no data, or None, and how that is known."""
         keep = self.no_data == "keep"
         found = _missing_by_value(planes.image, usual=not keep)
         if planes.valid is not None and not keep and not planes.valid.all():
             found = {"the file says so": ~planes.valid} | found
         if not found:
-            return None
-        missing = np.broadcast_to(np.logical_or.reduce(list(found.values())), planes.image.shape)
-        share = missing.mean()
-        if self.no_data in FILLED and share < 1:
-            return missing
-        cure = "" if share == 1 else (
-            "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
-        )  # fmt: skip
-        raise ImageError(f"{share:.1%} of its values hold no data ({next(iter(found))}){cure}")
+            return None, ""
+        missing = np.logical_or.reduce(
+            [np.broadcast_to(m, planes.image.shape) for m in found.values()]
+        )
+        return missing, next(iter(found))
+
+    def _tensor(self, planes: Planes, missing: np.ndarray | None) -> Tensor:
+        stored = self._stored(planes, as_float=missing is not None)
+        if missing is not None:
+            stored[missing] = np.nan
+        return torch.from_numpy(np.require(stored, requirements=["C", "W"]))
 
     def _stored(self, planes: Planes, as_float: bool) -> np.ndarray:
         image, scale = planes.image, self.value_scale

@@ -14,7 +14,7 @@ from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_varchan.channels import FILE_VERSION, RGB, ChannelSet
-from timm_varchan.errors import UserError
+from timm_varchan.errors import ToolError, UserError
 from timm_varchan.hub.folder import CONFIG, WEIGHTS, check_weights, read_config
 from timm_varchan.hub.remote import CLIENT_ERRORS, download, hub_reason
 
@@ -93,7 +93,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         FileNotFoundError: No such folder, repository or file in it.
         UserError: Pickled weights, a broken configuration, an architecture that is not there,
             weights that do not fit.
-        RuntimeError: The hub cannot be reached or refuses.
+        ToolError: The hub cannot be reached or refuses.
     """
     text = str(source)
     kwargs = {"pretrained": True, "cache_dir": cache_dir, **kwargs}
@@ -127,7 +127,7 @@ def _create(name: str, named: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except CLIENT_ERRORS as error:
-        raise RuntimeError(
+        raise ToolError(
             f"Cannot load the weights of {named}: {hub_reason(error, named)} pretrained=False does "
             f"without."
         ) from error

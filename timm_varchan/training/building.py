@@ -66,7 +66,7 @@ def _resolve(config: TrainConfig) -> dict[str, Any]:
     """Architecture, configuration and saved arguments behind the name of a model."""
     try:
         return resolve_model_input_args(config.model, config.model_kwargs)
-    except (AssertionError, KeyError) as error:
+    except (AssertionError, KeyError, RuntimeError) as error:  # timm's words for an unknown name
         raise UserError(f"Cannot load --model {config.model}: {error!r}.") from error
 
 
