@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from timm_varchan.__main__ import main
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import (
     ImageSplit,
@@ -166,5 +167,6 @@ def test_what_is_no_file_of_channels_is_refused(tmp_path, capsys):
     for name in ("other.json", "nothing.json"):
         with pytest.raises(ValueError, match=r"holds no channels.*timm_varchan.data.measure"):
             read_channels(str(tmp_path / name))
-    assert measure([str(tmp_path / "nothing")]) == 1
-    assert "error: " in capsys.readouterr().err
+    for command in (measure, lambda words: main(["measure", *words])):
+        assert command([str(tmp_path / "nothing")]) == 1
+        assert "error: " in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: predict, export, fold, describe and push a model.
+"""`python -m timm_varchan`: measure data; predict, export, fold, describe and push a model.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -293,6 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--stride", type=int, help="pixels between windows (half of a window)")
     predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
 
+    commands.add_parser("measure", help="mean, deviation and correlation of data")
+
     look = commands.add_parser(
         "look", parents=[model, images], help="a picture of what the stem makes of images"
     )
@@ -332,7 +334,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["measure"]:  # its own parser, so that nothing else imports what reads data
+        from timm_varchan.data.measure import main as measure
+
+        return measure(words[1:], prog="python -m timm_varchan measure")
+    args = _parser().parse_args(words)
     try:
         return int(args.run(args))
     except (UserError, OSError) as error:

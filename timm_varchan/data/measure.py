@@ -1,7 +1,8 @@
-"""`python -m timm_varchan.data.measure DATA`: mean and deviation of every channel of a data set.
+"""`python -m timm_varchan measure DATA`: mean, deviation and correlation of a data set's channels.
 
 `hf_train.py` measures them itself where they are not known; measured once and written to a file,
-every run uses the same: `hf_train.py --channels channels.json`.
+every run uses the same: `hf_train.py --channels channels.json`. The file says what stored numbers
+were divided by. `python -m timm_varchan.data.measure` is the same.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from timm_varchan.channels import ChannelSet, write_channels
+from timm_varchan.channels import write_channels
 from timm_varchan.data.dataset import load_data, measure_split
 from timm_varchan.data.decode import NO_DATA
 from timm_varchan.errors import UserError
@@ -18,9 +19,11 @@ from timm_varchan.errors import UserError
 __all__ = ["main"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None, prog: str = "python -m timm_varchan.data.measure"
+) -> int:
     """Measure, print, write; errors that a user can cure are one line."""
-    parser = argparse.ArgumentParser(prog="python -m timm_varchan.data.measure")
+    parser = argparse.ArgumentParser(prog=prog)
     parser.add_argument("data", help="folder, Parquet or list file, or hub name")
     parser.add_argument("--channels", help="planes of the files, as GB or B02+B08")
     parser.add_argument("--value-scale", type=float, help="divide stored numbers by this, as 10000")
@@ -31,22 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip-corrupt", action="store_true", help="leave out unreadable images")
     parser.add_argument("--num-images", type=int, default=1000, help="images to look at (1000)")
     parser.add_argument("--output", help="JSON file to write, for hf_train.py --channels")
-    args = parser.parse_args(argv)
     try:
-        channels, invalid = _measure(args)
-        for channel in channels:
-            print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}")
-        if any(invalid):
-            print(f"without data: {max(invalid):.2%} of the pixels of the worst channel")
-        if args.output:
-            print(write_channels(channels, args.output, args.value_scale))
+        _run(parser.parse_args(argv))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _measure(args: argparse.Namespace) -> tuple[ChannelSet, tuple[float, ...]]:
+def _run(args: argparse.Namespace) -> None:
     data = load_data(
         args.data,
         channels=args.channels,
@@ -59,7 +55,12 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelSet, tuple[float, ...]]:
     )
     split = data.train or data.validation or data.test
     assert split is not None  # load_data refuses data without any
-    return measure_split(split, args.num_images)
+    channels, invalid = measure_split(split, args.num_images)
+    for channel, share in zip(channels, invalid, strict=True):
+        without = f"  no data in {share:.2%}" if share else ""
+        print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}{without}")
+    if args.output:
+        print(write_channels(channels, args.output, args.value_scale))
 
 
 if __name__ == "__main__":
