@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         outcome = run(config)
     except (UserError, NonFiniteLossError, CheckpointError) as error:
-        raise SystemExit(f"hf_train: {error}") from error
+        raise SystemExit(f"hf_train: {_one_line(error)}") from error
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
             flags = shlex.join(to_args(dataclasses.replace(config, resume="auto")))
@@ -47,6 +47,14 @@ def main(args: list[str] | None = None) -> None:
         print(f"Accuracy in per cent, 95 % intervals. Everything is in {outcome.folder}/")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
+
+
+def _one_line(error: Exception) -> str:
+    """The text of an error, also where a worker met it and torch added its traceback."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rstrip().splitlines()[-1].partition("Error: ")[2]
 
 
 def _push(folder: Path, repo_id: str, *, private: bool) -> None:

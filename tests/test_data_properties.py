@@ -375,7 +375,7 @@ def test_usual_signs_of_no_data_need_no_tag():
         read_image(npy_bytes(array), "B04+B08", no_data="mean")
     meant = np.full((2, 6, 6), -32768, np.int16)
     assert read_image(npy_bytes(meant), "B04+B08", no_data="keep").min() == -32768
-    with pytest.raises(UserError, match="Choose from: refuse, mean, keep"):
+    with pytest.raises(UserError, match="Choose from: refuse, mean, predict, keep"):
         read_image(npy_bytes(meant), "B04+B08", no_data="guess")
     with pytest.raises(ImageError, match="is no number"):
         decode(geo_tiff(meant, "none"))

@@ -257,7 +257,8 @@ def _real(planes: np.ndarray) -> np.ndarray:
     if planes.dtype == np.bool_:
         return planes.astype(np.uint8) * np.uint8(255)
     if planes.dtype.kind == "f":
-        return planes.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # infinity, which is no data
+            return planes.astype(np.float32, copy=False)
     if planes.dtype.kind not in "iu":
         raise ImageError(f"type {planes.dtype} is not one of real numbers")
     return planes.astype(planes.dtype.newbyteorder("="), copy=False)
@@ -402,24 +403,25 @@ def _tiff(data: Any, num_channels: int | None = None) -> Planes:
         return _as_tagged(_one_axis(array, layout.axes, num_channels), layout.about, None)
     with _decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
         series, masks = _the_series(file.series)
-        page = series.keyframe
-        array = series.asarray()
-        valid = masks[0].asarray() != 0 if masks else None
+        page, axes, start, order = series.keyframe, series.axes, series.dataoffset, file.byteorder
+        array, said = series.asarray(), (series.shape, series.dtype)
+        valid = masks[0].asarray() if masks else None
         tags = {tag.code: tag.value for tag in page.tags if tag.code in _TAGS_READ}
-        labels = _ome_labels(file.ome_metadata) if page.is_ome and file.ome_metadata else ()
-        about = _About(tags, page.bitspersample, page.compression in _JPEG, labels)
-        if (array.shape, array.dtype) != (series.shape, series.dtype):
-            raise ImageError(
-                f"it decodes to {array.shape} {array.dtype}, its header says {series.shape} "
-                f"{series.dtype}"
-            )
-        planes = _one_axis(array, series.axes, num_channels)
-        if valid is None and series.dataoffset is not None:
-            dtype = array.dtype.newbyteorder(file.byteorder)
-            _keep_layout(data, series.dataoffset, array, (dtype, series.axes, about))
-    if valid is not None and valid.shape != planes.shape[1:]:
-        raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
-    return _as_tagged(planes, about, None if valid is None else valid[None])
+        ome = file.ome_metadata if page.is_ome else None
+        bits, is_jpeg = page.bitspersample, page.compression in _JPEG
+    if (array.shape, array.dtype) != said:
+        raise ImageError(
+            f"it decodes to {array.shape} {array.dtype}, its header says {said[0]} {said[1]}"
+        )
+    about = _About(tags, bits, is_jpeg, _ome_labels(ome) if ome else ())
+    planes = _one_axis(array, axes, num_channels)
+    if valid is not None:
+        if valid.shape != planes.shape[1:]:
+            raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
+        valid = valid[None] != 0
+    elif start is not None:
+        _keep_layout(data, start, array, (array.dtype.newbyteorder(order), axes, about))
+    return _as_tagged(planes, about, valid)
 
 
 def _keep_layout(
@@ -680,7 +682,11 @@ def label_of(name: str | None, wavelength: str | None = None) -> Channel:
 def _ome_labels(text: str) -> tuple[Channel, ...]:
     """Names and emission wavelengths of a microscope's channels."""
     labels = []
-    for element in ElementTree.fromstring(text).iter():
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ImageError(f"its OME metadata is no XML ({error})") from error
+    for element in root.iter():
         if element.tag.rpartition("}")[2] == "Channel":
             name, nm = element.get("Name"), element.get("EmissionWavelength")
             known = label_of(name, nm)

@@ -101,13 +101,16 @@ def prepare(
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    return create_optimizer_v2(
-        model,
-        opt=config.opt,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+        )
+    except ValueError as error:  # timm's word for an unknown name
+        raise UserError(f"--opt {config.opt}: {error}") from error
 
 
 def _checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
