@@ -18,10 +18,9 @@ from timm_varchan.training import (
     CheckpointError,
     Interrupted,
     NonFiniteLossError,
-    accuracy_table,
+    markdown_report,
     parse_args,
     run,
-    size_table,
     to_args,
 )
 
@@ -43,8 +42,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"{sys.argv[0]} {flags}", flush=True)
         return
     if outcome.is_main:
-        print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")
-        print(f"Accuracy in per cent, 95 % intervals. Everything is in {outcome.folder}/")
+        print(f"\n{markdown_report(outcome.results)}\nEverything is in {outcome.folder}/")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 

@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = (
     {"version", "errors"},
     {"bands"},
-    {"channels", "products"},
+    {"products"},
+    {"channels"},
     {"measure"},
     {"stems"},
     {"models", "filling"},

@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: measure data; predict, export, fold, describe and push a model.
+"""`python -m timm_varchan`: measure, predict, evaluate, export, fold, describe and push.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -137,19 +137,85 @@ def _look(args: argparse.Namespace) -> int:
     return _UNREADABLE if len(images) < len(files) else 0
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    import logging
+    import tempfile
+    from contextlib import ExitStack
+
+    from timm_varchan.training import TrainConfig, markdown_report, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "dataset", "channels", "img_size", "value_scale", "image_column", "label_column",
+            "train_split", "validation_split", "test_split", "limit", "skip_corrupt", "eval_sets",
+            "missing", "baseline", "eval_batch_size", "workers", "no_data",
+        )
+    }  # fmt: skip
+    with ExitStack() as stack:
+        folder = args.output or stack.enter_context(tempfile.TemporaryDirectory())
+        config = TrainConfig(
+            eval_only=args.model,
+            output_dir=folder,
+            eval_modes=tuple(args.eval_modes) if args.eval_modes else None,
+            mixed_precision="no",
+            **_split_of(args),
+            **given,
+        )
+        print(markdown_report(run(config).results))
+    if args.output:
+        print(f"Written to {args.output}/")
+    return 0
+
+
+def _split_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How images are set apart: as somebody asks, as training on the same data did, or not."""
+    from pathlib import Path
+
+    fraction, seed = args.validation_fraction, args.data_seed
+    trained = Path(args.model.removeprefix("local-dir:")) / "results.json"
+    if fraction is None and trained.is_file():
+        config = json.loads(trained.read_text(encoding="utf-8")).get("config", {})
+        if Path(str(config.get("dataset"))).name == Path(args.dataset).name:
+            fraction, seed = config.get("validation_fraction"), config.get("data_seed", seed)
+    return {"validation_fraction": fraction or 0.0, "data_seed": seed}
+
+
+def _channels(args: argparse.Namespace) -> int:
+    from timm_varchan.products import PRODUCTS, product_channels
+
+    if args.product is None:
+        for name, product in PRODUCTS.items():
+            print(f"{name:20}{len(product.bands):3}  {product.about}")
+            print(f"{'':25}{' '.join(product.bands)}")
+            print(f"{'':25}source: {product.source}")
+        return 0
+    channels = product_channels(args.product)
+    if channels is None:
+        raise UserError(f"There is no product {args.product!r}. Known: {', '.join(PRODUCTS)}.")
+    for plane, channel in enumerate(channels, start=1):
+        print(f"plane {plane:2}  {channel.label:16}{channel.wavelength_nm:8g} nm")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
     from timm_varchan.export import export
 
     saved = _load(args)
+    chosen = saved.select(args.channels) if args.channels else None
+    img_size = args.img_size or saved.img_size
     result = export(
         saved.model,
         args.output,
-        channels=saved.select(args.channels) if args.channels else None,
-        img_size=args.img_size or saved.img_size,
+        channels=chosen,
+        img_size=img_size,
         dynamic_size=not args.fixed_size,
         metadata={
             "class_names": saved.class_names,
-            "channels": saved.channels.to_config(),
+            "channels": (chosen if chosen is not None else saved.channels).to_config(),
+            "value_scale": args.value_scale or saved.value_scale,
+            "img_size": img_size,
             "crop_pct": saved.crop_pct,
         },
     )
@@ -303,6 +369,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--sets", nargs="+", help="channel sets to compare, as RGB GB B")
     look.add_argument("--limit", type=int, default=3, help="images to show (3)")
 
+    _add_evaluate(commands)
+    products = commands.add_parser("channels", help="list the products whose planes have a name")
+    products.set_defaults(run=_channels)
+    products.add_argument("product", nargs="?", help="show its planes, as eurosat")
+
     export = commands.add_parser("export", parents=[model], help="write ONNX or torch.export")
     export.set_defaults(run=_export)
     export.add_argument("output", help="file that ends in .onnx or .pt2")
@@ -330,6 +401,40 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", help="the branch (main)")
     push.add_argument("--message", default="Add model", help="of the commit")
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="accuracy on channel sets: which channels matter, what is lost without"
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("model", help="name, folder, local-dir:FOLDER or hf-hub:ORG/NAME")
+    evaluate.add_argument("--dataset", required=True, help="folder, Parquet or list file, hub name")
+    evaluate.add_argument("--missing", help="also the set without these channels, as B10+B11")
+    evaluate.add_argument("--baseline", help="another model to compare with, set by set")
+    evaluate.add_argument(
+        "--eval-sets", default="default", help="default, all, RGB,B08,... or a number of sets"
+    )
+    evaluate.add_argument("--eval-modes", nargs="+", help="named, anonymous, mask (as trained)")
+    evaluate.add_argument("--output", help="folder for tables and pictures; else only printed")
+    evaluate.add_argument("--channels", help="planes of the images in their order (the model's)")
+    evaluate.add_argument("--img-size", type=int, help="height and width (the model's)")
+    evaluate.add_argument("--value-scale", type=float, help="divide by this (the model's)")
+    evaluate.add_argument("--no-data", default="refuse", help="pixels without data: see predict")
+    evaluate.add_argument("--limit", type=int, help="at most so many images")
+    for split in ("train", "validation", "test"):
+        evaluate.add_argument(f"--{split}-split", help=f"what the source calls its {split} split")
+    evaluate.add_argument(
+        "--validation-fraction",
+        type=float,
+        help="share of train to test on (as training did, or 0)",
+    )
+    evaluate.add_argument("--data-seed", type=int, default=0, help="as in training (0)")
+    evaluate.add_argument("--image-column", help="column of the images")
+    evaluate.add_argument("--label-column", help="column of the labels")
+    evaluate.add_argument("--skip-corrupt", action="store_true", help="leave out unreadable images")
+    evaluate.add_argument("--eval-batch-size", type=int, default=128, help="images at once (128)")
+    evaluate.add_argument("--workers", type=int, default=2, help="processes that decode (2)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -193,7 +193,7 @@ def folder_card(
             stem=architecture.startswith("dwg_"),
         ),
         comparison="" if results is None else _results_section(results),
-        limits=_limits(results),
+        limits=_limits(config, results),
         license=license or cfg.get("license") or "other",
     )  # fmt: skip
 
@@ -277,21 +277,37 @@ def _data_details(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results_section(results: Mapping[str, Any]) -> str:
     sets, evaluation = results["evaluation"]["sets"], results["evaluation"]
+    shown = [one for one in sets if one.get("kind") in ("all", "natural", "asked")]
+    shown = sets if len(sets) <= MAX_ROWS else shown or sets[:MAX_ROWS]
     head = ("channels", "mode", "order", *METRICS)
     rows = [
-        [one["channels"], one["mode"], one["order"], *(with_interval(one[m]) for m in METRICS)]
-        for one in sets[:MAX_ROWS]
-    ]
+        [one.get("name", one["channels"]), one["mode"], one["order"],
+         *(with_interval(one[m]) for m in METRICS)]
+        for one in shown
+    ]  # fmt: skip
     left = len(sets) - len(rows)
     more = f"\n{left} more rows are in `{RESULTS}`.\n" if left else ""
+    score, loss = evaluation.get("robustness"), ""
+    if score:
+        loss = (
+            f"\nMean over the numbers of channels of the mean over the sets of a number: "
+            f"{100 * score['uniform_mean']:.1f}."
+        )
+        if score["worst_loss"]:
+            points = 100 * score["worst_loss"]["difference"]
+            loss += f" Worst loss of a single channel: {points:.1f} ({score['worst_channel']})."
     return (
         f"Per cent with 95 % intervals on {results['data']['num_images']['evaluated']} images "
-        f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}"
+        f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}{loss}\n"
     )
 
 
-def _limits(results: Mapping[str, Any] | None) -> list[str]:
-    limits = ["Images must be normalised by the means and deviations above, channel by channel."]
+def _limits(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[str]:
+    scale = config.get("value_scale")
+    divided = f"divided by {scale:g} and then " if scale else ""
+    limits = [
+        f"Images must be {divided}normalised by the means and deviations above, channel by channel."
+    ]
     if results is not None:
         limits.append(
             f"Intervals cover the choice of test images, not of seeds (seed "

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Union
 
 from timm_varchan.bands import Channel, known_channels, register_channel
 from timm_varchan.errors import UserError
+from timm_varchan.products import product_channels
 
 __all__ = [
     "ANONYMOUS",
@@ -107,6 +108,8 @@ class ChannelSet:
     Args:
         channels: The channels in the order of the planes.
         correlation: C rows of C correlations between the planes, or None where it is not known.
+        value_scale: What stored numbers are divided by before mean and deviation hold, where a
+            file of channels says so; None: their type's own range.
 
     Raises:
         UserError: A name comes twice, or a correlation that is none.
@@ -114,6 +117,7 @@ class ChannelSet:
 
     channels: tuple[Channel, ...] = ()
     correlation: Correlation | None = field(default=None, hash=False, repr=False)
+    value_scale: float | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.correlation is not None:
@@ -132,8 +136,9 @@ class ChannelSet:
 
         Args:
             spec: A text (`"RGB"`, `"GB"`, `"B02+B08"`, `"R,G,NIR"`; split at `+` or `,`, a part is
-                a known name, else a row of known single letters), `"anonymous"`, or a sequence of
-                names, wavelengths in nm, `Channel` objects and None (anonymous), also mixed.
+                a known name, else a row of known single letters), a product (`"eurosat"`, see
+                `timm_varchan.products`), `"anonymous"`, or a sequence of names, wavelengths in nm,
+                `Channel` objects and None (anonymous), also mixed.
 
         Returns:
             The channel set.
@@ -148,7 +153,7 @@ class ChannelSet:
         if isinstance(spec, str):
             if spec == "anonymous":
                 return ANONYMOUS
-            return cls(tuple(_parse_text(spec)))
+            return cls(product_channels(spec) or tuple(_parse_text(spec)))
         if not isinstance(spec, Iterable):
             raise UserError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "
@@ -239,15 +244,31 @@ class ChannelSet:
             correlation,  # type: ignore[arg-type]  # checked and turned into tuples
         )
 
+    def scale_with(self, value_scale: float | None) -> float | None:
+        """What stored numbers are divided by: as somebody asks, else as the statistics need it.
+
+        Raises:
+            UserError: The two differ.
+        """
+        if value_scale is None or self.value_scale in (None, value_scale):
+            return self.value_scale if value_scale is None else value_scale
+        raise UserError(
+            f"The means and deviations of {self} hold for numbers divided by "
+            f"{self.value_scale:g}, not by {value_scale:g}. Leave value_scale (--value-scale) out, "
+            f"or measure the channels anew."
+        )
+
     def without_identity(self) -> ChannelSet:
         """The same planes, means and deviations with no names and no wavelengths."""
         return ChannelSet(
-            tuple(Channel(mean=c.mean, std=c.std) for c in self.channels), self.correlation
+            tuple(Channel(mean=c.mean, std=c.std) for c in self.channels),
+            self.correlation,
+            self.value_scale,
         )
 
     def without_correlation(self) -> ChannelSet:
         """The same channels, means and deviations, with nothing said of their correlation."""
-        return ChannelSet(self.channels)
+        return ChannelSet(self.channels, value_scale=self.value_scale)
 
     def standardised(self) -> ChannelSet:
         """The statistics of the planes after normalisation by mean and deviation: 0 and 1."""
@@ -261,7 +282,7 @@ class ChannelSet:
         correlation = self.correlation and tuple(
             tuple(self.correlation[i][j] for j in chosen) for i in chosen
         )
-        return ChannelSet(tuple(self.channels[i] for i in chosen), correlation)
+        return ChannelSet(tuple(self.channels[i] for i in chosen), correlation, self.value_scale)
 
     def index(self, other: ChannelSetLike) -> tuple[int, ...]:
         """Positions in this set of another set's channels, in the other's order.
@@ -478,7 +499,8 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
         UserError: No such file, another content, or what `ChannelSet.parse` refuses.
     """
     if isinstance(spec, str) and spec.endswith(".json"):
-        return read_channel_file(spec).channels
+        channels, value_scale = read_channel_file(spec)
+        return replace(channels, value_scale=value_scale)
     return ChannelSet.parse(spec)
 
 

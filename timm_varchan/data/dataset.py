@@ -572,6 +572,8 @@ def load_data(
         raise UserError(f"validation_fraction is {validation_fraction}; it must be in 0..1.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 image a split.")
+    if channels is not None:
+        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
     if source == "synthetic":
         data = synthetic_data(channels, seed=seed, img_size=img_size, num_images=num_images)
         return _limited(data, limit, seed)

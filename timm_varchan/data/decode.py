@@ -32,6 +32,7 @@ from torch import Tensor
 
 from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_channels
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.products import products_with
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -842,9 +843,10 @@ def fit(planes: Planes, channels: ChannelSet) -> Planes:
     if len(planes.image) == 1 and is_camera_rgb(channels):
         planes = replace(planes, image=np.repeat(planes.image, 3, axis=0), labels=())
     if len(planes.image) != len(channels):
+        known = products_with(len(planes.image))
         raise ImageError(
             f"it has {len(planes.image)} planes, but the channels are {channels} "
-            f"({len(channels)}); see --channels"
+            f"({len(channels)}); see --channels" + (f". {known}" if known else "")
         )
     named = [c.name for c in planes.labels]
     if None not in named and set(named) == set(channels.names) and tuple(named) != channels.names:

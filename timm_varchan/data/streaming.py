@@ -216,6 +216,8 @@ def stream_data(
         UserError: No training split, labels without names or out of range, images that are not in
             the rows or, among those that are kept, cannot be read.
     """
+    if channels is not None:
+        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
     reading = Reading(
         ChannelSet() if channels is None else ChannelSet.parse(channels), value_scale, no_data
     )

@@ -193,6 +193,7 @@ def adapt(
     if has_stems(model):
         raise UserError("The model has a stem already; adapt a model only once.")
     given = _given_channels(channels, in_chans)
+    places = _stem_places(model)
     num_bank = _source_channels(model)
     virtual = _virtual_channels(model, virtual_channels)
     default = virtual.take(range(num_bank))
@@ -201,7 +202,7 @@ def adapt(
     like = model.get_submodule(_first_convs(model)[0]).weight
     home = {"device": like.device, "dtype": like.dtype}
     made = []
-    for path in _stem_places(model):
+    for path in places:
         bank = model.get_submodule(path).train(model.training)
         parent, _, name = path.rpartition(".")
         made.append(

@@ -185,10 +185,9 @@ def _build_twin(
         channel_set = None  # another count than the saved one: the saved set does not apply
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
-    early = bool(added) and prior is None  # 0.1 built banks for all channels
-    if early:
+    if added and prior is None:
         prior = _prior_of_old_weights(PREFIX + base, bool(saved))
-    if virtual_channels is not None and (early or not _takes_anchors(registered, virtual_channels)):
+    if virtual_channels is not None and not _takes_anchors(registered, virtual_channels, added):
         kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
@@ -207,8 +206,14 @@ def _build_twin(
     return _trace_features(model, out_indices) if traced else model
 
 
-def _takes_anchors(registered: PretrainedCfg, virtual_channels: ChannelSetLike) -> bool:
+def _takes_anchors(
+    registered: PretrainedCfg,
+    virtual_channels: ChannelSetLike,
+    added: dict[str, dict[str, Tensor]],
+) -> bool:
     """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
+    if added and not any("anchors.weight" in weights for weights in added.values()):
+        return False  # one bank for all of them: a model that was adapted, or one of 0.1
     virtual = ChannelSet.parse(virtual_channels)
     base_chans = registered.input_size[0]
     if len(virtual) <= base_chans or base_chans != len(RGB):

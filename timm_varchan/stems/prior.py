@@ -26,8 +26,6 @@ SAME_BAND_NM = 30.0
 SAME_CHANNEL_NM = 15.0
 #: Added to the variances before a solve: what is nearly equal must not be told apart by noise.
 NUGGET = 0.01
-#: How much more than its variance the bias of a prediction counts (it is common to all pixels).
-BIAS_WEIGHT = 100.0
 #: A mix is scaled up by at most the inverse of this.
 MIN_DEVIATION = 0.5
 #: The prediction of another channel is used for a virtual channel up to this sum of coefficients.
@@ -86,10 +84,10 @@ class _System(NamedTuple):
         both = there[:, :, None] * there[:, None, :]
         system, right = self.correlation.expand_as(both), self.cross.expand(len(count), -1, -1)
         if self.offset is not None:
-            # The least squares of variance and bias together; without a bias of its own, a
-            # convolution that pads with zeros stays foldable.
-            system = system + BIAS_WEIGHT * torch.outer(self.offset, self.offset)
-            right = right + BIAS_WEIGHT * torch.outer(self.offset, self.offset_virtual)
+            # Second moments instead of covariances: least squares without a bias, which padding
+            # with zeros would make unfoldable.
+            system = system + torch.outer(self.offset, self.offset)
+            right = right + torch.outer(self.offset, self.offset_virtual)
         system = system * both + torch.diag_embed(NUGGET * there + (1 - there))
         right = right * there[:, :, None]
         if self.offset is not None:

@@ -5,7 +5,7 @@ from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.flags import parse_args, to_args
 from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
 from timm_varchan.training.recipes import RECIPES
-from timm_varchan.training.results import accuracy_table, size_table
+from timm_varchan.training.results import markdown_report
 from timm_varchan.training.run import Outcome, SetupError, run
 from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
@@ -19,10 +19,9 @@ __all__ = [
     "Outcome",
     "SetupError",
     "TrainConfig",
-    "accuracy_table",
     "draw_channels",
+    "markdown_report",
     "parse_args",
     "run",
-    "size_table",
     "to_args",
 ]

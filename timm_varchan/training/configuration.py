@@ -10,7 +10,7 @@ from typing import Any
 
 from timm_varchan.data import NO_DATA
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
+from timm_varchan.evaluation import MODES, ORDERS
 from timm_varchan.views import CHANNEL_AUGS
 
 __all__ = ["GROUPS", "TrainConfig", "flag"]
@@ -133,11 +133,18 @@ class TrainConfig:
         False, "less memory for more time; BatchNorm takes every batch up twice"
     )
 
-    eval_modes: tuple[str, ...] | None = _evaluation(
-        None, "how the model meets a channel set; what it can by default", MODES
+    eval_sets: str = _evaluation(
+        "default", "which sets: default (at most 40), all, RGB,B08,B04+B12 or a number of them"
     )
-    eval_orders: tuple[str, ...] = _evaluation(ORDERS, "order of the planes", ORDERS)
-    eval_max_sets: int = _evaluation(MAX_SETS, "of more subsets than this, a sample of each size")
+    missing: str | None = _evaluation(None, "also the set without these channels, as B10+B11")
+    eval_modes: tuple[str, ...] | None = _evaluation(
+        None, "how the model meets a channel set; as it was trained by default", MODES
+    )
+    eval_orders: tuple[str, ...] | None = _evaluation(
+        None, "order of the planes; shuffled by default only where it can matter", ORDERS
+    )
+    eval_max_sets: int | None = _evaluation(None, "the same as --eval-sets N")
+    baseline: str | None = _evaluation(None, "saved model to compare with, set by set")
     eval_batch_size: int = _evaluation(128, "images a batch and process")
     eval_checkpoint: str = _evaluation("last", "which one is evaluated and saved", ("last", "best"))
     eval_only: str | None = _evaluation(None, "evaluate this saved model folder, train nothing")
@@ -181,6 +188,7 @@ class TrainConfig:
             )
         self._check_push()
         self._check_streaming()
+        self._check_sets()
         for field in dataclasses.fields(self):
             self._check_choice(field)
 
@@ -204,10 +212,19 @@ class TrainConfig:
         if choices is not None and value is not None and not set(given) <= set(choices):
             raise UserError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
 
+    def _check_sets(self) -> None:
+        if self.eval_max_sets is not None and self.eval_sets != "default":
+            raise UserError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
+
     @property
     def pixels(self) -> int:
         """Height and width of the images."""
         return DEFAULT_PIXELS if self.img_size is None else self.img_size
+
+    @property
+    def planned_sets(self) -> str:
+        """Which sets are evaluated, as `plan_sets` takes it."""
+        return self.eval_sets if self.eval_max_sets is None else str(self.eval_max_sets)
 
     @property
     def mixes(self) -> bool:

@@ -26,7 +26,8 @@ MARK = "run.json"
 _FREE_FIELDS = frozenset(
     {
         "output_dir", "resume", "workers", "prefetch", "cache", "expect_processes", "eval_modes",
-        "eval_orders", "eval_max_sets", "eval_batch_size", "eval_checkpoint", "eval_statistics",
+        "eval_orders", "eval_sets", "eval_max_sets", "missing", "baseline",
+        "eval_batch_size", "eval_checkpoint", "eval_statistics",
         "checkpoint_steps", "trackers", "push_to_hub", "push_public",
     }
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,7 +30,9 @@ from timm_varchan.data import (
     train_transform,
 )
 from timm_varchan.errors import UserError
+from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import SavedModel
+from timm_varchan.products import products_with
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
 
@@ -41,6 +44,8 @@ __all__ = [
     "load_run_data",
     "train_loader",
 ]
+
+logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]
 
@@ -108,6 +113,7 @@ def load_run_data(
     channels = None if config.channels is None else read_channels(config.channels)
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
+        _check_order(saved, channels)
     common: dict[str, Any] = {
         "channels": channels,
         "image_column": config.image_column,
@@ -140,7 +146,21 @@ def load_run_data(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
             f"Evaluate on the data that it was trained for."
         )
+    known = products_with(len(data.channels))
+    unnamed = config.channels is None and data.channels.is_anonymous
+    if unnamed and known and accelerator.is_main_process:
+        logger.warning("The planes have no names. %s; name one with --channels.", known)
     return _with_statistics(data, channels, accelerator)
+
+
+def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
+    """Refuse other planes than those of a model that cannot be told what it gets."""
+    same = [c.identity for c in saved.channels] == [c.identity for c in channels]
+    if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
+        raise UserError(
+            f"The model has no stem and takes {saved.channels} in this order, but the data are "
+            f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
+        )
 
 
 def _with_statistics(

@@ -17,13 +17,13 @@ from timm_varchan.errors import UserError
 from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.evaluating import validator
 from timm_varchan.training.fine_tuning import choose_trained
 from timm_varchan.training.folder import RunFolder
 from timm_varchan.training.loaders import StreamLoader, eval_loader, train_loader
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.tracking import RunLog
-from timm_varchan.training.validation import Validator
 
 __all__ = ["prepare"]
 
@@ -92,7 +92,7 @@ def prepare(
         loader=loader,
         channels=data.channels,
         folder=folder,
-        validate=Validator(config, accelerator, validation, data.channels),
+        validate=validator(config, accelerator, validation, data.channels),
         log=RunLog(accelerator, folder.path, config),
         mixup=SeededMixup(config, len(data.class_names)) if config.mixes else None,
         average=average,
