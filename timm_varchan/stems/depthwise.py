@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.kernels import convolve
 from timm_varchan.stems.known import KnownMixer
 
@@ -61,9 +62,9 @@ class DepthwiseMixer(KnownMixer):
         """There are none: the channels are filtered, not only mixed.
 
         Raises:
-            ValueError: Always.
+            UserError: Always.
         """
-        raise ValueError(
+        raise UserError(
             "DepthwiseMixer filters its channels, so it has no mixing coefficients to look at or "
             "to fold. Look at its filters."
         )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 
 __all__ = ["DWGMixer", "OwnLinear", "fourier_features"]
@@ -159,7 +160,7 @@ class DWGMixer(Mixer):
         for channel in (c for s in sets if s is not None for c in s):
             if channel.wavelength_nm is None and channel.name is not None:
                 if channel.name not in self.channel_names:
-                    raise ValueError(
+                    raise UserError(
                         f"Channel {channel.name!r} has no wavelength and this model has not "
                         f"learned its name (it knows: {', '.join(self.channel_names) or 'none'}). "
                         f"Create the model with channel_names=[{channel.name!r}, ...], give the "
