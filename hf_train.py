@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from timm_varchan.cards import write_card
+from timm_varchan.errors import UserError
 from timm_varchan.extras import MissingExtraError
 from timm_varchan.hub import push
 
@@ -19,12 +20,10 @@ try:
         CheckpointError,
         Interrupted,
         NonFiniteLossError,
-        SetupError,
-        accuracy_table,
         closing,
+        markdown_report,
         parse_args,
         run,
-        size_table,
         stop,
     )
 except MissingExtraError as error:
@@ -39,8 +38,8 @@ def main(args: list[str] | None = None) -> None:
     config = parse_args(args)
     try:
         outcome = run(config)
-    except (SetupError, NonFiniteLossError, CheckpointError) as error:
-        stop(str(error))
+    except (UserError, NonFiniteLossError, CheckpointError) as error:
+        stop(_one_line(error))
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
             print("Stopped; a checkpoint is saved. Launch as before to resume, with:")
@@ -48,10 +47,17 @@ def main(args: list[str] | None = None) -> None:
             print(shlex.join(again), flush=True)
         return
     if outcome.is_main:
-        print(f"\n{accuracy_table(outcome.sets)}\n\n{size_table(outcome.sets)}\n")
-        print(f"Accuracy in per cent, 95 % intervals. {closing(outcome.results, outcome.folder)}")
+        print(f"\n{markdown_report(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
+
+
+def _one_line(error: Exception) -> str:
+    """The text of an error, also where a worker met it and torch added its traceback."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rstrip().splitlines()[-1].partition("Error: ")[2]
 
 
 def _push(folder: Path, repo_id: str, *, private: bool) -> None:
@@ -59,7 +65,7 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
     try:
         write_card(folder, source=f"hf-hub:{repo_id}")
         print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, UserError) as error:
         stop(str(error))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from paired import Results, by_view, expert_gaps, flips, leave_one_out, pairs, series_rows
-from schema import write
+from schema import FIELDS, write
 from timing import Clock, interleave, spread
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -170,6 +170,12 @@ def whole_correct(batches: Batches) -> np.ndarray:
     return predicted[:, 0] == references
 
 
+def as_defined(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the fields that a result file has, and no others."""
+    (fields,) = FIELDS["accuracy"]["models"][0][name]
+    return [{field: row[field] for field in fields} for row in rows]
+
+
 def compare(
     entrants: list[Entrant], experts: list[Entrant], split: ImageSplit, args: argparse.Namespace
 ) -> dict[str, Any]:
@@ -186,13 +192,13 @@ def compare(
         evaluated = evaluate_channel_sets(
             entrant.saved.model, batches(entrant), entrant.channels,
             num_classes=entrant.saved.model.num_classes, modes=entrant.modes, orders=ORDERS,
-            max_sets=args.max_sets, seed=args.seed,
+            sets=args.max_sets, seed=args.seed,
         )  # fmt: skip
         own = results[entrant.name] = by_view(evaluated)
         models.append({
             "name": entrant.name, "source": entrant.source, "channels": str(entrant.channels),
-            "sets": [r.to_json() for r in evaluated],
-            "sizes": [asdict(s) for s in summarise_sizes(evaluated)],
+            "sets": as_defined("sets", [r.to_json() for r in evaluated]),
+            "sizes": as_defined("sizes", [asdict(s) for s in summarise_sizes(evaluated)]),
             "series": series_rows(own),
             "leave_one_out": leave_one_out(own, entrant.channels),
             "flips": flips(own),

@@ -73,10 +73,10 @@ def test(
         for mode in arm.modes for order in ORDERS
         if mode != "named" or order == "in order"  # names move with their planes
     ]  # fmt: skip
-    kinds: dict[str, dict[tuple[str, str], dict[str, Tensor]]] = {"running": {}}
+    kinds: dict[str, dict[tuple[tuple[int, ...], str], dict[str, Tensor]]] = {"running": {}}
     if arm.stem is not None:
         kinds["estimated"] = {
-            (str(view.channel_set), view.mode): timm_varchan.channel_statistics(
+            (view.indices, view.mode): timm_varchan.channel_statistics(
                 model, (x[:, planes][:, list(view.indices)] for x, _ in calibration.batches(BATCH)),
                 "anonymous" if view.mode == "anonymous" else view.channel_set,
             )

@@ -1,5 +1,6 @@
 """Metrics, intervals and the evaluation of every channel set."""
 
+import collections
 import json
 import math
 
@@ -16,20 +17,31 @@ from timm_varchan import ANONYMOUS, RGB, ChannelSet
 from timm_varchan.evaluation import (
     METRICS,
     MODES,
+    NO_CLASS,
+    ORDERS,
     ChannelSetMetrics,
     SetView,
+    channel_sets,
     choose_sets,
     classification_metrics,
+    confusion_counts,
     evaluate_channel_sets,
+    foretold,
     paired_difference,
+    plan_sets,
     predict_channel_sets,
+    rank_bands,
+    robustness,
+    set_label,
     summarise_sizes,
+    validate_channel_sets,
     wilson_interval,
 )
 from timm_varchan.models import has_stems
-from timm_varchan.plots import plot_channel_sets, plot_curves
+from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
+EUROSAT = ChannelSet.parse("eurosat")
 
 
 def batches(num_images=20, num_channels=3, size=4, batch_size=6, seed=0):
@@ -127,6 +139,21 @@ def test_paired_difference_is_the_exact_mcnemar_test():
         paired_difference(a, b[1:])
 
 
+def test_no_answer_is_wrong_for_every_class():
+    references = np.array([0, 0, 1, 1])
+    metrics = classification_metrics([NO_CLASS, 0, NO_CLASS, 1], references, 2)
+    assert metrics["accuracy"].value == 0.5
+    assert metrics["recall_macro"].value == 0.5
+    assert metrics["precision_macro"].value == 1.0  # of those that have an answer
+    nothing = classification_metrics([NO_CLASS] * 4, references, 2)
+    assert [m.value for m in nothing.values()] == [0.0] * 4
+    counts = confusion_counts(np.array([NO_CLASS, 0, NO_CLASS, 1]), references, 2)
+    assert counts.tolist() == [[1, 0, 1], [0, 1, 1]]
+
+
+# ---- which sets
+
+
 def test_every_subset_up_to_a_number_then_a_sample_of_each_size():
     assert len(choose_sets(RGB)) == 7
     assert choose_sets(RGB)[0] == (0, 1, 2)
@@ -139,6 +166,73 @@ def test_every_subset_up_to_a_number_then_a_sample_of_each_size():
     assert chosen == choose_sets(many, max_sets=80) != choose_sets(many, max_sets=80, seed=1)
     with pytest.raises(ValueError, match="allow 3 or more"):
         choose_sets(RGB, max_sets=2)
+
+
+@pytest.mark.parametrize("spec", ["eurosat", "sentinel2-l2a", "landsat8", "planetscope-8b", "naip"])
+def test_the_default_sets_answer_questions_within_a_budget(spec):
+    channels = ChannelSet.parse(spec)
+    plan = plan_sets(channels)
+    count = len(channels)
+    found = {one.indices: one for one in plan}
+    assert len(plan) == len(found) <= 40
+    assert plan[0].indices == tuple(range(count))
+    assert {(i,) for i in range(count)} <= set(found)
+    assert {tuple(j for j in range(count) if j != i) for i in range(count)} <= set(found)
+    assert {len(indices) for indices in found} == set(range(1, count + 1))
+    assert "RGB" in {one.name for one in plan}
+    assert plan == plan_sets(channels)
+
+
+def test_natural_sets_and_names_of_sets():
+    named = {one.name: one for one in plan_sets(EUROSAT)}
+    assert EUROSAT.take(named["RGB"].indices).names == ("B02", "B03", "B04")
+    assert EUROSAT.take(named["RGB+NIR"].indices).names == ("B02", "B03", "B04", "B08")
+    assert set(EUROSAT.take(named["Landsat-bands"].indices).names) == {
+        "B01", "B02", "B03", "B04", "B8A", "B11", "B12"
+    }  # fmt: skip
+    assert named["without B10"].indices == tuple(i for i in range(13) if i != 9)
+    assert named["all 13"].kind == "all"
+    few = plan_sets(RGB)
+    assert [one.name for one in few] == ["RGB", "RG", "RB", "GB", "R", "G", "B"]
+
+
+def test_sets_that_somebody_asks_for():
+    plan = plan_sets(EUROSAT, "RGB,B08 B04+B12", also=[(0, 1)])
+    assert [one.name for one in plan] == ["all 13", "RGB", "B01+B02", "B04+B12", "B08"]
+    assert {one.kind for one in plan[1:]} == {"asked"}
+    assert len(plan_sets(RGB, "all")) == 7
+    assert plan_sets(EUROSAT, 130) == plan_sets(EUROSAT, "130")
+    larger = collections.Counter(one.kind for one in plan_sets(EUROSAT, 130))
+    assert larger == {"all": 1, "single": 13, "without": 13, "natural": 3, "sample": 100}
+    fewer = collections.Counter(len(one.indices) for one in plan_sets(EUROSAT, 26))
+    assert fewer == dict.fromkeys(range(1, 13), 2) | {13: 1}
+    own = ChannelSet.parse([timm_varchan.Channel("DNA"), timm_varchan.Channel("RNA"), 500.0])
+    assert [one.name for one in plan_sets(own, "DNA+RNA,500nm")][1:] == ["DNA+RNA", "500nm"]
+    with pytest.raises(ValueError, match="B13"):
+        plan_sets(EUROSAT, "B13")
+    with pytest.raises(ValueError, match="is not among"):
+        plan_sets(RGB, "B08")
+    with pytest.raises(ValueError, match="subsets"):
+        plan_sets(ChannelSet.anonymous(23), "all")
+    with pytest.raises(ValueError, match="No channel set"):
+        plan_sets(RGB, ",")
+
+
+def test_hundreds_of_channels_keep_the_budget():
+    plan = plan_sets(ChannelSet.anonymous(224))
+    assert len(plan) == 40
+    assert {one.kind for one in plan} == {"all", "single", "without", "sample"}
+
+
+@pytest.mark.parametrize("spec", [[None] * 4, [500.0, 500.0, 600.0], [None, 500.0, None, 500.0]])
+def test_every_set_has_a_text_of_its_own(spec):
+    channels = ChannelSet.parse(spec)
+    names = [one.name for one in plan_sets(channels)]
+    assert len(set(names)) == len(names) == 2 ** len(spec) - 1
+    assert len({set_label(channels, s) for s in channels.subset_indices()}) == len(names)
+
+
+# ---- how a model meets them
 
 
 def test_shuffled_planes_depend_on_the_place_in_the_data_not_on_the_batch():
@@ -170,7 +264,9 @@ def test_results_are_those_of_separate_runs_and_the_model_stays_as_it_was(twin):
     twin.train()
     timm_varchan.set_channels(twin, "RG")
     loader = batches(size=32)
-    results = evaluate_channel_sets(twin, loader, RGB, num_classes=4)
+    results = evaluate_channel_sets(
+        twin, loader, RGB, num_classes=4, modes=("named", "anonymous"), orders=ORDERS
+    )
     assert twin.training
     assert str(twin.conv1[0].mixer.channels if isinstance(twin.conv1, nn.Sequential)
                else twin.conv1.mixer.channels) == "RG"  # fmt: skip
@@ -190,11 +286,92 @@ def test_results_are_those_of_separate_runs_and_the_model_stays_as_it_was(twin):
     timm_varchan.set_channels(twin, None)
 
 
+def test_a_stem_is_not_asked_what_is_equal_by_construction(twin):
+    loader = batches(size=32)
+    for told, mode in (("RGB", "named"), ("anonymous", "anonymous"), (None, "named")):
+        timm_varchan.set_channels(twin, told)
+        results = evaluate_channel_sets(twin, loader, RGB, num_classes=4)
+        assert [(r.mode, r.order) for r in results] == [(mode, "in order")] * 7
+        assert results.num_passes == 7
+        assert results.order_check.equal
+        assert results.order_check.num_images == 6
+    timm_varchan.set_channels(twin, None)
+    many = evaluate_channel_sets(
+        twin, batches(4, 13, size=32), EUROSAT, num_classes=4, progress=False
+    )
+    assert len(many) == many.num_passes <= 40
+
+
+def test_an_order_that_does_change_the_answer_is_told(twin, monkeypatch):
+    def feels_order(mixer, x):
+        return x[:, :1] * torch.ones(1, mixer.num_virtual, 1, 1)
+
+    monkeypatch.setattr(type(timm_varchan.models.stems(twin)[0]), "forward", feels_order)
+    results = evaluate_channel_sets(twin, batches(size=32), RGB, num_classes=4)
+    assert not results.order_check.equal
+
+
+@pytest.mark.parametrize("mode", ["named", "anonymous"])
+def test_stacked_sets_answer_as_sets_alone(twin, monkeypatch, mode):
+    loader = batches(num_channels=5, size=32)
+    alone = evaluate_channel_sets(twin, loader, BANDS, num_classes=4, modes=[mode])
+    calls = []
+    monkeypatch.setattr(channel_sets, "_stack_size", lambda device: 64)
+    handle = twin.register_forward_pre_hook(lambda _, x: calls.append(len(x[0])))
+    stacked = evaluate_channel_sets(twin, loader, BANDS, num_classes=4, modes=[mode])
+    handle.remove()
+    assert max(calls) == 62  # 31 sets of the last two images
+    for one, other in zip(alone, stacked, strict=True):
+        assert one.predictions.tolist() == other.predictions.tolist()
+
+
+def test_memory_that_runs_out_makes_stacks_smaller(twin, monkeypatch):
+    loader = batches(num_channels=5, size=32)
+    alone = evaluate_channel_sets(twin, loader, BANDS, num_classes=4)
+    real = channel_sets._stacked
+
+    def small_memory(model, x, views):
+        if len(views) > 2:
+            raise torch.OutOfMemoryError
+        return real(model, x, views)
+
+    monkeypatch.setattr(channel_sets, "_stack_size", lambda device: 1024)
+    monkeypatch.setattr(channel_sets, "_stacked", small_memory)
+    found = evaluate_channel_sets(twin, loader, BANDS, num_classes=4)
+    assert [r.predictions.tolist() for r in found] == [r.predictions.tolist() for r in alone]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_wrong_and_told(bad):
+    model = timm.create_model("dwg_test_resnet", num_classes=2).eval()
+    x = torch.randn(8, 3, 32, 32)
+    x[:2, 0, :2, :2] = bad  # only where R is there
+    loader = [(x, torch.zeros(8, dtype=torch.long))]
+    results = evaluate_channel_sets(model, loader, RGB, num_classes=2)
+    for result in results:
+        expected = 2 if 0 in result.indices else 0
+        assert result.num_not_finite == expected, result.channels
+        assert not result.correct[:expected].any()
+        assert result.to_json()["num_not_finite"] == expected
+    plan = plan_sets(RGB)
+    found = validate_channel_sets(model, loader, RGB, plan, "named")
+    assert found.num_not_finite == {"RGB": 2, "RG": 2, "RB": 2, "R": 2}
+    assert found.accuracy == results[0].metrics["accuracy"].value == found.sets["RGB"]
+    assert math.isfinite(found.loss)
+    x[:] = bad
+    nothing = validate_channel_sets(model, loader, RGB, plan, "named")
+    assert (nothing.accuracy, math.isnan(nothing.loss)) == (0.0, True)
+
+
 def test_a_model_of_fixed_count_is_masked_and_feels_the_order():
     model = Weighted(5)
     assert not has_stems(model)
     loader = batches(num_images=60, num_channels=5)
-    results = evaluate_channel_sets(model, loader, BANDS, num_classes=4)
+    default = evaluate_channel_sets(model, loader, BANDS, num_classes=4)
+    assert [r.size for r in default if r.order == "shuffled"] == [5]
+    assert default.num_passes == len(default) == 32
+    assert default.order_check is None
+    results = evaluate_channel_sets(model, loader, BANDS, num_classes=4, orders=ORDERS)
     assert {result.mode for result in results} == {"mask"}
     whole, shuffled = results[:2]
     assert (whole.order, shuffled.order) == ("in order", "shuffled")
@@ -208,13 +385,31 @@ def test_statistics_of_a_set_are_used_for_that_set_alone(twin):
     own = timm_varchan.channel_statistics(twin, [x[:, :2] * 3 for x, _ in loader], "RG")
     views = [SetView(RGB, i, "named", "in order") for i in ((0, 1), (0, 2))]
     plain, _ = predict_channel_sets(twin, loader, views)
-    with_own, _ = predict_channel_sets(twin, loader, views, statistics={("RG", "named"): own})
+    with_own, _ = predict_channel_sets(twin, loader, views, statistics={((0, 1), "named"): own})
     assert plain[:, 1].tolist() == with_own[:, 1].tolist()
     twin.eval()
     shared = timm_varchan.share(twin, "RG", statistics=own).eval()
     with torch.no_grad():
         expected = torch.cat([shared(x[:, :2]).argmax(1) for x, _ in loader])
     assert with_own[:, 0].tolist() == expected.tolist()
+
+
+def test_statistics_are_found_by_positions_where_texts_are_equal(twin):
+    channels = ChannelSet.anonymous(3)
+    loader = batches(size=32)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    own = {
+        (pair, "anonymous"): timm_varchan.channel_statistics(
+            twin, [x[:, list(pair)] * (1 + pair[0] + pair[1]) for x, _ in loader], "anonymous"
+        )
+        for pair in pairs
+    }
+    views = [SetView(channels, pair, "anonymous", "in order") for pair in pairs]
+    together, _ = predict_channel_sets(twin, loader, views, statistics=own)
+    for column, view in enumerate(views):
+        key = (view.indices, "anonymous")
+        alone, _ = predict_channel_sets(twin, loader, [view], statistics={key: own[key]})
+        assert together[:, column].tolist() == alone[:, 0].tolist()
 
 
 def test_channels_without_identity_are_only_evaluated_anonymously(twin):
@@ -233,28 +428,90 @@ def test_errors_say_what_there_is(twin):
         evaluate_channel_sets(twin, [], RGB, num_classes=4)
 
 
+# ---- what they say
+
+
+def weighted_results(count, num_images=60, **kwargs):
+    channels = ChannelSet.anonymous(count)
+    loader = batches(num_images=num_images, num_channels=count)
+    return evaluate_channel_sets(Weighted(count), loader, channels, num_classes=4, **kwargs)
+
+
 def test_sizes_are_summarised_over_their_sets():
     results = evaluate_channel_sets(Weighted(3), batches(), RGB, num_classes=4, orders=["in order"])
     summaries = summarise_sizes(results)
-    assert [(s.size, s.num_sets) for s in summaries] == [(3, 1), (2, 3), (1, 3)]
+    assert [(s.size, s.num_sets, s.num_possible) for s in summaries] == [
+        (3, 1, 1), (2, 3, 3), (1, 3, 3)
+    ]  # fmt: skip
     pairs = [r.metrics["accuracy"].value for r in results if r.size == 2]
     assert summaries[1].mean == pytest.approx(np.mean(pairs))
     assert summaries[1].std == pytest.approx(np.std(pairs))
-    assert summaries[1].worst == min(pairs)
+    assert (summaries[1].worst, summaries[1].best) == (min(pairs), max(pairs))
+
+
+def test_sets_that_somebody_chose_are_no_sample():
+    loader = batches(num_images=40, num_channels=13)
+    results = evaluate_channel_sets(Weighted(13), loader, EUROSAT, num_classes=4)
+    rgb = next(r for r in results if r.name == "RGB")
+    drawn = [r for r in results if r.size == 3 and r.kind == "sample"]
+    summary = next(s for s in summarise_sizes(results) if s.size == 3)
+    assert rgb.kind == "natural"
+    assert summary.num_sets == len(drawn) >= 1
+    assert summary.mean == pytest.approx(np.mean([r.correct.mean() for r in drawn]))
+
+
+def test_channels_are_ranked_by_what_is_lost_without_them():
+    results = weighted_results(4, orders=["in order"])
+    bands = rank_bands(results)
+    whole, by_indices = results[0], {r.indices: r for r in results}
+    assert sorted(band.index for band in bands) == [0, 1, 2, 3]
+    losses = [band.loss_without.difference for band in bands]
+    assert losses == sorted(losses, reverse=True)
+    for band in bands:
+        rest = tuple(i for i in range(4) if i != band.index)
+        expected = paired_difference(whole.correct, by_indices[rest].correct)
+        assert band.loss_without == expected
+        assert band.name == f"#{band.index + 1}"
+        assert band.alone == by_indices[(band.index,)].metrics["accuracy"]
+    assert json.loads(json.dumps(bands[0].to_json()))["alone"]["value"] == bands[0].alone.value
+    assert rank_bands(weighted_results(1)) == []
+
+
+def test_robustness_is_the_mean_over_sizes_of_means_over_sets():
+    results = weighted_results(4, orders=["in order"])
+    score = robustness(results)
+    by_size = [[r.correct.mean() for r in results if r.size == n] for n in (1, 2, 3, 4)]
+    assert score.uniform_mean == pytest.approx(np.mean([np.mean(group) for group in by_size]))
+    assert score.worst_loss == rank_bands(results)[0].loss_without
+    ends = robustness([r for r in results if r.size in (1, 4)])
+    line = np.interp([1, 2, 3, 4], [1, 4], [np.mean(by_size[0]), np.mean(by_size[3])])
+    assert ends.uniform_mean == pytest.approx(line.mean())
+    assert ends.worst_loss is None
+    assert robustness([r for r in results if r.size == 4]) is None
+
+
+def test_an_expected_error_foretells_the_loss_by_rank():
+    results = weighted_results(4, orders=["in order"])
+    losses = [-r.correct.mean() for r in results]
+    assert foretold(results, losses) == pytest.approx(1.0)
+    assert foretold(results, [-loss for loss in losses]) == pytest.approx(-1.0)
+    assert foretold(results, [None] * len(results)) is None
+    assert foretold(results, [0.5] * len(results)) is None
 
 
 def test_pictures_are_drawn_for_few_and_many_sets(tmp_path):
     few = evaluate_channel_sets(Weighted(3), batches(), RGB, num_classes=4)
-    channels = ChannelSet.anonymous(6)
-    loader = batches(num_channels=6)
-    many = evaluate_channel_sets(Weighted(6), loader, channels, num_classes=4, orders=["in order"])
+    many = evaluate_channel_sets(Weighted(13), batches(num_channels=13), EUROSAT, num_classes=4)
     history = [
         {"epoch": e, "train_loss": 2 / (e + 1), "eval_loss": math.nan, "train_accuracy": 0.1 * e,
-         "eval_accuracy": 0.2} for e in range(3)
+         "eval_accuracy": 0.2, "eval_sets": {"all 13": 0.2, "RGB": 0.1}} for e in range(3)
     ]  # fmt: skip
     pictures = [
-        plot_channel_sets(few, tmp_path / "few.png", "title"),
-        plot_channel_sets(many, tmp_path / "many.png"),
+        plot_channel_sets(few, tmp_path / "few.png", "title", baseline=few),
+        plot_channel_sets(many, tmp_path / "many.png", baseline=many),
+        plot_bands(many, tmp_path / "bands.png", "title"),
+        plot_bands(few, tmp_path / "fewbands.png"),
+        plot_confusion(few[0], list("abcd"), tmp_path / "confusion.png"),
         plot_curves(history, tmp_path / "curves.png"),
     ]
     for path in pictures:
@@ -263,3 +520,5 @@ def test_pictures_are_drawn_for_few_and_many_sets(tmp_path):
         plot_channel_sets([], tmp_path / "x.png")
     with pytest.raises(ValueError, match="no epochs"):
         plot_curves([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="nothing to rank"):
+        plot_bands(many[:1], tmp_path / "x.png")

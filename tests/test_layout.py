@@ -12,9 +12,10 @@ PACKAGE = Path(timm_varchan.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: A row imports only itself and rows before it. A new file must be given its place here.
 ROWS = (
-    {"version", "extras"},
+    {"version", "errors", "extras"},
     {"bands"},
-    {"errors", "channels", "products"},
+    {"products"},
+    {"channels"},
     {"measure"},
     {"stems"},
     {"models", "filling"},
@@ -25,6 +26,7 @@ ROWS = (
     {"cards"},
     {"training"},
     {"export", "fold_change", "folding", "integrations", "predict", "programs"},
+    {"scenes"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

@@ -273,7 +273,7 @@ def test_everything_is_written(finished):
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
         "run.json", "environment.json", "summary.csv", "results.json", "results.md", "curves.png",
-        "channel_sets.png", "model", "checkpoints",
+        "channel_sets.png", "bands.png", "confusion.png", "sets.csv", "model", "checkpoints",
     }  # fmt: skip
     lines = (finished.folder / "summary.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,train_loss,train_accuracy,eval_loss,eval_accuracy,lr,")
@@ -298,7 +298,16 @@ def test_results_follow_the_documented_schema(finished):
     assert results["seeds"] == [0]
     assert set(results["model"]) == {"name", "num_parameters", "folder"}
     data = results["data"]
-    assert set(data) == {"name", "class_names", "channels", "num_images", "num_skipped"}
+    assert set(data) == {
+        "name",
+        "class_names",
+        "channels",
+        "num_images",
+        "num_skipped",
+        "value_scale",
+        "no_data",
+        "invalid_share",
+    }
     assert data["num_images"] == {"train": 30, "validation": 30, "test": 30, "evaluated": 30}
     assert ChannelSet.from_config(data["channels"]).names == ("R", "G")
     assert set(results["training"]) == {
@@ -306,16 +315,21 @@ def test_results_follow_the_documented_schema(finished):
     }  # fmt: skip
     assert [entry["epoch"] for entry in results["training"]["history"]] == [0, 1]
     evaluation = results["evaluation"]
-    assert set(evaluation) == {"split", "checkpoint", "seconds", "sets", "sizes"}
+    assert set(evaluation) == {
+        "split", "checkpoint", "seconds", "planned", "num_passes", "sets", "sizes", "bands",
+        "robustness", "foretold", "order_check", "confusion", "baseline",
+    }  # fmt: skip
     assert [entry["channels"] for entry in evaluation["sets"]] == ["RG", "R", "G"]
     for entry in evaluation["sets"]:
         assert set(entry) == {
-            "channels", "indices", "size", "mode", "order", "num_images", "accuracy",
-            "precision_macro", "recall_macro", "f1_macro",
+            "channels", "indices", "size", "name", "kind", "mode", "order", "num_images",
+            "num_not_finite", "accuracy", "precision_macro", "recall_macro", "f1_macro", "loss",
+            "expected_error", "baseline",
         }  # fmt: skip
         assert entry["accuracy"]["low"] <= entry["accuracy"]["value"] <= entry["accuracy"]["high"]
     assert set(evaluation["sizes"][0]) == {
-        "size", "mode", "order", "num_sets", "mean", "std", "worst", "worst_set",
+        "size", "mode", "order", "num_sets", "num_possible", "mean", "std", "worst", "worst_set",
+        "best", "best_set",
     }  # fmt: skip
     assert set(results["machine"]) == {
         "platform", "processor", "device", "num_processes", "distributed_type",
@@ -445,7 +459,7 @@ def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
         eval_checkpoint="best", eval_modes=None, smoothing=0.1, clip_grad=1.0, epochs=1,
     )  # fmt: skip
     outcome = run(config)
-    assert {s.mode for s in outcome.sets} == {"named", "anonymous"}
+    assert {s.mode for s in outcome.sets} == {"anonymous"}
     saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert saved["model_args"]["channel_set"] == "anonymous"
 

@@ -318,9 +318,10 @@ def test_virtual_channels_keep_a_bank_for_other_bands():
     timm_varchan.set_channels(twin, "B08")
     assert_same(twin(x[:, 3:]), base(x[:, [3, 3, 3, 3]]))
     created = small_model("dwg_resnet18", virtual_channels=bands)
-    assert created.conv1.bank.in_channels == created.in_chans == 4
+    assert created.conv1.bank.in_channels == created.in_chans == 3
+    assert created.conv1.anchors.in_channels == 1
     with pytest.raises(ValueError, match=r"ResNet takes 3\. Name as many"):
-        timm_varchan.adapt(small_model("resnet18"), virtual_channels=bands)
+        timm_varchan.adapt(small_model("resnet18"), virtual_channels="B02+B08")
 
 
 def test_adapted_models_are_saved_as_twins(tmp_path):

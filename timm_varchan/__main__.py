@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: predict, export, fold, describe and push a model; run a program.
+"""`python -m timm_varchan`: measure, predict, evaluate, export, fold, push, run other programs.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -10,11 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from timm_varchan import hub
+from timm_varchan.errors import UserError
 from timm_varchan.extras import MissingExtraError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def _predict(args: argparse.Namespace) -> int:
     from timm_varchan.predict import find_images, predict
 
     saved = _load(args)
+    if args.output:
+        return _predict_scene(args, saved)
     files = find_images(args.files)
     predictions = predict(
         saved.model,
@@ -45,6 +48,7 @@ def _predict(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
         top=args.top,
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -66,9 +70,43 @@ def _predict(args: argparse.Namespace) -> int:
     return _UNREADABLE if unreadable else 0
 
 
+def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
+    """Windows of one large scene into a raster or table of classes."""
+    from tqdm import tqdm
+
+    from timm_varchan.scenes import predict_scene
+
+    if len(args.files) != 1:
+        raise UserError(f"--output is for one scene, {len(args.files)} files came.")
+    channels = saved.select(args.channels) if args.channels else saved.channels
+    if args.mean and args.std:
+        channels = channels.with_stats(args.mean, args.std)
+    rows = predict_scene(
+        saved.model,
+        args.files[0],
+        args.output,
+        channels=channels,
+        img_size=args.img_size or saved.img_size,
+        class_names=saved.class_names,
+        tile=args.tile,
+        stride=args.stride,
+        value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
+        batch_size=args.batch_size,
+    )
+    invalid = 0.0
+    with tqdm(unit="row") as bar:
+        for row in rows:
+            bar.total, invalid = row.total, invalid + row.invalid_share
+            bar.update(row.done - bar.n)
+    print(f"{args.output}: {invalid / max(1, bar.n):.1%} of the pixels hold no data.")
+    return 0
+
+
 def _look(args: argparse.Namespace) -> int:
     import torch
 
+    from timm_varchan.data import Reading
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
@@ -77,7 +115,8 @@ def _look(args: argparse.Namespace) -> int:
     files = find_images(args.files)[: args.limit]
     size = (args.img_size or saved.img_size, saved.crop_pct)
     scale = args.value_scale or saved.value_scale
-    reader = ImageFiles(files, channels, (args.mean, args.std), size, scale)
+    reading = Reading(channels, scale, args.no_data)
+    reader = ImageFiles(files, reading, (args.mean, args.std), size)
     names, images = [], []
     for file, image in map(reader.__getitem__, range(len(files))):
         if isinstance(image, str):
@@ -86,7 +125,7 @@ def _look(args: argparse.Namespace) -> int:
             names.append(file.name)
             images.append(image)
     if not images:
-        raise ValueError("None of the files could be read.")
+        raise UserError("None of the files could be read.")
     path = plot_stem(
         saved.model,
         torch.stack(images),
@@ -99,22 +138,93 @@ def _look(args: argparse.Namespace) -> int:
     return _UNREADABLE if len(images) < len(files) else 0
 
 
+def _evaluate(args: argparse.Namespace) -> int:
+    import logging
+    import tempfile
+    from contextlib import ExitStack
+
+    from timm_varchan.training import TrainConfig, markdown_report, run
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    given = {
+        name: getattr(args, name)
+        for name in (
+            "dataset", "channels", "img_size", "value_scale", "image_column", "label_column",
+            "train_split", "validation_split", "test_split", "limit", "skip_corrupt", "eval_sets",
+            "missing", "baseline", "eval_batch_size", "workers", "no_data",
+        )
+    }  # fmt: skip
+    with ExitStack() as stack:
+        folder = args.output or stack.enter_context(tempfile.TemporaryDirectory())
+        config = TrainConfig(
+            eval_only=args.model,
+            output_dir=folder,
+            eval_modes=tuple(args.eval_modes) if args.eval_modes else None,
+            mixed_precision="no",
+            **_split_of(args),
+            **given,
+        )
+        print(markdown_report(run(config).results))
+    if args.output:
+        print(f"Written to {args.output}/")
+    return 0
+
+
+def _split_of(args: argparse.Namespace) -> dict[str, Any]:
+    """How images are set apart: as somebody asks, as training on the same data did, or not."""
+    from pathlib import Path
+
+    fraction, seed = args.validation_fraction, args.data_seed
+    trained = Path(args.model.removeprefix("local-dir:")) / "results.json"
+    if fraction is None and trained.is_file():
+        config = json.loads(trained.read_text(encoding="utf-8")).get("config", {})
+        if Path(str(config.get("dataset"))).name == Path(args.dataset).name:
+            fraction, seed = config.get("validation_fraction"), config.get("data_seed", seed)
+    return {"validation_fraction": fraction or 0.0, "data_seed": seed}
+
+
+def _channels(args: argparse.Namespace) -> int:
+    from timm_varchan.products import PRODUCTS, product_channels
+
+    if args.product is None:
+        for name, product in PRODUCTS.items():
+            print(f"{name:20}{len(product.bands):3}  {product.about}")
+            print(f"{'':25}{' '.join(product.bands)}")
+            print(f"{'':25}source: {product.source}")
+        return 0
+    channels = product_channels(args.product)
+    if channels is None:
+        raise UserError(f"There is no product {args.product!r}. Known: {', '.join(PRODUCTS)}.")
+    for plane, channel in enumerate(channels, start=1):
+        print(f"plane {plane:2}  {channel.label:16}{channel.wavelength_nm:8g} nm")
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
+    from timm_varchan.errors import ToolError
     from timm_varchan.export import export
 
     saved = _load(args)
-    result = export(
-        saved.model,
-        args.output,
-        channels=saved.select(args.channels) if args.channels else None,
-        img_size=args.img_size or saved.img_size,
-        dynamic_size=not args.fixed_size,
-        metadata={
-            "class_names": saved.class_names,
-            "channels": saved.channels.to_config(),
-            "crop_pct": saved.crop_pct,
-        },
-    )
+    chosen = saved.select(args.channels) if args.channels else None
+    img_size = args.img_size or saved.img_size
+    metadata = {
+        "class_names": saved.class_names,
+        "channels": (chosen if chosen is not None else saved.channels).to_config(),
+        "value_scale": args.value_scale or saved.value_scale,
+        "img_size": img_size,
+        "crop_pct": saved.crop_pct,
+    }
+    try:
+        result = export(
+            saved.model,
+            args.output,
+            channels=chosen,
+            img_size=img_size,
+            dynamic_size=not args.fixed_size,
+            metadata=metadata,
+        )
+    except (ValueError, RuntimeError) as error:  # the two that it promises, whatever went wrong
+        raise ToolError(str(error)) from error
     for check in result.checks:
         shape = " x ".join(map(str, check.shape))
         print(f"input {shape:18}  largest difference {check.difference:.2e} of {check.scale:.2e}")
@@ -162,7 +272,7 @@ def _fold(args: argparse.Namespace) -> int:
             )
     architecture = str(folded.pretrained_cfg["architecture"])  # type: ignore[index]
     if architecture.endswith("_folded"):
-        raise ValueError(
+        raise UserError(
             f"The first convolution standardises its weights, so no plain timm model of this "
             f"architecture has the folded kernels. Export instead: python -m timm_varchan export "
             f"{args.model} FILE.onnx --channels {args.channels}"
@@ -185,7 +295,7 @@ def _check_named(data: str) -> None:
     from pathlib import Path
 
     if not (data == "synthetic" or "/" in data or Path(data).exists()):
-        raise ValueError(
+        raise UserError(
             f"There is no file or folder {data}. Give one, 'synthetic', or ORG/NAME of the hub."
         )
 
@@ -260,6 +370,12 @@ def _parser() -> argparse.ArgumentParser:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("files", nargs="+", help="image files and folders")
     images.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
+    images.add_argument(
+        "--no-data",
+        default="refuse",
+        choices=("refuse", "mean", "predict", "keep"),
+        help="pixels without data: refuse the file, put the mean there, predict, keep (refuse)",
+    )
     images.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
     images.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
 
@@ -268,7 +384,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=5, help="classes to show (5)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
+    predict.add_argument("--output", help="classes of one scene: .tif or .csv (needs [geo])")
+    predict.add_argument("--tile", type=int, help="pixels a side of its windows (the model's)")
+    predict.add_argument("--stride", type=int, help="pixels between windows (half of a window)")
     predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+
+    commands.add_parser("measure", help="mean, deviation and correlation of data")
 
     look = commands.add_parser(
         "look", parents=[model, images], help="a picture of what the stem makes of images"
@@ -277,6 +398,11 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--output", default="stem.png", help="picture to write (stem.png)")
     look.add_argument("--sets", nargs="+", help="channel sets to compare, as RGB GB B")
     look.add_argument("--limit", type=int, default=3, help="images to show (3)")
+
+    _add_evaluate(commands)
+    products = commands.add_parser("channels", help="list the products whose planes have a name")
+    products.set_defaults(run=_channels)
+    products.add_argument("product", nargs="?", help="show its planes, as eurosat")
 
     export = commands.add_parser("export", parents=[model], help="write ONNX or torch.export")
     export.set_defaults(run=_export)
@@ -311,15 +437,53 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="accuracy on channel sets: which channels matter, what is lost without"
+    )
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("model", help="name, folder, local-dir:FOLDER or hf-hub:ORG/NAME")
+    evaluate.add_argument("--dataset", required=True, help="folder, Parquet or list file, hub name")
+    evaluate.add_argument("--missing", help="also the set without these channels, as B10+B11")
+    evaluate.add_argument("--baseline", help="another model to compare with, set by set")
+    evaluate.add_argument(
+        "--eval-sets", default="default", help="default, all, RGB,B08,... or a number of sets"
+    )
+    evaluate.add_argument("--eval-modes", nargs="+", help="named, anonymous, mask (as trained)")
+    evaluate.add_argument("--output", help="folder for tables and pictures; else only printed")
+    evaluate.add_argument("--channels", help="planes of the images in their order (the model's)")
+    evaluate.add_argument("--img-size", type=int, help="height and width (the model's)")
+    evaluate.add_argument("--value-scale", type=float, help="divide by this (the model's)")
+    evaluate.add_argument("--no-data", default="refuse", help="pixels without data: see predict")
+    evaluate.add_argument("--limit", type=int, help="at most so many images")
+    for split in ("train", "validation", "test"):
+        evaluate.add_argument(f"--{split}-split", help=f"what the source calls its {split} split")
+    evaluate.add_argument(
+        "--validation-fraction",
+        type=float,
+        help="share of train to test on (as training did, or 0)",
+    )
+    evaluate.add_argument("--data-seed", type=int, default=0, help="as in training (0)")
+    evaluate.add_argument("--image-column", help="column of the images")
+    evaluate.add_argument("--label-column", help="column of the labels")
+    evaluate.add_argument("--skip-corrupt", action="store_true", help="leave out unreadable images")
+    evaluate.add_argument("--eval-batch-size", type=int, default=128, help="images at once (128)")
+    evaluate.add_argument("--workers", type=int, default=2, help="processes that decode (2)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
         return _run_program(words[1:])
-    args = _parser().parse_args(words)
     try:
+        if words[:1] == ["measure"]:  # its own parser: nothing else imports what reads data
+            from timm_varchan.data.measure import main as measure
+
+            return measure(words[1:], prog="python -m timm_varchan measure")
+        args = _parser().parse_args(words)
         return int(args.run(args))
-    except (ValueError, OSError, RuntimeError, MissingExtraError) as error:
+    except (UserError, OSError, MissingExtraError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -13,6 +13,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.hub.folder import read_config
 
 __all__ = ["CITATION", "Card", "folder_card", "markdown_table", "usage", "write_card"]
@@ -31,6 +32,8 @@ TIMM_CITATION = """@misc{rw2019timm,
   doi = {10.5281/zenodo.4414861},
   howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
 }"""
+#: What a metric of a result is given as.
+ESTIMATE = {"value", "low", "high"}
 #: Rows of a table of results; a card is read by people.
 MAX_ROWS = 32
 
@@ -174,7 +177,7 @@ def folder_card(
 
     Raises:
         FileNotFoundError: The folder is no saved model.
-        ValueError: Its configuration or results are broken.
+        UserError: Its configuration or results are broken.
     """
     folder = Path(folder)
     config = read_config(folder, str(folder))
@@ -206,7 +209,7 @@ def folder_card(
         comparison="" if results is None else _results_section(results),
         evaluated=() if results is None else _evaluated(results),
         datasets=() if results is None else _hub_datasets(results),
-        limits=_limits(results),
+        limits=_limits(config, results),
         license=license or cfg.get("license") or "other",
     )  # fmt: skip
 
@@ -230,7 +233,7 @@ def _read_results(path: Path) -> dict[str, Any] | None:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["evaluation"]["sets"], results["data"]["num_images"], results["config"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no result of a training run ({type(error).__name__}: {error}). Remove it "
             f"or run the evaluation again."
         ) from error
@@ -308,29 +311,49 @@ def _evaluated(results: Mapping[str, Any]) -> list[EvalResult]:
             metric_value=round(one[metric]["value"], 4),
         )
         for number, one in enumerate(results["evaluation"]["sets"][:MAX_ROWS])
-        for metric, value in one.items()
-        if isinstance(value, Mapping) and "value" in value and (number == 0 or metric == "accuracy")
+        for metric in (_metrics(one) if number == 0 else ["accuracy"])
     ]
+
+
+def _metrics(one: Mapping[str, Any]) -> list[str]:
+    """The names of the estimates in a result: accuracy and the macro averages."""
+    return [name for name, v in one.items() if isinstance(v, Mapping) and {*v} == ESTIMATE]
 
 
 def _results_section(results: Mapping[str, Any]) -> str:
     sets, evaluation = results["evaluation"]["sets"], results["evaluation"]
-    metrics = [name for name, value in sets[0].items() if isinstance(value, Mapping)]
+    metrics = _metrics(sets[0])
+    shown = [one for one in sets if one.get("kind") in ("all", "natural", "asked")]
+    shown = sets if len(sets) <= MAX_ROWS else shown or sets[:MAX_ROWS]
     head = ("channels", "mode", "order", *metrics)
     rows = [
-        [one["channels"], one["mode"], one["order"], *(with_interval(one[m]) for m in metrics)]
-        for one in sets[:MAX_ROWS]
-    ]
+        [one.get("name", one["channels"]), one["mode"], one["order"],
+         *(with_interval(one[m]) for m in metrics)]
+        for one in shown
+    ]  # fmt: skip
     left = len(sets) - len(rows)
     more = f"\n{left} more rows are in `{RESULTS}`.\n" if left else ""
+    score, loss = evaluation.get("robustness"), ""
+    if score:
+        loss = (
+            f"\nMean over the numbers of channels of the mean over the sets of a number: "
+            f"{100 * score['uniform_mean']:.1f}."
+        )
+        if score["worst_loss"]:
+            points = 100 * score["worst_loss"]["difference"]
+            loss += f" Worst loss of a single channel: {points:.1f} ({score['worst_channel']})."
     return (
         f"Per cent with 95 % intervals on {results['data']['num_images']['evaluated']} images "
-        f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}"
+        f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}{loss}\n"
     )
 
 
-def _limits(results: Mapping[str, Any] | None) -> list[str]:
-    limits = ["Images must be normalised by the means and deviations above, channel by channel."]
+def _limits(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[str]:
+    scale = config.get("value_scale")
+    divided = f"divided by {scale:g} and then " if scale else ""
+    limits = [
+        f"Images must be {divided}normalised by the means and deviations above, channel by channel."
+    ]
     if results is not None:
         limits.append(
             f"Intervals cover the choice of test images, not of seeds (seed "

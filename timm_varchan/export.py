@@ -94,8 +94,9 @@ def export(
         channels: The channel set; by default what `set_channels` told the model.
         img_size: Height and width, in pixels; the model's own by default.
         dynamic_size: Whether to try other heights and widths at all.
-        metadata: What a user of the file should know (class names, channels), JSON-serialisable;
-            under the key `timm_varchan` of the file's metadata.
+        metadata: What a user of the file should know (class names, channels with mean and
+            deviation, value scale, image size), JSON-serialisable; under the key `timm_varchan` of
+            the file's metadata.
 
     Returns:
         What was written and checked.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.evaluation import Difference, paired_difference
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation import Difference, paired_difference, predicted_classes
 from timm_varchan.models import share
 
 __all__ = ["FoldChange", "measure_change"]
@@ -59,7 +60,7 @@ def measure_change(
         The change of logits, first classes and, with labels, accuracy.
 
     Raises:
-        ValueError: No images.
+        UserError: No images.
     """
     twin, folded = share(model, ChannelSet.parse(channels)).eval(), folded.eval()
     before, after, labels = [], [], []
@@ -69,12 +70,12 @@ def measure_change(
         if label is not None:
             labels.append(label)
     if not before:
-        raise ValueError("There are no images to compare on: give at least one batch.")
+        raise UserError("There are no images to compare on: give at least one batch.")
     a, b = torch.cat(before), torch.cat(after)
     accuracy: dict[str, Any] = {}
     if labels:
         truth = torch.cat(labels).to(a.device)
-        right, folded_right = ((y.argmax(1) == truth).cpu().numpy() for y in (a, b))
+        right, folded_right = ((predicted_classes(y) == truth).cpu().numpy() for y in (a, b))
         accuracy = {
             "accuracy": float(right.mean()),
             "folded_accuracy": float(folded_right.mean()),
@@ -85,6 +86,6 @@ def measure_change(
         max_logit=(a - b).abs().max().item(),
         mean_logit=(a - b).abs().mean().item(),
         logit_std=a.std().item(),
-        agreement=(a.argmax(1) == b.argmax(1)).float().mean().item(),
+        agreement=(predicted_classes(a) == predicted_classes(b)).float().mean().item(),
         **accuracy,
     )

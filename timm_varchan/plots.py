@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.evaluation import SetResult, summarise_sizes
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation import (
+    SetResult,
+    confusion_counts,
+    main_series,
+    rank_bands,
+    summarise_sizes,
+)
 from timm_varchan.extras import needs
 from timm_varchan.models import share
 from timm_varchan.stems import Stem
@@ -23,13 +30,25 @@ with needs("train"):
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-__all__ = ["COLOURS", "plot_channel_sets", "plot_curves", "plot_stem"]
+__all__ = [
+    "COLOURS",
+    "plot_bands",
+    "plot_channel_sets",
+    "plot_confusion",
+    "plot_curves",
+    "plot_stem",
+]
 
 #: Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":")
 #: With more channel sets than this, the picture shows sizes instead of sets.
-MAX_BARS = 40
+MAX_BARS = 15
+#: Channels of a picture of bars, at most.
+MAX_BANDS = 20
+#: With more classes than this, a confusion matrix has colours without numbers.
+_MAX_NUMBERED = 15
+_MAX_NAMED = 40
 #: Kernels shown of each channel: those with the largest weights in the kernel bank.
 NUM_KERNELS = 6
 
@@ -52,15 +71,17 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: No epochs.
+        UserError: No epochs.
     """
     if not history:
-        raise ValueError("There are no epochs to draw.")
+        raise UserError("There are no epochs to draw.")
     sets = list(history[-1].get("eval_sets", ()))
-    figure = _figure(13.5 if len(sets) > 1 else 9, 3.6)
+    sets = sets if len(sets) > 1 else []
+    figure = _figure(7.2, 6.4 if sets else 3.2)
+    grid = figure.add_gridspec(2 if sets else 1, 2)
+    panels = [figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])]
     epochs = [entry["epoch"] + 1 for entry in history]
-    panels = figure.subplots(1, 3 if len(sets) > 1 else 2)
-    for axes, what in zip(panels, ("loss", "accuracy"), strict=False):
+    for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
         for colour, (key, label) in zip(
             COLOURS, (("train", "training"), ("eval", "validation")), strict=False
         ):
@@ -68,24 +89,157 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
             values = [factor * entry[f"{key}_{what}"] for entry in history]
             axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
         axes.set_ylabel("accuracy (%)" if what == "accuracy" else "cross entropy")
-    for number, name in enumerate(sets if len(sets) > 1 else ()):
+        axes.legend()
+    if sets:
+        panels.append(figure.add_subplot(grid[1, :]))
+        panels[2].set_ylabel("validation accuracy (%)")
+    for number, name in enumerate(sets):
         colour, style = COLOURS[number % len(COLOURS)], _STYLES[number // len(COLOURS) % 3]
         values = [100 * entry["eval_sets"][name] for entry in history]
-        panels[2].plot(epochs, values, style, color=colour, label=name, marker="o", markersize=3)
-        panels[2].set_ylabel("validation accuracy by channels (%)")
+        panels[2].plot(
+            epochs, values, style, color=colour, label=_short(name), marker="o", markersize=3
+        )
+    if sets:
+        panels[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="channels")
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
     figure.savefig(path, dpi=150)
     return Path(path)
 
 
-def plot_channel_sets(results: Sequence[SetResult], path: str | Path, title: str = "") -> Path:
+def _short(name: str) -> str:
+    """A name that fits a legend."""
+    parts = name.split("+")
+    few = len(parts) <= 3 or len(name) <= 20
+    return name if few else f"{len(parts)}: {parts[0]}+...+{parts[-1]}"
+
+
+def plot_channel_sets(
+    results: Sequence[SetResult],
+    path: str | Path,
+    title: str = "",
+    *,
+    baseline: Sequence[SetResult] | None = None,
+) -> Path:
     """Accuracy on every channel set with its 95 % interval, a colour for each mode and order.
 
-    With more than `MAX_BARS` sets it shows each size instead: mean and spread over the sets.
+    With more than `MAX_BARS` sets it shows the number of channels instead: the mean over the sets
+    of a size, a band from the worst to the best, a dot for every set, and the sets that have names.
+
+    Args:
+        results: From `evaluate_channel_sets`.
+        path: Picture to write.
+        title: Above it.
+        baseline: Of another model on the same sets.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: No results.
+    """
+    if not results:
+        raise UserError("There are no channel sets to draw.")
+    num_sets = len({result.indices for result in results})
+    if num_sets > MAX_BARS:
+        figure = _figure(6.4, 4)
+        axes = figure.subplots()
+        _draw_sizes(axes, main_series(results), COLOURS[0], "this model")
+        if baseline:
+            _draw_sizes(axes, main_series(baseline), COLOURS[1], "baseline", dots=False)
+        axes.set_xlabel("number of channels")
+        axes.set_ylabel("accuracy (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.3)
+    else:
+        series = _series(results, baseline)
+        figure = _figure(6.4, max(2.5, 1 + num_sets * (0.08 + 0.16 * len(series))))
+        axes = figure.subplots()
+        _draw_sets(axes, series)
+    if title:
+        axes.set_title(title)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _series(
+    results: Sequence[SetResult], baseline: Sequence[SetResult] | None
+) -> dict[str, list[SetResult]]:
+    """The results by what tells their bars apart."""
+    series: dict[str, list[SetResult]] = {}
+    for result in results:
+        series.setdefault(f"{result.mode}, {result.order}", []).append(result)
+    if baseline:
+        series["baseline"] = main_series(baseline)
+    return series
+
+
+def _draw_sets(axes: Axes, series: Mapping[str, Sequence[SetResult]]) -> None:
+    """Horizontal bars, largest sets on top."""
+    names = {r.indices: r.name or r.channels for group in series.values() for r in group}
+    places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
+    thickness = 0.8 / len(series)
+    for number, (label, group) in enumerate(series.items()):
+        estimates = [r.metrics["accuracy"] for r in group]
+        errors: Any = [
+            [100 * (e.value - e.low) for e in estimates],
+            [100 * (e.high - e.value) for e in estimates],
+        ]
+        axes.barh(
+            [places[r.indices] - 0.4 + thickness * (number + 0.5) for r in group],
+            [100 * e.value for e in estimates], thickness, xerr=errors,
+            color=COLOURS[number % len(COLOURS)], label=label,
+            error_kw={"elinewidth": 0.8, "capsize": 1.5, "alpha": 0.8},
+        )  # fmt: skip
+    axes.set_yticks(list(places.values()), [_short(names[s]) for s in places])
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy (%), 95 % intervals")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_sizes(
+    axes: Axes, results: Sequence[SetResult], colour: str, label: str, *, dots: bool = True
+) -> None:
+    """Mean, worst and best of the sets of each size; every set; the names that people know."""
+    summaries = sorted(summarise_sizes(results), key=lambda summary: summary.size)
+    sizes = [summary.size for summary in summaries]
+    ranged = [summary for summary in summaries if summary.num_sets > 1]
+    axes.bar(
+        [s.size for s in ranged], [100 * (s.best - s.worst) for s in ranged], 0.9,
+        bottom=[100 * s.worst for s in ranged], color=colour, alpha=0.18,
+        label=f"{label}: worst to best set",
+    )  # fmt: skip
+    axes.plot(
+        sizes, [100 * s.mean for s in summaries], "o-" if dots else "s--", color=colour,
+        markersize=4, label=f"{label}: mean",
+    )  # fmt: skip
+    means, last = {s.size: 100 * s.mean for s in summaries}, sizes[-1]
+    axes.set_xlim(0.4, last + 0.6)
+    for result in results if dots else ():
+        known = result.kind in ("natural", "asked")
+        accuracy = 100 * result.metrics["accuracy"].value
+        axes.plot(
+            result.size, accuracy, "D" if known else ".", color=COLOURS[6 if known else 0],
+            markersize=5 if known else 3, alpha=1 if known else 0.5,
+        )  # fmt: skip
+        if known:
+            above = accuracy >= means[result.size]
+            axes.annotate(
+                _short(result.name), (result.size, accuracy), (0, 7 if above else -7), fontsize=9,
+                textcoords="offset points", va="bottom" if above else "top",
+                ha="left" if result.size < last / 3 else "right" if result.size > 2 * last / 3
+                else "center",
+            )  # fmt: skip
+
+
+def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") -> Path:
+    """Which channels matter: two bars each, what is lost without it and what it does alone.
 
     Args:
         results: From `evaluate_channel_sets`.
@@ -96,76 +250,83 @@ def plot_channel_sets(results: Sequence[SetResult], path: str | Path, title: str
         The path.
 
     Raises:
-        ValueError: No results.
+        UserError: No channel was evaluated alone or left out.
     """
-    if not results:
-        raise ValueError("There are no channel sets to draw.")
-    num_sets = len({result.indices for result in results})
-    if num_sets > MAX_BARS:
-        figure = _figure(8, 4)
-        axes = figure.subplots()
-        _draw_sizes(axes, results)
-    else:
-        num_series = len({(result.mode, result.order) for result in results})
-        figure = _figure(7.5, max(2.5, 1 + num_sets * (0.08 + 0.13 * num_series)))
-        axes = figure.subplots()
-        _draw_sets(axes, results)
+    bands = rank_bands(results)[:MAX_BANDS]
+    if not bands:
+        raise UserError("No channel was evaluated alone or left out: there is nothing to rank.")
+    figure = _figure(6.4, 1.3 + 0.27 * len(bands))
+    left, right = figure.subplots(1, 2, sharey=True)
+    lost = [band.loss_without for band in bands]
+    alone = [band.alone for band in bands]
+    _bars(left, [d and (d.difference, d.low, d.high) for d in lost], COLOURS[1])
+    _bars(right, alone, COLOURS[0])
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set_xlabel("lost without it (points)")
+    right.set_xlabel("accuracy of it alone (%)")
+    right.set_xlim(0, 100)
+    everything = 100 * main_series(results)[0].metrics["accuracy"].value
+    right.axvline(everything, color="black", linestyle=":", label="all channels")
+    right.legend(loc="lower right", fontsize=8)
+    left.set_yticks(range(len(bands)), [_short(band.name) for band in bands])
+    left.invert_yaxis()
     if title:
-        axes.set_title(title)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        figure.suptitle(title)
     figure.savefig(path, dpi=150)
     return Path(path)
 
 
-def _draw_sets(axes: Axes, results: Sequence[SetResult]) -> None:
-    """Horizontal bars, largest sets on top."""
-    labels = _by_size(results)
-    series = list(dict.fromkeys((result.mode, result.order) for result in results))
-    thickness = 0.8 / len(series)
-    for number, (mode, order) in enumerate(series):
-        chosen = [r for r in results if (r.mode, r.order) == (mode, order)]
-        places = [labels.index(r.channels) - 0.4 + thickness * (number + 0.5) for r in chosen]
-        estimates = [r.metrics["accuracy"] for r in chosen]
-        errors: Any = [
-            [100 * (e.value - e.low) for e in estimates],
-            [100 * (e.high - e.value) for e in estimates],
-        ]
-        axes.barh(
-            places, [100 * e.value for e in estimates], thickness, xerr=errors,
-            color=COLOURS[number % len(COLOURS)], label=f"{mode}, {order}",
-            error_kw={"elinewidth": 0.8, "capsize": 1.5, "alpha": 0.8},
-        )  # fmt: skip
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
+def _bars(axes: Axes, values: Sequence[Any], colour: str) -> None:
+    """Horizontal bars with intervals; a value is `(value, low, high)` in 0..1, or None."""
+    for place, one in enumerate(values):
+        if one is not None:
+            value, low, high = (100 * part for part in one)
+            axes.barh(place, value, 0.7, color=colour, alpha=0.85)
+            axes.plot([low, high], [place, place], color="black", linewidth=1, alpha=0.7)
     axes.margins(y=0.01)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("accuracy (%), 95 % intervals")
     axes.grid(axis="x", alpha=0.3)
 
 
-def _by_size(results: Sequence[SetResult]) -> list[str]:
-    """Names of the sets, largest first."""
-    sizes = {result.channels: result.size for result in results}
-    return sorted(sizes, key=lambda label: -sizes[label])
+def plot_confusion(
+    result: SetResult, class_names: Sequence[str], path: str | Path, title: str = ""
+) -> Path:
+    """The confusion matrix of one channel set, in per cent of each true class.
 
+    Args:
+        result: Of `evaluate_channel_sets`; its first is that of all channels.
+        class_names: In the order of the labels.
+        path: Picture to write.
+        title: Above it.
 
-def _draw_sizes(axes: Axes, results: Sequence[SetResult]) -> None:
-    """Mean accuracy over the sets of each size, with the deviation between sets."""
-    summaries = summarise_sizes(results)
-    series = list(dict.fromkeys((summary.mode, summary.order) for summary in summaries))
-    for number, (mode, order) in enumerate(series):
-        chosen = [s for s in summaries if (s.mode, s.order) == (mode, order)]
-        shift = 0.12 * (number - (len(series) - 1) / 2)
-        axes.errorbar(
-            [s.size + shift for s in chosen], [100 * s.mean for s in chosen],
-            yerr=[100 * s.std for s in chosen], color=COLOURS[number % len(COLOURS)],
-            marker="o", markersize=4, capsize=2, label=f"{mode}, {order}",
-        )  # fmt: skip
-    axes.set_xlabel("number of channels")
-    axes.set_ylabel("accuracy (%), mean and deviation over sets")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
+    Returns:
+        The path.
+    """
+    num = len(class_names)
+    counts = confusion_counts(result.predictions, result.references, num)
+    names = [*class_names, "no answer"] if counts[:, num].any() else list(class_names)
+    counts = counts[:, : len(names)]
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = 2.2 + 0.38 * min(num, _MAX_NUMBERED)
+    figure = _figure(side + 0.6, side)
+    axes = figure.subplots()
+    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    if num <= _MAX_NUMBERED:
+        for (row, column), share in np.ndenumerate(shares):
+            if share > 0:
+                axes.text(
+                    column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
+                    color="white" if share > 0.55 else "black",
+                )  # fmt: skip
+    if num <= _MAX_NAMED:
+        size = 9 if num <= _MAX_NUMBERED else 5
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(num), class_names, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true (rows add up to 100 %)")
+    heading = f"{result.name or result.channels}: {100 * result.metrics['accuracy'].value:.1f} %"
+    axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=10)
+    figure.savefig(path, dpi=150)
+    return Path(path)
 
 
 @torch.no_grad()
@@ -199,12 +360,12 @@ def plot_stem(
         The path.
 
     Raises:
-        ValueError: No images, no stem, a stem without mixing coefficients, or channels that are not
+        UserError: No images, no stem, a stem without mixing coefficients, or channels that are not
             among the images' own.
     """
     whole = ChannelSet.parse(channels)
     if images.dim() != 4 or not len(images) or images.shape[1] != len(whole):
-        raise ValueError(
+        raise UserError(
             f"The images have shape {tuple(images.shape)}, but the channels are {whole} "
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
@@ -238,7 +399,7 @@ def _look(
     twin = share(model, wanted).eval()
     stem = next((module for module in twin.modules() if isinstance(module, Stem)), None)
     if stem is None:
-        raise ValueError(f"{type(model).__name__} has a mixer but no timm_varchan.Stem to look at.")
+        raise UserError(f"{type(model).__name__} has a mixer but no timm_varchan.Stem to look at.")
     planes = list(range(len(whole))) if wanted == whole else list(whole.index(wanted))
     x = images[:, planes].to(next(twin.parameters()))
     coefficients = stem.mixer.coefficients(x).expand(len(x), -1, -1).float().cpu()

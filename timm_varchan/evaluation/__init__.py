@@ -1,44 +1,88 @@
-"""Evaluation on every subset of the channels."""
+"""Evaluation on sets of the channels."""
 
 from timm_varchan.extras import needs
 
 with needs("train"):
     from timm_varchan.evaluation.channel_sets import (
+        Evaluation,
+        OrderCheck,
         SetResult,
-        SizeSummary,
+        Statistics,
+        Validation,
         default_modes,
         evaluate_channel_sets,
         predict_channel_sets,
-        summarise_sizes,
+        predicted_classes,
+        validate_channel_sets,
     )
     from timm_varchan.evaluation.metrics import (
         METRICS,
+        NO_CLASS,
         ChannelSetMetrics,
         Difference,
         Estimate,
         classification_metrics,
+        confusion_counts,
         paired_difference,
         wilson_interval,
+    )
+    from timm_varchan.evaluation.sets import (
+        DEFAULT_BUDGET,
+        PlannedSet,
+        parse_sets,
+        plan_sets,
+        set_label,
+        spread,
+    )
+    from timm_varchan.evaluation.summary import (
+        Band,
+        Robustness,
+        SizeSummary,
+        foretold,
+        main_series,
+        rank_bands,
+        robustness,
+        summarise_sizes,
     )
     from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
+    "DEFAULT_BUDGET",
     "MAX_SETS",
     "METRICS",
     "MODES",
+    "NO_CLASS",
     "ORDERS",
+    "Band",
     "ChannelSetMetrics",
     "Difference",
     "Estimate",
+    "Evaluation",
+    "OrderCheck",
+    "PlannedSet",
+    "Robustness",
     "SetResult",
     "SetView",
     "SizeSummary",
+    "Statistics",
+    "Validation",
     "choose_sets",
     "classification_metrics",
+    "confusion_counts",
     "default_modes",
     "evaluate_channel_sets",
+    "foretold",
+    "main_series",
     "paired_difference",
+    "parse_sets",
+    "plan_sets",
     "predict_channel_sets",
+    "predicted_classes",
+    "rank_bands",
+    "robustness",
+    "set_label",
+    "spread",
     "summarise_sizes",
+    "validate_channel_sets",
     "wilson_interval",
 ]

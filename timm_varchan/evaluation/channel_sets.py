@@ -1,32 +1,53 @@
-"""What a classifier keeps on every subset of the channels, named and anonymous, in any order."""
+"""What a classifier keeps on channel sets: after every epoch, and at the end."""
 
 from __future__ import annotations
 
-import statistics as stdlib_statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.utils import unwrap_model
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from timm_varchan.channels import ChannelSet
-from timm_varchan.evaluation.metrics import Estimate, classification_metrics
+from timm_varchan.channels import ANONYMOUS, ChannelSet
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
+from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
 from timm_varchan.models import has_stems, set_channels, share, stems
-from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+from timm_varchan.views import MODES, ORDERS, SetView
 
 __all__ = [
+    "Evaluation",
+    "OrderCheck",
     "SetResult",
-    "SizeSummary",
+    "Statistics",
+    "Validation",
     "default_modes",
     "evaluate_channel_sets",
     "predict_channel_sets",
-    "summarise_sizes",
+    "predicted_classes",
+    "validate_channel_sets",
 ]
+
+#: BatchNorm buffers for some sets, by the positions of their planes and the mode.
+Statistics = Mapping[tuple[tuple[int, ...], str], Mapping[str, Tensor]]
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+#: All subsets of so many channels are also evaluated shuffled, of a model of a fixed count.
+_FEW_CHANNELS = 3
+#: Images that one forward pass on an accelerator may take, over several sets of a batch.
+STACKED_IMAGES = 1024
+#: Images of the first batch that the equality of all orders is checked on.
+_CHECKED_IMAGES = 16
+#: Largest difference between orders, relative to the largest logit, that counts as rounding.
+_ROUNDING = 1e-2
 
 
 @dataclass(frozen=True)
@@ -34,14 +55,17 @@ class SetResult:
     """The metrics on one channel set.
 
     Args:
-        channels: The set as text, such as `RG`.
+        channels: The set as text, such as `RG`; no other set of the data has it.
         indices: Positions of its planes in the data.
         mode: Key of `MODES`.
         order: One of `ORDERS`.
         num_images: How many images.
         metrics: By name, with 95 % intervals.
-        predictions: Predicted class of every image, for `paired_difference`; not in `to_json`.
+        predictions: Predicted class of every image, for `paired_difference`; `NO_CLASS` where its
+            logits are not finite; not in `to_json`.
         references: True class of every image; not in `to_json`.
+        name: What people call the set: `RGB`, `without B10`.
+        kind: Why it is evaluated; see `PlannedSet`.
     """
 
     channels: str
@@ -52,6 +76,8 @@ class SetResult:
     metrics: Mapping[str, Estimate]
     predictions: np.ndarray = field(repr=False, compare=False)
     references: np.ndarray = field(repr=False, compare=False)
+    name: str = ""
+    kind: str = "asked"
 
     @property
     def size(self) -> int:
@@ -63,42 +89,96 @@ class SetResult:
         """Whether each image was classified correctly."""
         return self.predictions == self.references
 
+    @property
+    def num_not_finite(self) -> int:
+        """Images of which a logit is not finite; they count as wrong."""
+        return int((self.predictions == NO_CLASS).sum())
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {
             "channels": self.channels,
             "indices": list(self.indices),
             "size": self.size,
+            "name": self.name or self.channels,
+            "kind": self.kind,
             "mode": self.mode,
             "order": self.order,
             "num_images": self.num_images,
+            "num_not_finite": self.num_not_finite,
             **{name: estimate._asdict() for name, estimate in self.metrics.items()},
         }
 
 
-@dataclass(frozen=True)
-class SizeSummary:
-    """Accuracy over all evaluated sets of one size.
+class OrderCheck(NamedTuple):
+    """How far the logits of some images move when their planes come in another order.
 
     Args:
-        size: How many channels.
-        mode: Key of `MODES`.
-        order: One of `ORDERS`.
-        num_sets: Sets of this size that were evaluated.
-        mean: Mean accuracy over them.
-        std: Standard deviation over them: the spread between channels, not between seeds.
-        worst: Lowest accuracy.
-        worst_set: Where it is.
+        num_images: How many images were checked, with all channels.
+        difference: Largest absolute difference of a logit.
+        scale: Largest absolute logit.
     """
 
-    size: int
-    mode: str
-    order: str
-    num_sets: int
-    mean: float
-    std: float
-    worst: float
-    worst_set: str
+    num_images: int
+    difference: float
+    scale: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is no difference but rounding."""
+        return self.difference <= _ROUNDING * self.scale
+
+
+@dataclass(frozen=True)
+class Evaluation(Sequence[SetResult]):
+    """The results of all sets, largest sets first, and how they were come by.
+
+    Args:
+        results: One for every set, mode and order.
+        num_passes: Forward passes over the data that they took.
+        order_check: For a model with a stem, in place of shuffled results.
+    """
+
+    results: tuple[SetResult, ...]
+    num_passes: int
+    order_check: OrderCheck | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> SetResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SetResult, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SetResult | tuple[SetResult, ...]:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+
+class Validation(NamedTuple):
+    """What an epoch came to.
+
+    Args:
+        loss: Mean cross entropy on all channels, of the images whose logits are finite.
+        accuracy: On all channels; logits that are not finite are wrong.
+        sets: Accuracy by the name of the set, all channels first.
+        num_not_finite: Images by the name of the set, of which a logit is not finite; only sets
+            that have some.
+    """
+
+    loss: float = math.nan
+    accuracy: float = math.nan
+    sets: Mapping[str, float] = {}
+    num_not_finite: Mapping[str, int] = {}
+
+
+def default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
+    """How a model meets these channels: as it was told last, which is how training left it."""
+    if not has_stems(model):
+        return ("mask",)
+    told = stems(model)[0].channels
+    return ("anonymous",) if channels.is_anonymous or told == ANONYMOUS else ("named",)
 
 
 @contextmanager
@@ -115,33 +195,185 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             set_channels(model, channels)
 
 
+def _stacked(model: nn.Module, x: Tensor, views: Sequence[SetView]) -> list[Tensor]:
+    """The logits of several views of a batch, in order, from one forward pass."""
+    channels = views[0].channels
+    present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
+    for row, view in enumerate(views):
+        present[row, list(view.indices)] = True
+    told = channels if views[0].mode == "named" else ChannelSet.anonymous(len(channels))
+    set_channels(model, told, present=present.repeat_interleave(len(x), 0))
+    return list(model(x.repeat(len(views), 1, 1, 1)).split(len(x)))
+
+
+class _Predictor:
+    """Predicts the views of a batch, as many of a mode in one forward pass as memory allows.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        views: What to predict.
+        statistics: BatchNorm buffers for some of them.
+        stacked: Images that one forward pass may take.
+    """
+
+    def __init__(
+        self, model: nn.Module, views: Sequence[SetView], statistics: Statistics, stacked: int
+    ) -> None:
+        self.model, self.stacked = model, stacked
+        self.own = {
+            key: share(unwrap_model(model), statistics=buffers).eval()
+            for key, buffers in statistics.items()
+        }
+        # A single plane has one order: not computed twice.
+        self.keys = [(v.indices, v.mode, v.order if len(v.indices) > 1 else "any") for v in views]
+        self.views = dict(zip(self.keys, views, strict=True))
+
+    def __call__(self, x: Tensor, positions: range, bar: Any, share_of_data: float) -> list[Tensor]:
+        """The logits `(B, classes)` of each view."""
+        done: dict[Any, Tensor] = {}
+        waiting = list(self.views)
+        while waiting:
+            group = self._group(waiting, len(x))
+            try:
+                views = [self.views[key] for key in group]
+                logits = self._forward(x, views, positions)
+            except torch.OutOfMemoryError:
+                if len(group) == 1:
+                    raise
+                self.stacked = len(group) // 2 * len(x)
+                continue
+            done |= zip(group, logits, strict=True)
+            waiting = waiting[len(group) :]
+            bar.update(len(group) * share_of_data)
+        return [done[key] for key in self.keys]
+
+    def _group(self, waiting: Sequence[Any], batch: int) -> list[Any]:
+        """The first views that one forward pass can take."""
+        first = self.views[waiting[0]]
+        stackable = first.mode in ("named", "anonymous") and first.order == "in order"
+        most = max(1, self.stacked // batch) if stackable else 1
+        group: list[Any] = []
+        for key in waiting[:most]:
+            view = self.views[key]
+            alone = (view.indices, view.mode) in self.own
+            if group and (alone or (view.mode, view.order) != (first.mode, first.order)):
+                break
+            group.append(key)
+            if alone:
+                break
+        return group
+
+    def _forward(self, x: Tensor, views: list[SetView], positions: range) -> list[Tensor]:
+        if len(views) > 1:
+            return _stacked(self.model, x, views)
+        view = views[0]
+        target = self.own.get((view.indices, view.mode), self.model)
+        return [MODES[view.mode](target, x, view, positions)]
+
+
+def _stack_size(device: torch.device) -> int:
+    """Images of several sets in one forward pass: on a CPU a larger batch is not faster."""
+    return 0 if device.type == "cpu" else STACKED_IMAGES
+
+
+class _Predictions(NamedTuple):
+    """Predicted classes `(N, views)`, true classes and losses of the first view `(N,)`."""
+
+    classes: np.ndarray
+    references: np.ndarray
+    losses: np.ndarray
+    num_passes: int
+    order_check: OrderCheck | None
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """The predicted classes `(B,)` of logits `(B, classes)`, `NO_CLASS` where one is not finite."""
+    return logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), NO_CLASS)
+
+
+@torch.no_grad()
 def _predict(
     model: nn.Module,
-    x: Tensor,
+    loader: Loader,
     views: Sequence[SetView],
-    positions: range,
-    own: Mapping[tuple[str, str], nn.Module],
-) -> list[Tensor]:
-    """The predicted classes `(B,)` of each view of a batch."""
-    done: dict[tuple[tuple[int, ...], str, str], Tensor] = {}
-    rows = []
-    for view in views:
-        # A single plane has one order: not computed twice.
-        key = (view.indices, view.mode, view.order if len(view.indices) > 1 else "any")
-        if key not in done:
-            target = own.get((str(view.channel_set), view.mode), model)
-            done[key] = MODES[view.mode](target, x, view, positions).argmax(-1)
-        rows.append(done[key])
-    return rows
+    *,
+    accelerator: Accelerator | None = None,
+    statistics: Statistics | None = None,
+    validating: bool = False,
+    check_order: bool = False,
+    progress: str | None = None,
+) -> _Predictions:
+    """Predict every view, with every batch loaded once; the same on every process.
+
+    Validating, it also gives the losses, and the forward passes are in the precision of training.
+    """
+    rank, num_ranks = (
+        (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    )
+    device = next(model.parameters()).device
+    precision = accelerator.autocast if accelerator and validating else nullcontext
+    tables: list[Tensor] = []
+    losses: list[Tensor] = []
+    checked: OrderCheck | None = None
+    batch_size = 0
+    part = 1 / len(loader) if isinstance(loader, Sized) and len(loader) else 1.0
+    with _as_it_was(model), _bar(loader, views, progress) as bar:
+        predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
+        for number, (x, labels) in enumerate(loader):
+            batch_size = batch_size or len(x)
+            start = (number * num_ranks + rank) * batch_size
+            x, labels = x.to(device), labels.to(device)
+            with precision():
+                logits = predictor(x, range(start, start + len(x)), bar, part)
+                if check_order and not number:
+                    checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
+            table = torch.stack([*map(predicted_classes, logits), labels], dim=1)
+            loss = torch.zeros(len(x), device=device)
+            if validating:
+                loss = F.cross_entropy(logits[0].float(), labels, reduction="none")
+            if accelerator is not None:
+                table, loss = accelerator.gather_for_metrics((table, loss))
+            tables.append(table.cpu())
+            losses.append(loss.cpu())
+    if not tables:
+        raise UserError("There are no images to evaluate on: the loader is empty.")
+    whole = torch.cat(tables).numpy()
+    return _Predictions(
+        whole[:, :-1], whole[:, -1], torch.cat(losses).numpy(), len(predictor.views), checked
+    )
+
+
+def _bar(loader: Loader, views: Sequence[SetView], progress: str | None) -> Any:
+    """A bar of the sets done; each batch does a part of every set. None hides it."""
+    total = len(views) if isinstance(loader, Sized) else None
+    return tqdm(
+        total=total, desc=progress, disable=progress is None, leave=False,
+        bar_format="{desc}: {n:.0f}/{total} [{bar}] {elapsed}, {remaining} left",
+    )  # fmt: skip
+
+
+def _check_order(model: nn.Module, x: Tensor, view: SetView) -> OrderCheck:
+    """Compare the logits of some images with those of their planes in the reverse order."""
+    told = view.channels.take if view.mode == "named" else lambda order: ANONYMOUS
+    answers = []
+    for order in (view.indices, view.indices[::-1]):
+        set_channels(model, told(order))
+        answers.append(model(x[:, order]).float())
+    finite = answers[0].isfinite().all(-1)
+    if not finite.any():
+        return OrderCheck(0, 0.0, 0.0)
+    expected, other = (answer[finite] for answer in answers)
+    gap = (other - expected).abs().max().nan_to_num(math.inf)
+    return OrderCheck(len(expected), float(gap), float(expected.abs().max()))
 
 
 def predict_channel_sets(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Loader,
     views: Sequence[SetView],
     *,
     accelerator: Accelerator | None = None,
-    statistics: Mapping[tuple[str, str], Mapping[str, Tensor]] | None = None,
+    statistics: Statistics | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predictions of every view, with every batch loaded once.
 
@@ -150,62 +382,70 @@ def predict_channel_sets(
         loader: Likewise.
         views: What to predict.
         accelerator: Gathers over the processes.
-        statistics: BatchNorm buffers by channel set and mode.
+        statistics: BatchNorm buffers by the set's positions and the mode.
 
     Returns:
-        Predicted classes `(images, views)` and true classes `(images,)`, on every process.
+        Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
+        classes `(images,)`, on every process.
 
     Raises:
-        ValueError: No batches.
+        UserError: No batches.
     """
-    rank, num_ranks = (
-        (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    found = _predict(model, loader, views, accelerator=accelerator, statistics=statistics)
+    return found.classes, found.references
+
+
+def validate_channel_sets(
+    model: nn.Module,
+    loader: Loader,
+    channels: ChannelSet,
+    sets: Sequence[PlannedSet],
+    mode: str,
+    *,
+    accelerator: Accelerator | None = None,
+) -> Validation:
+    """Loss and accuracies of a model in training; its channels and mode are the same afterwards.
+
+    Args:
+        model: As `evaluate_channel_sets` takes it.
+        loader: Likewise.
+        channels: What the planes are.
+        sets: Which sets, all channels first.
+        mode: Key of `MODES`.
+        accelerator: Gathers over the processes; the forward passes are in its precision.
+
+    Raises:
+        UserError: No images.
+    """
+    views = [SetView(channels, one.indices, mode, "in order") for one in sets]
+    found = _predict(model, loader, views, accelerator=accelerator, validating=True)
+    right = (found.classes == found.references[:, None]).mean(0)
+    missing = (found.classes == NO_CLASS).sum(0)
+    finite = found.losses[found.classes[:, 0] != NO_CLASS]
+    names = [one.name for one in sets]
+    return Validation(
+        loss=float(finite.mean()) if len(finite) else math.nan,
+        accuracy=float(right[0]),
+        sets={name: float(value) for name, value in zip(names, right, strict=True)},
+        num_not_finite={n: int(count) for n, count in zip(names, missing, strict=True) if count},
     )
-    device = next(model.parameters()).device
-    own = {
-        key: share(unwrap_model(model), statistics=buffers)
-        for key, buffers in (statistics or {}).items()
-    }
-    gathered: list[Tensor] = []
-    batch_size = 0
-    with _as_it_was(model), torch.no_grad():
-        for twin in own.values():
-            twin.eval()
-        for number, (x, labels) in enumerate(loader):
-            batch_size = batch_size or len(x)
-            start = (number * num_ranks + rank) * batch_size
-            positions = range(start, start + len(x))
-            x = x.to(device)
-            rows = _predict(model, x, views, positions, own)
-            table = torch.stack([*rows, labels.to(device)], dim=1)
-            gathered.append((accelerator.gather_for_metrics(table) if accelerator else table).cpu())
-    if not gathered:
-        raise ValueError("There are no images to evaluate on: the loader is empty.")
-    whole = torch.cat(gathered).numpy()
-    return whole[:, :-1], whole[:, -1]
-
-
-def default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
-    """The modes in which a model can meet these channels."""
-    if not has_stems(model):
-        return ("mask",)
-    return ("anonymous",) if channels.is_anonymous else ("named", "anonymous")
 
 
 def evaluate_channel_sets(
     model: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Loader,
     channels: ChannelSet,
     *,
     num_classes: int,
     accelerator: Accelerator | None = None,
     modes: Sequence[str] | None = None,
-    orders: Sequence[str] = ORDERS,
-    max_sets: int = MAX_SETS,
+    orders: Sequence[str] | None = None,
+    sets: str | int | Sequence[PlannedSet] = "default",
     seed: int = 0,
-    statistics: Mapping[tuple[str, str], Mapping[str, Tensor]] | None = None,
-) -> list[SetResult]:
-    """Evaluate a classifier on every subset of the channels.
+    statistics: Statistics | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate a classifier on channel sets.
 
     Args:
         model: `(B, C, H, W) -> (B, num_classes)`, prepared or not; its channels and mode are the
@@ -215,62 +455,61 @@ def evaluate_channel_sets(
         channels: What the planes are.
         num_classes: How many classes there are.
         accelerator: Gathers over the processes, so that each returns the result of one.
-        modes: Keys of `MODES`; by default `named` (where the channels have identity) and
-            `anonymous` for a model with stems, else `mask`.
-        orders: Which of `ORDERS`.
-        max_sets: See `choose_sets`.
+        modes: Keys of `MODES`; by default as the model was told its channels last (`named` or
+            `anonymous`), and `mask` for a model without a stem.
+        orders: Which of `ORDERS`. By default in order; a model of a fixed count is also given all
+            channels shuffled (up to three channels: every set), and for a stem, which is equal in
+            any order by construction, the first batch checks that it is.
+        sets: What `plan_sets` takes, or its answer.
         seed: Of permutations, sampled sets and intervals.
-        statistics: BatchNorm buffers for some sets: by `(str(set), mode)`, from
-            `channel_statistics`.
+        statistics: BatchNorm buffers for some sets, from `channel_statistics`: by the positions
+            of their planes and the mode.
+        progress: Whether to show a bar.
 
     Returns:
         A result for every set, mode and order, largest sets first.
 
     Raises:
-        ValueError: Unknown modes or orders, no images.
+        UserError: Unknown modes or orders, no images.
     """
     modes = default_modes(model, channels) if modes is None else modes
     for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
-        unknown = [name for name in given if name not in known]
-        if unknown or not given:
-            raise ValueError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
-    views = [
-        SetView(channels, indices, mode, order, seed)
-        for indices in choose_sets(channels, max_sets=max_sets, seed=seed)
+        unknown = [name for name in given or () if name not in known]
+        if unknown or (given is not None and not given):
+            raise UserError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
+    fixed = not has_stems(model)
+    if isinstance(sets, (str, int)):
+        sets = plan_sets(channels, sets, seed=seed, budget=DEFAULT_BUDGET - int(fixed))
+    rows = [
+        (one, SetView(channels, one.indices, mode, order, seed))
+        for one in sets
         for mode in modes
-        for order in orders
+        for order in (_orders(one, len(channels), fixed) if orders is None else orders)
     ]
-    predictions, references = predict_channel_sets(
-        model, loader, views, accelerator=accelerator, statistics=statistics
-    )
-    return [
+    found = _predict(
+        model, loader, [view for _, view in rows],
+        accelerator=accelerator, statistics=statistics,
+        check_order=not fixed and orders is None and len(channels) > 1,
+        progress=f"evaluating {len(sets)} channel sets" if progress else None,
+    )  # fmt: skip
+    results = tuple(
         SetResult(
-            channels=str(view.channel_set),
+            channels=set_label(channels, view.indices),
             indices=view.indices,
             mode=view.mode,
             order=view.order,
-            num_images=len(references),
-            metrics=classification_metrics(predicted, references, num_classes, seed=seed),
+            num_images=len(found.references),
+            metrics=classification_metrics(predicted, found.references, num_classes, seed=seed),
             predictions=predicted,
-            references=references,
+            references=found.references,
+            name=one.name,
+            kind=one.kind,
         )
-        for view, predicted in zip(views, predictions.T, strict=True)
-    ]
+        for (one, view), predicted in zip(rows, found.classes.T, strict=True)
+    )
+    return Evaluation(results, found.num_passes, found.order_check)
 
 
-def summarise_sizes(results: Sequence[SetResult]) -> list[SizeSummary]:
-    """Mean and spread of the accuracy over the sets of each size, for each mode and order."""
-    groups: dict[tuple[int, str, str], list[SetResult]] = {}
-    for result in results:
-        groups.setdefault((result.size, result.mode, result.order), []).append(result)
-    summaries = []
-    for (size, mode, order), group in groups.items():
-        values = [result.metrics["accuracy"].value for result in group]
-        worst = min(group, key=lambda result: result.metrics["accuracy"].value)
-        summaries.append(
-            SizeSummary(
-                size, mode, order, len(group), stdlib_statistics.fmean(values),
-                stdlib_statistics.pstdev(values), min(values), worst.channels,
-            )
-        )  # fmt: skip
-    return summaries
+def _orders(one: PlannedSet, count: int, fixed: bool) -> tuple[str, ...]:
+    """The orders that tell something of a set: a stem gives the same answer in any."""
+    return ORDERS if fixed and (one.kind == "all" or count <= _FEW_CHANNELS) else ORDERS[:1]

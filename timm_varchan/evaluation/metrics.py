@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,21 +11,26 @@ import numpy as np
 from scipy import sparse, stats
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from timm_varchan.errors import UserError
+
 __all__ = [
     "METRICS",
+    "NO_CLASS",
     "ChannelSetMetrics",
     "Difference",
     "Estimate",
     "classification_metrics",
+    "confusion_counts",
     "paired_difference",
     "wilson_interval",
 ]
 
 #: The metrics of every result, in the order of the tables.
 METRICS = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
+#: In place of a predicted class where a logit is not a finite number: wrong, whatever the label.
+NO_CLASS = -100
 NUM_BOOTSTRAP_DRAWS = 1000
 _BOOTSTRAP_CHUNK = 100  # draws at once: bounds the memory with many classes
-_Z95 = float(stats.norm.ppf(0.975))
 
 
 class Estimate(NamedTuple):
@@ -69,39 +73,56 @@ class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
         self, predictions: Sequence[int], references: Sequence[int], num_classes: int
     ) -> dict[str, float]:
         """The metrics by name (`METRICS`)."""
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            references, predictions, labels=range(num_classes), average="macro", zero_division=0
-        )
-        accuracy = accuracy_score(references, predictions)
-        values = (accuracy, precision, recall, f1)
-        return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+        return _values(predictions, references, num_classes)
+
+
+def _values(
+    predictions: Sequence[int] | np.ndarray,
+    references: Sequence[int] | np.ndarray,
+    num_classes: int,
+) -> dict[str, float]:
+    """The metrics of `METRICS` by name, without intervals."""
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        references, predictions, labels=range(num_classes), average="macro", zero_division=0
+    )
+    values = (accuracy_score(references, predictions), precision, recall, f1)
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+
+
+def confusion_counts(
+    predictions: np.ndarray, references: np.ndarray, num_classes: int
+) -> np.ndarray:
+    """Images by true and predicted class, `(classes, classes + 1)`: the last have no answer."""
+    labels = [*range(num_classes), NO_CLASS]
+    return np.asarray(confusion_matrix(references, predictions, labels=labels)[:-1])
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     """The 95 % interval of a proportion, also where it is 0 or 1.
 
-    Source: Wilson, JASA 22 (1927).
+    Source: Wilson, JASA 22 (1927), as SciPy has it.
     """
     if total < 1:
-        raise ValueError(f"A proportion needs at least one image, not {total}.")
-    share, square = successes / total, _Z95**2
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    half = _Z95 * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
-    half /= 1 + square / total
+        raise UserError(f"A proportion needs at least one image, not {total}.")
+    found = stats.binomtest(successes, total).proportion_ci(method="wilson")
+    share = successes / total
     # Rounding must not put the estimate outside its own interval.
-    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+    return min(float(found.low), share), max(float(found.high), share)
 
 
 def _bootstrap(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Macro precision, recall and f1 of resampled confusion matrices, `(draws, 3)` at a time."""
+    """Macro precision, recall and f1 of resampled confusion matrices, `(draws, 3)` at a time.
+
+    The counts have a row for each class and a last column for images without an answer.
+    """
     true, predicted = np.nonzero(counts)
     cells = counts[true, predicted]
     num_cells, num_classes = len(cells), len(counts)
     rows = np.arange(num_cells)
     of_true = sparse.csr_array((np.ones(num_cells), (rows, true)), (num_cells, num_classes))
     of_predicted = sparse.csr_array(
-        (np.ones(num_cells), (rows, predicted)), (num_cells, num_classes)
-    )
+        (np.ones(num_cells), (rows, predicted)), (num_cells, num_classes + 1)
+    )[:, :num_classes]
     hits = sparse.csr_array(
         ((true == predicted).astype(float), (rows, true)), (num_cells, num_classes)
     )
@@ -126,7 +147,7 @@ def classification_metrics(
     """The metrics of `METRICS` with 95 % intervals.
 
     Args:
-        predictions: Predicted class of every image.
+        predictions: Predicted class of every image; `NO_CLASS` is wrong, and no class's guess.
         references: True class of every image.
         num_classes: How many classes there are, also those that no image has.
         seed: Of the bootstrap.
@@ -136,21 +157,22 @@ def classification_metrics(
         resampled confusion matrices (widened to hold the estimate where it is at an end).
 
     Raises:
-        ValueError: No images, or classes outside `range(num_classes)`.
+        UserError: No images, or classes outside `range(num_classes)`.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not len(references) or len(references) != len(predictions):
-        raise ValueError(
+        raise UserError(
             f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
             f"for at least one image."
         )
-    top = int(max(predictions.max(), references.max()))
-    if top >= num_classes or min(predictions.min(), references.min()) < 0:
-        raise ValueError(f"Class {top} is outside the {num_classes} classes; raise num_classes.")
-    values = ChannelSetMetrics().compute(
-        predictions=predictions, references=references, num_classes=num_classes
-    )
-    counts = confusion_matrix(references, predictions, labels=range(num_classes))
+    classes = np.concatenate([predictions[predictions != NO_CLASS], references])
+    outside = classes[(classes < 0) | (classes >= num_classes)]
+    if outside.size:
+        raise UserError(
+            f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
+        )
+    values = _values(predictions, references, num_classes)
+    counts = confusion_counts(predictions, references, num_classes)
     draws = np.concatenate(list(_bootstrap(counts, seed)))
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     intervals = [wilson_interval(int(np.trace(counts)), len(references))]
@@ -166,8 +188,10 @@ def paired_difference(
 ) -> Difference:
     """Compare two models, or one on two channel sets, image by image.
 
-    Source: the exact McNemar test; interval of Agresti and Min, Statistics in Medicine 24 (2005),
-    which adds half an image to every cell.
+    The interval of Agresti and Min, Statistics in Medicine 24 (2005): Wald's after half an image is
+    added to every cell. It holds its level where few images differ, which the interval of the
+    binomial among those alone does not: their number is itself by chance. The test is McNemar's
+    exact one.
 
     Args:
         correct_a: Whether a was right, one value an image.
@@ -177,20 +201,21 @@ def paired_difference(
         The difference in accuracy (a - b), its 95 % interval and the two-sided p-value.
 
     Raises:
-        ValueError: No images, or different numbers of them.
+        UserError: No images, or different numbers of them.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
-        raise ValueError(
+        raise UserError(
             f"Shapes {a.shape} and {b.shape} cannot be paired; give one value an image for the "
             f"same images in the same order."
         )
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    difference = (only_a - only_b) / a.size
     discordant = only_a + only_b
-    p = float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
     n = a.size + 2
-    centre = (only_a - only_b) / n
-    half = _Z95 * math.sqrt(discordant + 1 - (only_a - only_b) ** 2 / n) / n
-    low, high = min(centre - half, difference), max(centre + half, difference)
-    return Difference(difference, max(-1.0, low), min(1.0, high), p)
+    centre, difference = (only_a - only_b) / n, (only_a - only_b) / a.size
+    error = np.sqrt(discordant + 1 - (only_a - only_b) ** 2 / n) / n
+    low, high = stats.norm.interval(0.95, centre, error)
+    p = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    # Shrunk towards 0, so that the estimate may lie outside near -1 and 1.
+    low, high = max(-1.0, min(low, difference)), min(1.0, max(high, difference))
+    return Difference(difference, float(low), float(high), p)

@@ -33,6 +33,7 @@ from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.models.adapt import adapt, with_rgb_first
 from timm_varchan.models.shipped import shipped_cfg, shipped_note
 from timm_varchan.stems import Stem
@@ -191,10 +192,9 @@ def _build_twin(
         channel_set = None  # another count than the saved one: the saved set does not apply
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
-    early = bool(added) and prior is None  # 0.1 built banks for all channels
-    if early:
+    if added and prior is None:
         prior = _prior_of_old_weights(PREFIX + base, bool(saved))
-    if virtual_channels is not None and (early or not _takes_anchors(registered, virtual_channels)):
+    if virtual_channels is not None and not _takes_anchors(registered, virtual_channels, added):
         kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
@@ -213,8 +213,14 @@ def _build_twin(
     return _trace_features(model, out_indices) if traced else model
 
 
-def _takes_anchors(registered: PretrainedCfg, virtual_channels: ChannelSetLike) -> bool:
+def _takes_anchors(
+    registered: PretrainedCfg,
+    virtual_channels: ChannelSetLike,
+    added: dict[str, dict[str, Tensor]],
+) -> bool:
     """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
+    if added and not any("anchors.weight" in weights for weights in added.values()):
+        return False  # one bank for all of them: a model that was adapted, or one of 0.1
     virtual = ChannelSet.parse(virtual_channels)
     base_chans = registered.input_size[0]
     if len(virtual) <= base_chans or base_chans != len(RGB):
@@ -261,7 +267,7 @@ def _load_added(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None
     """Load the stems' own weights, if there are any; stems stand in the order of their paths."""
     found = [module for module in model.modules() if isinstance(module, Stem)]
     if weights and len(found) != len(weights):
-        raise ValueError(
+        raise UserError(
             f"The weights hold {len(weights)} stems, but the model has {len(found)}: they belong "
             f"to another architecture."
         )
@@ -309,14 +315,14 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
             `virtual_channels`, `statistics`, ...
 
     Raises:
-        ValueError: A name that timm knows, a base that has no twin, or a channel set that nobody
+        UserError: A name that timm knows, a base that has no twin, or a channel set that nobody
             can read.
     """
     base = base.removeprefix(PREFIX)
     if is_model(name):
-        raise ValueError(f"timm knows a model {name!r} already; choose another name.")
+        raise UserError(f"timm knows a model {name!r} already; choose another name.")
     if not is_model(PREFIX + base):
-        raise ValueError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
+        raise UserError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
     if defaults.get("channel_set") is not None:
         defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_config()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import Channel, ChannelSet
+from timm_varchan.errors import UserError
 
 __all__ = ["PRIORS", "SAME_BAND_NM", "SCALES", "Prior", "find_channel"]
 
@@ -25,8 +26,6 @@ SAME_BAND_NM = 30.0
 SAME_CHANNEL_NM = 15.0
 #: Added to the variances before a solve: what is nearly equal must not be told apart by noise.
 NUGGET = 0.01
-#: How much more than its variance the bias of a prediction counts (it is common to all pixels).
-BIAS_WEIGHT = 100.0
 #: A mix is scaled up by at most the inverse of this.
 MIN_DEVIATION = 0.5
 #: The prediction of another channel is used for a virtual channel up to this sum of coefficients.
@@ -85,10 +84,10 @@ class _System(NamedTuple):
         both = there[:, :, None] * there[:, None, :]
         system, right = self.correlation.expand_as(both), self.cross.expand(len(count), -1, -1)
         if self.offset is not None:
-            # The least squares of variance and bias together; without a bias of its own, a
-            # convolution that pads with zeros stays foldable.
-            system = system + BIAS_WEIGHT * torch.outer(self.offset, self.offset)
-            right = right + BIAS_WEIGHT * torch.outer(self.offset, self.offset_virtual)
+            # Second moments instead of covariances: least squares without a bias, which padding
+            # with zeros would make unfoldable.
+            system = system + torch.outer(self.offset, self.offset)
+            right = right + torch.outer(self.offset, self.offset_virtual)
         system = system * both + torch.diag_embed(NUGGET * there + (1 - there))
         right = right * there[:, :, None]
         if self.offset is not None:
@@ -191,7 +190,7 @@ class Prior:
             less than a half.
 
     Raises:
-        ValueError: `measured` without a correlation.
+        UserError: `measured` without a correlation.
     """
 
     def __init__(
@@ -209,7 +208,7 @@ class Prior:
         if statistics is not None and statistics.correlation is not None:
             self.measured, ids, virtual_ids = _measured(channels, virtual_channels, statistics)
         elif kind == "measured":
-            raise ValueError(
+            raise UserError(
                 "prior='measured' needs statistics with a correlation: pass "
                 "statistics=timm_varchan.measure_channels(loader, channels)."
             )

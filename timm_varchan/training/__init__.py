@@ -10,7 +10,7 @@ with needs("train"):
     from timm_varchan.training.launch import stop
     from timm_varchan.training.recipes import RECIPES
     from timm_varchan.training.report import closing
-    from timm_varchan.training.results import accuracy_table, size_table
+    from timm_varchan.training.results import markdown_report
     from timm_varchan.training.run import Outcome, SetupError, run
     from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
@@ -24,11 +24,10 @@ __all__ = [
     "Outcome",
     "SetupError",
     "TrainConfig",
-    "accuracy_table",
     "closing",
     "draw_channels",
+    "markdown_report",
     "parse_args",
     "run",
-    "size_table",
     "stop",
 ]

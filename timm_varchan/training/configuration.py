@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 from timm_varchan.channels import ChannelSet, read_channels
-from timm_varchan.evaluation import MAX_SETS, MODES, ORDERS
+from timm_varchan.data import NO_DATA
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation import MODES, ORDERS
 from timm_varchan.views import CHANNEL_AUGS
 
 __all__ = ["GROUPS", "TrainConfig", "flag"]
@@ -72,6 +74,7 @@ class TrainConfig:
     value_scale: float | None = _data(
         None, "divide stored numbers by this, such as 10000; by default by their type's largest"
     )
+    no_data: str = _data("refuse", "pixels that hold no data", NO_DATA)
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
@@ -139,11 +142,18 @@ class TrainConfig:
         False, "less memory for more time; BatchNorm takes every batch up twice"
     )
 
-    eval_modes: tuple[str, ...] | None = _evaluation(
-        None, "how the model meets a channel set; what it can by default", MODES
+    eval_sets: str = _evaluation(
+        "default", "which sets: default (at most 40), all, RGB,B08,B04+B12 or a number of them"
     )
-    eval_orders: tuple[str, ...] = _evaluation(ORDERS, "order of the planes", ORDERS)
-    eval_max_sets: int = _evaluation(MAX_SETS, "of more subsets than this, a sample of each size")
+    missing: str | None = _evaluation(None, "also the set without these channels, as B10+B11")
+    eval_modes: tuple[str, ...] | None = _evaluation(
+        None, "how the model meets a channel set; as it was trained by default", MODES
+    )
+    eval_orders: tuple[str, ...] | None = _evaluation(
+        None, "order of the planes; shuffled by default only where it can matter", ORDERS
+    )
+    eval_max_sets: int | None = _evaluation(None, "the same as --eval-sets N")
+    baseline: str | None = _evaluation(None, "saved model to compare with, set by set")
     eval_batch_size: int = _evaluation(128, "images a batch and process")
     eval_checkpoint: str = _evaluation("last", "which one is evaluated and saved", ("last", "best"))
     eval_only: str | None = _evaluation(None, "evaluate this saved model folder, train nothing")
@@ -171,40 +181,41 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise ValueError(f"{flag(name)} is {value}; it must be {low} or more.")
+                raise UserError(f"{flag(name)} is {value}; it must be {low} or more.")
         for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay", "full_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1.")
+                raise UserError(f"{flag(name)} is {value}; it must be in 0..1.")
         for name in ("smoothing", "ema_decay", "drop_path"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1, below 1.")
+                raise UserError(f"{flag(name)} is {value}; it must be in 0..1, below 1.")
         if self.mixes and self.batch_size % 2:
-            raise ValueError(
+            raise UserError(
                 f"--batch-size is {self.batch_size}; --mixup and --cutmix mix pairs, so it must be "
                 f"even."
             )
         self._check_push()
         self._check_streaming()
+        self._check_sets()
         for field in dataclasses.fields(self):
             self._check_choice(field)
 
     def _check_streaming(self) -> None:
         if self.streaming and self.use is not None:
-            raise ValueError(
+            raise UserError(
                 "--use takes planes out of images that are there: leave --streaming out, or name "
                 "only the planes that the stream has with --channels."
             )
         if self.streaming and (self.epoch_images is None or self.cache):
-            raise ValueError(
+            raise UserError(
                 "--streaming needs --epoch-images N (how long a stream is nobody knows before its "
                 "end), and nothing of it can be kept: leave --cache out."
             )
 
     def _check_push(self) -> None:
         if self.push_to_hub is not None and self.eval_only is not None:
-            raise ValueError(
+            raise UserError(
                 f"--push-to-hub is for after training, but --eval-only trains nothing. Push with: "
                 f"python -m timm_varchan push {self.eval_only} {self.push_to_hub}"
             )
@@ -213,13 +224,17 @@ class TrainConfig:
         value, choices = getattr(self, field.name), field.metadata["choices"]
         given = value if isinstance(value, tuple) else (value,)
         if choices is not None and value is not None and not set(given) <= set(choices):
-            raise ValueError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
+            raise UserError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
+
+    def _check_sets(self) -> None:
+        if self.eval_max_sets is not None and self.eval_sets != "default":
+            raise UserError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
 
     def channel_set(self) -> ChannelSet | None:
         """What `channels` says, or None where it says nothing.
 
         Raises:
-            ValueError: What `read_channels` refuses.
+            UserError: What `read_channels` refuses.
         """
         if self.channels is None:
             return None
@@ -229,6 +244,11 @@ class TrainConfig:
     def pixels(self) -> int:
         """Height and width of the images."""
         return DEFAULT_PIXELS if self.img_size is None else self.img_size
+
+    @property
+    def planned_sets(self) -> str:
+        """Which sets are evaluated, as `plan_sets` takes it."""
+        return self.eval_sets if self.eval_max_sets is None else str(self.eval_max_sets)
 
     @property
     def mixes(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
+from timm_varchan.evaluation import Validation
 from timm_varchan.models import has_stems, set_channels
 from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.checkpoint import Progress
@@ -26,7 +27,6 @@ from timm_varchan.training.loaders import StreamLoader, epoch_batches
 from timm_varchan.training.mixing import SeededMixup
 from timm_varchan.training.step_clock import StepClock
 from timm_varchan.training.tracking import RunLog
-from timm_varchan.training.validation import Validator
 from timm_varchan.views import DrawKey, draw_channels, full_share_for
 
 __all__ = ["Trainer", "tell_all_channels"]
@@ -68,7 +68,7 @@ class Trainer:
     loader: DataLoader[tuple[Tensor, int]] | StreamLoader
     channels: ChannelSet
     folder: RunFolder
-    validate: Validator
+    validate: Callable[[nn.Module], Validation]
     log: RunLog
     mixup: SeededMixup | None = None
     average: WeightAverage | None = None
@@ -172,7 +172,8 @@ class Trainer:
                 "eval_accuracy": found.accuracy,
                 "lr": self.optimizer.param_groups[0]["lr"],
                 **times,
-                "eval_sets": found.sets,
+                "eval_sets": dict(found.sets),
+                "eval_not_finite": sum(found.num_not_finite.values()),
             }
         )
         progress.epoch, progress.step = progress.epoch + 1, 0

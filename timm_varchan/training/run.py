@@ -17,21 +17,28 @@ from torch import nn
 
 from timm_varchan.cards import write_card
 from timm_varchan.data import ImageData
-from timm_varchan.evaluation import SetResult, evaluate_channel_sets
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation import Evaluation
 from timm_varchan.hub import SavedModel, load, save
-from timm_varchan.plots import plot_channel_sets, plot_curves
+from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
 from timm_varchan.training.building import architecture, build_model
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.environment import write_json
-from timm_varchan.training.evaluating import check_evaluation, set_statistics
+from timm_varchan.training.evaluating import (
+    Baseline,
+    Evaluated,
+    check_evaluation,
+    evaluate,
+    load_baseline,
+)
 from timm_varchan.training.folder import RunFolder, check_folder
 from timm_varchan.training.launch import create_accelerator
-from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
+from timm_varchan.training.loaders import load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.preparation import prepare
 from timm_varchan.training.report import opening
-from timm_varchan.training.results import build_results, markdown_report
+from timm_varchan.training.results import build_results, markdown_report, write_sets
 from timm_varchan.training.sharding import check_sharding, whole_model
 from timm_varchan.training.tracking import check_trackers
 
@@ -40,7 +47,7 @@ __all__ = ["Outcome", "SetupError", "run"]
 logger = logging.getLogger(__name__)
 
 
-class SetupError(ValueError):
+class SetupError(UserError):
     """A run that cannot begin: data, model, flags or folder are not right."""
 
 
@@ -51,13 +58,13 @@ class Outcome:
     Args:
         folder: Where everything was written.
         results: The content of `results.json`.
-        sets: The result of every channel set.
+        sets: The results of the channel sets.
         is_main: Whether this process is the one to speak.
     """
 
     folder: Path
     results: dict[str, Any]
-    sets: list[SetResult]
+    sets: Evaluation
     is_main: bool
 
 
@@ -90,6 +97,7 @@ def run(config: TrainConfig) -> Outcome:
             data = load_run_data(config, accelerator, saved)
             model = build_model(config, data) if saved is None else saved.model
             check_evaluation(config, model, data)
+            baseline = load_baseline(config, accelerator, data)
             if saved is None:
                 trainer, progress = prepare(config, accelerator, model, data, folder)
             accelerator.wait_for_everyone()
@@ -98,31 +106,38 @@ def run(config: TrainConfig) -> Outcome:
                 logger.info("%s", opening(config, data, model, accelerator))
         if saved is not None:
             model = model.to(accelerator.device)
-            return _finish(config, accelerator, model, data, folder, None)
+            return _finish(config, accelerator, model, data, folder, None, baseline)
         progress = trainer.fit(progress)
         model = _trained(trainer, data)
-        return _finish(config, accelerator, model, data, folder, progress)
+        return _finish(config, accelerator, model, data, folder, progress, baseline)
     finally:
         accelerator.end_training()
 
 
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
     """The configuration with what the saved model says of its images where no flag does."""
+    scale = config.value_scale or (None if saved is None else saved.value_scale)
+    channels = config.channel_set()
+    if saved is None and channels is not None:
+        scale = channels.scale_with(scale)
     img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
     return dataclasses.replace(
         config,
         img_size=img_size if config.img_size is None else config.img_size,
         crop_pct=crop_pct if config.crop_pct is None else config.crop_pct,
-        value_scale=config.value_scale or (None if saved is None else saved.value_scale),
+        value_scale=scale,
     )
 
 
 @contextmanager
 def _setup() -> Iterator[None]:
-    """What goes wrong before training is the configuration's fault, and told without a trace."""
+    """What a user can cure before training begins: wrong data, model, flags, folder.
+
+    Anything else is a fault of the package and keeps its traceback.
+    """
     try:
         yield
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         raise SetupError(str(error)) from error
 
 
@@ -143,75 +158,64 @@ def _finish(
     data: ImageData,
     folder: RunFolder,
     progress: Progress | None,
+    baseline: Baseline | None,
 ) -> Outcome:
-    """Evaluate every channel set and write tables, pictures and the model."""
+    """Evaluate the channel sets and write tables, pictures and the model."""
     checkpoints, checkpoint = folder.checkpoints, None
     if progress is not None:
         best = config.eval_checkpoint == "best"
         checkpoint = checkpoints.best() if best else checkpoints.last()
     started = time.perf_counter()
     with torch.compiler.set_stance("force_eager"):  # not a graph for every channel set
-        name, sets = _evaluate(config, accelerator, model, data)
-    evaluation = {
-        "split": name,
-        "checkpoint": checkpoint.name if checkpoint else None,
-        "seconds": time.perf_counter() - started,
-    }
-    num_parameters = sum(p.numel() for p in model.parameters())
+        evaluated = evaluate(config, accelerator, model, data, baseline)
     about = {
-        "name": architecture(model), "num_parameters": num_parameters, "folder": "model",
-    }  # fmt: skip
+        "name": architecture(model),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "folder": "model",
+    }
     results = build_results(
-        config, data, accelerator, sets, model=about, progress=progress, evaluation=evaluation
-    )
+        config, data, accelerator, evaluated,
+        model=about, progress=progress,
+        checkpoint=checkpoint.name if checkpoint else None,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
     if accelerator.is_main_process:
         tell_all_channels(model, data.channels, config.channel_identity)
-        _write(folder.path, results, sets, model, data, config)
+        _write(folder.path, results, evaluated, model, data, config)
     accelerator.wait_for_everyone()
-    return Outcome(folder.path, results, sets, accelerator.is_main_process)
-
-
-def _evaluate(
-    config: TrainConfig, accelerator: Accelerator, model: nn.Module, data: ImageData
-) -> tuple[str, list[SetResult]]:
-    """The split that was evaluated on, and the result of every channel set."""
-    name, split = evaluation_split(data)
-    sets = evaluate_channel_sets(
-        model,
-        accelerator.prepare_data_loader(eval_loader(config, split, data.channels)),
-        data.channels,
-        num_classes=len(data.class_names),
-        accelerator=accelerator,
-        modes=config.eval_modes,
-        orders=config.eval_orders,
-        max_sets=config.eval_max_sets,
-        seed=config.seed,
-        statistics=set_statistics(config, model, data),
-    )
-    return name, sets
+    return Outcome(folder.path, results, evaluated.sets, accelerator.is_main_process)
 
 
 def _write(
     path: Path,
     results: dict[str, Any],
-    sets: list[SetResult],
+    evaluated: Evaluated,
     model: nn.Module,
     data: ImageData,
     config: TrainConfig,
 ) -> None:
     """Everything that stays in the output folder."""
     write_json(results, path / "results.json")
-    (path / "results.md").write_text(markdown_report(results, sets), encoding="utf-8")
-    title = f"{results['model']['name']} on {data.name}"
-    plot_channel_sets(sets, path / "channel_sets.png", title)
+    (path / "results.md").write_text(markdown_report(results), encoding="utf-8")
+    write_sets(results, path / "sets.csv")
+    title = f"{results['model']['name']} on {Path(data.name).name}"
+    files = [path / "results.md", path / "sets.csv"]
+    files.append(
+        plot_channel_sets(
+            evaluated.sets, path / "channel_sets.png", title, baseline=evaluated.baseline
+        )
+    )
+    files.append(plot_confusion(evaluated.sets[0], data.class_names, path / "confusion.png", title))
+    if results["evaluation"]["bands"]:
+        files.append(plot_bands(evaluated.sets, path / "bands.png", title))
     if results["training"] is not None:
-        plot_curves(results["training"]["history"], path / "curves.png")
+        files.append(plot_curves(results["training"]["history"], path / "curves.png"))
     if config.eval_only is None:
         model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
         save(
             model, path / "model", class_names=data.class_names, channels=data.channels,
             img_size=config.pixels, crop_pct=config.crop_pct, value_scale=config.value_scale,
-            files=[path / "results.md", path / "channel_sets.png", path / "curves.png"],
+            files=files,
         )  # fmt: skip
         # What may be pushed says nothing of this machine's folders.
         public = {**results, "config": {k: _name(v) for k, v in results["config"].items()}}

@@ -1,0 +1,241 @@
+"""What the results of many channel sets say: by size, by band, and as one number."""
+
+from __future__ import annotations
+
+import math
+import statistics as stdlib_statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from timm_varchan.evaluation.channel_sets import SetResult
+from timm_varchan.evaluation.metrics import Difference, Estimate, paired_difference
+
+__all__ = [
+    "Band",
+    "Robustness",
+    "SizeSummary",
+    "foretold",
+    "rank_bands",
+    "robustness",
+    "summarise_sizes",
+]
+
+#: Sets that somebody chose: they are not what an average set of their size does.
+_CHOSEN = ("natural", "asked")
+
+
+@dataclass(frozen=True)
+class SizeSummary:
+    """Accuracy over the evaluated sets of one size.
+
+    Sets that somebody chose (natural ones, those asked for) count only where no others of the size
+    were evaluated: they are no sample.
+
+    Args:
+        size: How many channels.
+        mode: Key of `MODES`.
+        order: One of `ORDERS`.
+        num_sets: Sets of this size that count.
+        num_possible: Sets of this size that there are.
+        mean: Mean accuracy over them.
+        std: Standard deviation over them: the spread between channels, not between seeds.
+        worst: Lowest accuracy.
+        worst_set: Where it is.
+        best: Highest accuracy.
+        best_set: Where it is.
+    """
+
+    size: int
+    mode: str
+    order: str
+    num_sets: int
+    num_possible: int
+    mean: float
+    std: float
+    worst: float
+    worst_set: str
+    best: float
+    best_set: str
+
+
+def summarise_sizes(results: Sequence[SetResult]) -> list[SizeSummary]:
+    """Mean and range of the accuracy over the sets of each size, for each mode and order."""
+    count = max((result.size for result in results), default=0)
+    groups: dict[tuple[int, str, str], list[SetResult]] = {}
+    for result in results:
+        groups.setdefault((result.size, result.mode, result.order), []).append(result)
+    summaries = []
+    for (size, mode, order), group in groups.items():
+        drawn = [result for result in group if result.kind not in _CHOSEN] or group
+        values = [_accuracy(result) for result in drawn]
+        worst, best = min(drawn, key=_accuracy), max(drawn, key=_accuracy)
+        summaries.append(
+            SizeSummary(
+                size, mode, order, len(drawn), math.comb(count, size),
+                stdlib_statistics.fmean(values), stdlib_statistics.pstdev(values),
+                _accuracy(worst), _called(worst), _accuracy(best), _called(best),
+            )
+        )  # fmt: skip
+    return summaries
+
+
+def _accuracy(result: SetResult) -> float:
+    return result.metrics["accuracy"].value
+
+
+def _called(result: SetResult) -> str:
+    return result.name or result.channels
+
+
+def main_series(results: Sequence[SetResult]) -> list[SetResult]:
+    """The results of the first mode, in order: what the summaries for people are made of."""
+    first = results[0]
+    return [r for r in results if (r.mode, r.order) == (first.mode, first.order)]
+
+
+@dataclass(frozen=True)
+class Band:
+    """What one channel is worth.
+
+    Args:
+        name: The channel.
+        index: Its position in the data.
+        loss_without: Accuracy on all channels minus accuracy on all but this one, of the same
+            images; None where that set was not evaluated.
+        alone: Accuracy on this channel alone; None likewise.
+        loss_alone: Accuracy on all channels minus `alone`, of the same images.
+    """
+
+    name: str
+    index: int
+    loss_without: Difference | None
+    alone: Estimate | None
+    loss_alone: Difference | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        return {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in vars(self).items()}
+
+
+def rank_bands(results: Sequence[SetResult]) -> list[Band]:
+    """The channels that were evaluated alone or left out, the greatest loss without it first.
+
+    Args:
+        results: From `evaluate_channel_sets`.
+
+    Returns:
+        The channels, of the first mode and order; none if there are fewer than two.
+    """
+    own = {r.indices: r for r in main_series(results)}
+    whole = max(own, key=len)
+    if len(whole) < 2:
+        return []
+    full, bands = own[whole], []
+    for place in whole:
+        alone, without = own.get((place,)), own.get(tuple(i for i in whole if i != place))
+        if alone is None and without is None:
+            continue
+        bands.append(
+            Band(
+                name=alone.channels if alone else _left_out(full, place),
+                index=place,
+                loss_without=_loss(full, without),
+                alone=None if alone is None else alone.metrics["accuracy"],
+                loss_alone=_loss(full, alone),
+            )
+        )
+    return sorted(bands, key=_worth, reverse=True)
+
+
+def _loss(full: SetResult, other: SetResult | None) -> Difference | None:
+    return None if other is None else paired_difference(full.correct, other.correct)
+
+
+def _left_out(full: SetResult, place: int) -> str:
+    """The name of a channel that was not evaluated alone."""
+    parts = full.channels.split("+") if "+" in full.channels else list(full.channels)
+    return parts[place] if len(parts) == full.size else f"#{place + 1}"
+
+
+def _worth(band: Band) -> tuple[float, float]:
+    loss = band.loss_without.difference if band.loss_without else -math.inf
+    return loss, band.alone.value if band.alone else -math.inf
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How much of a model is left when channels are missing.
+
+    Args:
+        full: Accuracy on all channels.
+        uniform_mean: Mean over the sizes 1..C of the mean accuracy over the sets of a size: what to
+            expect if first the number of channels is drawn and then which. Sizes that were not
+            evaluated are interpolated between their neighbours.
+        num_sizes: Sizes that were evaluated.
+        worst_loss: Greatest loss of accuracy by leaving out a single channel, on the same images;
+            None where no channel was left out.
+        worst_channel: Which one.
+    """
+
+    full: float
+    uniform_mean: float
+    num_sizes: int
+    worst_loss: Difference | None
+    worst_channel: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-serialisable form."""
+        loss = None if self.worst_loss is None else self.worst_loss._asdict()
+        return {**asdict(self), "worst_loss": loss}
+
+
+def robustness(results: Sequence[SetResult]) -> Robustness | None:
+    """The uniform mean and the worst single loss, of the first mode and order.
+
+    Source: the distribution of hierarchical channel sampling, ChannelViT, arXiv:2309.16108,
+    section 3.3, whose tables give the mean for each number of channels; the mean over the numbers
+    is ours.
+
+    Args:
+        results: From `evaluate_channel_sets`.
+
+    Returns:
+        None where fewer than two sizes, or not size 1, were evaluated: nothing to interpolate.
+    """
+    own = main_series(results)
+    means = {summary.size: summary.mean for summary in summarise_sizes(own)}
+    count = max(means)
+    if count < 2 or 1 not in means:
+        return None
+    sizes = sorted(means)
+    mean = np.interp(range(1, count + 1), sizes, [means[size] for size in sizes]).mean()
+    left_out = [band for band in rank_bands(own) if band.loss_without is not None]
+    worst = left_out[0] if left_out else None
+    return Robustness(
+        full=means[count],
+        uniform_mean=float(mean),
+        num_sizes=len(sizes),
+        worst_loss=worst.loss_without if worst else None,
+        worst_channel=worst.name if worst else None,
+    )
+
+
+def foretold(results: Sequence[SetResult], errors: Sequence[float | None]) -> float | None:
+    """Whether the error that correlation alone foretells ranks the sets as their accuracy does.
+
+    Args:
+        results: From `evaluate_channel_sets`.
+        errors: Of each of them the expected error, None where it is not known.
+
+    Returns:
+        Spearman's rank correlation between expected error and loss of accuracy, from -1 to 1; None
+        for fewer than three sets or where all are equal.
+    """
+    pairs = [(e, -_accuracy(r)) for r, e in zip(results, errors, strict=True) if e is not None]
+    if len(pairs) < 3 or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
+        return None
+    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
