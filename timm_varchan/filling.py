@@ -70,8 +70,8 @@ def _predicted(pixels: Tensor, there: Tensor, channels: ChannelSet) -> Tensor:
     known = ChannelSet(numbered.channels, channels.correlation)
     prior = Prior(numbered, numbered, "measured", known)
     table = prior.solve(patterns.cpu()).to(pixels.device, dtype)
-    mixed = [
-        (row.unsqueeze(1) @ table[pattern]).squeeze(1)
-        for row, pattern in zip(deviations.split(CHUNK), which.split(CHUNK), strict=True)
-    ]
-    return torch.where(there, pixels.to(dtype), torch.cat(mixed) * std + mean)
+    mixed = torch.empty_like(deviations)
+    for start in range(0, len(pixels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        mixed[rows] = torch.bmm(deviations[rows, None], table[which[rows]])[:, 0]
+    return torch.where(there, pixels.to(dtype), mixed * std + mean)

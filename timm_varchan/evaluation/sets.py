@@ -18,8 +18,6 @@ ItemT = TypeVar("ItemT")
 
 #: Sets of the default plan at most; up to this many subsets, all of them (5 channels).
 DEFAULT_BUDGET = 40
-#: Of more channels than this the default plan tests so many alone and left out, evenly spread.
-MAX_SINGLES = 15
 #: With `all`, at most so many channels: every further one doubles the sets.
 _MAX_ALL = 16
 #: Sets of more channels than this are called by what they lack, or by how many they are.
@@ -79,8 +77,8 @@ def plan_sets(
         channels: All channels of the data.
         wanted: `default`: every subset where there are at most `budget`, else all channels, each
             alone, all but each one, natural sets (RGB, ...) and a sample of the sizes between;
-            `all`: every subset; a number: so many, drawn evenly over the sizes; or a text as
-            `parse_sets` takes it.
+            `all`: every subset; a number: the same with a larger sample, or fewer than `budget`
+            drawn evenly over the sizes; or a text as `parse_sets` takes it.
         seed: Of the samples.
         budget: Sets of the default plan at most.
         also: Positions of further sets.
@@ -103,8 +101,10 @@ def plan_sets(
                 f"such as {MAX_SETS}."
             )
         chosen = channels.subset_indices()
-    elif text.isdigit():
+    elif text.isdigit() and int(text) < DEFAULT_BUDGET:
         chosen = choose_sets(channels, max_sets=int(text), seed=seed)
+    elif text.isdigit():
+        chosen = _default(channels, seed, int(text) - len(extra))
     else:
         extra += parse_sets(channels, text)
         chosen = []
@@ -147,12 +147,12 @@ def _name(
 
 
 def _default(channels: ChannelSet, seed: int, budget: int) -> list[tuple[int, ...]]:
-    """A few sets that answer questions."""
+    """Sets that answer questions; of many channels some alone and left out, evenly spread."""
     count = len(channels)
     if 2**count - 1 <= budget:
         return channels.subset_indices()
     whole = tuple(range(count))
-    alone = spread(range(count), MAX_SINGLES)
+    alone = spread(range(count), budget * 3 // 8)
     chosen = {whole, *((i,) for i in alone)}
     chosen |= {whole[:i] + whole[i + 1 :] for i in alone}
     chosen |= set(natural_sets(channels.wavelengths_nm).values())

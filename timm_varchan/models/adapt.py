@@ -91,10 +91,9 @@ def set_channels(
     for module in model.modules():
         if isinstance(getattr(module, "_model_args", None), dict):
             _record(module, current, mixers[0])
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "model_args"):  # transformers' TimmWrapper
-            arguments = _with_channels(config.model_args or {}, current)
-            config.model_args = arguments
+            config.model_args = _with_channels(config.model_args or {}, current)
 
 
 def _with_channels(arguments: Mapping[str, Any], channels: ChannelSet | None) -> dict[str, Any]:

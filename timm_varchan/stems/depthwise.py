@@ -41,7 +41,7 @@ class DepthwiseMixer(KnownMixer):
     ) -> None:
         self.channel_names = tuple(channel_names)
         super().__init__(virtual_channels, default_channels, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         K, N = self.num_virtual, len(self.known())
         start = torch.zeros(N, K, 3, 3)
         start[:, :, 1, 1] = torch.cat([K * torch.eye(K), torch.ones(N - K, K)])

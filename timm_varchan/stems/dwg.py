@@ -90,7 +90,7 @@ class DWGMixer(Mixer):
         self.channel_names = tuple(channel_names)
         self.gain, self.num_frequencies = gain, num_frequencies
         super().__init__(virtual_channels, default_channels, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.content = OwnLinear(NUM_STATISTICS, width, **like)
         self.identity = OwnLinear(2 * num_frequencies, width, bias=False, **like)
         # Row 0 is that of channels outside the vocabulary; its gate is always 0.

@@ -49,7 +49,7 @@ class HyperMixer(KernelMixer):
     ) -> None:
         self.width = width
         super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         out, kh, kw = kernel_shape
         self.embed = nn.Sequential(
             nn.Linear(width, width, **like), nn.ReLU(), nn.Linear(width, width, **like), nn.ReLU()

@@ -394,7 +394,7 @@ class Mixer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
         """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             device, dtype = self._home
             start = "cpu" if device.type == "meta" else device  # nothing can be copied out of meta
@@ -478,7 +478,7 @@ class Mixer(nn.Module):
 
     def _follow(self, x: Tensor) -> None:
         """Bring the tables to weights that were assigned without a word (`assign=True`)."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return
         own = next((p for p in self.parameters() if p.is_floating_point()), None)
         home = (x.device, self._home[1] if own is None else own.dtype)

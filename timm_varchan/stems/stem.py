@@ -218,4 +218,4 @@ def _keep_stem(parent: nn.Module, name: str, module: nn.Module | None) -> nn.Mod
     return None
 
 
-register_module_module_registration_hook(_keep_stem)
+register_module_module_registration_hook(_keep_stem)  # type: ignore[arg-type]  # may return
