@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 from timm_varchan.cards import write_card
+from timm_varchan.errors import UserError
 from timm_varchan.hub import push
 from timm_varchan.training import (
     CheckpointError,
     Interrupted,
     NonFiniteLossError,
-    SetupError,
     markdown_report,
     parse_args,
     run,
@@ -33,8 +33,8 @@ def main(args: list[str] | None = None) -> None:
     config = parse_args(args)
     try:
         outcome = run(config)
-    except (SetupError, NonFiniteLossError, CheckpointError) as error:
-        raise SystemExit(f"hf_train: {error}") from error
+    except (UserError, NonFiniteLossError, CheckpointError) as error:
+        raise SystemExit(f"hf_train: {_one_line(error)}") from error
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
             flags = shlex.join(to_args(dataclasses.replace(config, resume="auto")))
@@ -47,12 +47,20 @@ def main(args: list[str] | None = None) -> None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 
 
+def _one_line(error: Exception) -> str:
+    """The text of an error, also where a worker met it and torch added its traceback."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    return text.rstrip().splitlines()[-1].partition("Error: ")[2]
+
+
 def _push(folder: Path, repo_id: str, *, private: bool) -> None:
     """Push the saved model with its card; what goes wrong is said with the command to repeat it."""
     try:
         write_card(folder, source=f"hf-hub:{repo_id}")
         print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise SystemExit(f"hf_train: {error}") from error
 
 

@@ -4,7 +4,8 @@ Images of 13 planes of 64 x 64 in 16 bits, made here, as `.npy` and TIFF in clas
 Parquet with the bytes of `.npy`. In every round each image is read once by an `ImageSplit` and once
 by numpy or tifffile alone (Parquet: `datasets` without any decoding, then numpy), in one process on
 one thread; the ratio of a round's times is the figure. Then the same through the augmentation of
-training.
+training, and through torchvision's crop, flip, normalisation and rotation of the plain reader's
+images.
 
     python bench/loading.py --output bench/results/0.1.0/loading.json
 """
@@ -26,13 +27,16 @@ import torch
 from arms_cli import machine, write_report
 from tables import loading_table
 from timing import Clock, interleave, ratios, spread
+from torchvision.transforms import v2
 
 from timm_varchan.data import TransformedSplit, load_data, train_transform
 
 NUM_CHANNELS, PIXELS = 13, 64
 
 
-def make_folder(root: Path, suffix: str, images: np.ndarray) -> list[Path]:
+def make_folder(
+    root: Path, suffix: str, images: np.ndarray, compression: str | None = None
+) -> list[Path]:
     """Class folders with one file an image; the files, sorted."""
     files = []
     for number, image in enumerate(images):
@@ -41,7 +45,7 @@ def make_folder(root: Path, suffix: str, images: np.ndarray) -> list[Path]:
         if suffix == ".npy":
             np.save(file, image)
         else:
-            tifffile.imwrite(file, image, photometric="minisblack")
+            tifffile.imwrite(file, image, photometric="minisblack", compression=compression)
         files.append(file)
     return sorted(files)
 
@@ -66,6 +70,22 @@ def make_parquet(root: Path, images: np.ndarray) -> datasets.Dataset:
     return datasets.load_dataset("parquet", data_files=str(file), split="train")
 
 
+def torchvisions() -> Callable[[np.ndarray], torch.Tensor]:
+    """The same augmentation, put together from torchvision's transforms."""
+    steps = v2.Compose([
+        v2.RandomResizedCrop(PIXELS, scale=(0.35, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.Normalize([0.1] * NUM_CHANNELS, [0.1] * NUM_CHANNELS),
+        v2.RandomRotation(15, interpolation=v2.InterpolationMode.BILINEAR),
+    ])  # fmt: skip
+    return lambda image: steps(torch.from_numpy(image).to(torch.float32) / 65535)
+
+
+def both(read: Callable[[Any], np.ndarray], steps: Callable[[Any], object], item: Any) -> object:
+    """Read one image and transform it."""
+    return steps(read(item))
+
+
 def read_all(read: Callable[[Any], object], items: Iterable[Any]) -> None:
     """Read every image once."""
     for item in items:
@@ -77,29 +97,33 @@ def measure(folder: Path, num_images: int, rounds: int) -> list[dict[str, Any]]:
     shape = (num_images, NUM_CHANNELS, PIXELS, PIXELS)
     images = np.random.default_rng(0).integers(0, 10_000, shape, np.uint16)
     npy, tif = (make_folder(folder / s[1:], s, images) for s in (".npy", ".tif"))
+    packed = make_folder(folder / "deflate", ".tif", images // 64 * 64, "deflate")
     parquet = make_parquet(folder / "parquet", images)
     numbers = range(num_images)
-    plain = {
-        ".npy files": ("npy", partial(read_all, np.load, npy)),
-        "TIFF files": ("tif", partial(read_all, tifffile.imread, tif)),
+    plain: dict[str, tuple[str, Callable[[Any], np.ndarray], Iterable[Any]]] = {
+        ".npy files": ("npy", np.load, npy),
+        "TIFF files": ("tif", tifffile.imread, tif),
+        "TIFF files, deflate": ("deflate", tifffile.imread, packed),
         "Parquet, bytes of .npy": (
-            "parquet",
-            partial(read_all, lambda i: np.load(io.BytesIO(parquet[i]["image"])), numbers),
+            "parquet", lambda i: np.load(io.BytesIO(parquet[i]["image"])), numbers
         ),
-    }
+    }  # fmt: skip
+    steps_of_torchvision = torchvisions()
     rows = []
-    for name, (source, baseline) in plain.items():
+    for name, (source, read, items) in plain.items():
         data = load_data(str(folder / source))
         split = data.train
         assert split is not None
-        assert sorted(x.numpy().tobytes() for x, _ in split) == sorted(x.tobytes() for x in images)
+        same = sorted(x.numpy().tobytes() for x, _ in split)
+        assert same == sorted(np.ascontiguousarray(read(item)).tobytes() for item in items)
         channels = data.channels.with_stats([0.1] * NUM_CHANNELS, [0.1] * NUM_CHANNELS)
         augmented = TransformedSplit(split, train_transform(PIXELS, channels))
         steps = interleave(
             {
                 "ours": partial(read_all, split.__getitem__, numbers),
-                "plain": baseline,
+                "plain": partial(read_all, read, items),
                 "augmented": partial(read_all, augmented.__getitem__, numbers),
+                "torchvision": partial(read_all, partial(both, read, steps_of_torchvision), items),
             },
             Clock(torch.device("cpu")), rounds=rounds, warmup=1,
         )  # fmt: skip
@@ -108,6 +132,9 @@ def measure(folder: Path, num_images: int, rounds: int) -> list[dict[str, Any]]:
             "images_per_second": {k: spread([num_images / s for s in v]) for k, v in steps.items()},
             # of the plain speed: the plain reader's time over ours
             "of_plain": ratios({"plain": steps["plain"], "ours": steps["ours"]})["ours"],
+            "of_torchvision": ratios(
+                {"plain": steps["torchvision"], "ours": steps["augmented"]}
+            )["ours"],
         })  # fmt: skip
     return rows
 

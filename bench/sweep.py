@@ -1,16 +1,22 @@
 """Build every twin and run it with several numbers of channels; write what happened as CSV.
 
     python bench/sweep.py --output bench/results/twins-timm1.0.31.csv
+    python bench/sweep.py --tools factory --output tools.csv                        # all of them
+    python bench/sweep.py --tools factory script trace --one-per-family --output tools.csv
 
 Architectures with at most `--max-params` million parameters run for real, with one image; larger
 ones on the meta device, which checks shapes alone. Rows already in the file are not repeated, so an
 interrupted sweep goes on where it stopped. Backbones of free input size run at the smallest of
 96, 128, 192 px and their own size that they take, the others at their own size.
+
+`--tools` tries instead, on the meta device, what other programs do: `device=` of the factory,
+`torch.jit.script` and `torch.fx.symbolic_trace`; the last two count where the base passes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
 import time
@@ -19,6 +25,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import set_scriptable
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +36,7 @@ COLUMNS = (
     "model", "base_params", "stem_params", "device", "img_size", "channels", "outcome", "reason",
     "seconds",
 )  # fmt: skip
+TOOLS = ("factory", "script", "trace")
 
 
 def sizes(model: nn.Module) -> list[int]:
@@ -80,6 +88,58 @@ def examine(name: str, max_params: int) -> dict[str, object]:
     return row
 
 
+def _on_meta(name: str) -> nn.Module:
+    """A model built by `device="meta"`, every tensor of which is there."""
+    model = timm.create_model(name, device="meta")
+    tensors = [*model.parameters(), *model.buffers()]
+    for mixer in (m for m in model.modules() if isinstance(m, timm_varchan.DWGMixer)):
+        tensors += [getattr(mixer, table) for table in mixer.table_names()]
+    elsewhere = {tensor.device.type for tensor in tensors} - {"meta"}
+    if elsewhere:
+        raise RuntimeError(f"tensors on {elsewhere}")
+    return model
+
+
+def _use(tool: str, name: str) -> None:
+    """Do to a model what other programs do; raises what they would see."""
+    if tool == "factory":
+        _on_meta(name)
+        return
+    with set_scriptable(tool == "script"):
+        model = _on_meta(name).eval()
+        torch.jit.script(model) if tool == "script" else torch.fx.symbolic_trace(model)
+
+
+def examine_tools(name: str, tools: list[str]) -> dict[str, object]:
+    """Use tools on a twin; a tool that fails on the base too is no failure of the twin."""
+    row: dict[str, object] = {"model": name, "device": "meta", "outcome": "ok"}
+    start, reasons, passed = time.perf_counter(), [], []
+    for tool in tools:
+        try:
+            _use(tool, name)
+            passed.append(tool)
+        except Exception as error:  # noqa: BLE001  the reason of every failure is the result
+            with contextlib.suppress(Exception):
+                _use(tool, name.removeprefix("dwg_"))
+                reasons.append(f"{tool}: {type(error).__name__}: {error}"[:200])
+    if reasons:
+        row |= {"outcome": "failed", "reason": " | ".join(reasons)}
+    else:
+        row["reason"] = "+".join(passed)
+    row["seconds"] = f"{time.perf_counter() - start:.1f}"
+    return row
+
+
+def one_per_family(names: list[str]) -> list[str]:
+    """The first architecture of each of timm's modules."""
+    wanted, chosen = set(names), []
+    for family in timm.list_modules():
+        twins = [f"dwg_{name}" for name in timm.list_models(module=family)]
+        found = sorted(wanted.intersection(twins), key=lambda name: (len(name), name))
+        chosen += found[:1]
+    return chosen
+
+
 def main() -> None:
     """Parse the command line and sweep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -87,6 +147,8 @@ def main() -> None:
     parser.add_argument("--filter", default="dwg_*", help="which models, by wildcard")
     parser.add_argument("--max-params", type=int, default=100_000_000, help="largest real forward")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tools", nargs="+", choices=TOOLS, help="use these, run nothing")
+    parser.add_argument("--one-per-family", action="store_true", help="one twin a family of timm")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
@@ -99,8 +161,11 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         if not done:
             writer.writeheader()
-        for name in tqdm([n for n in timm.list_models(args.filter) if n not in done]):
-            writer.writerow(examine(name, args.max_params))
+        names = timm.list_models(args.filter)
+        names = one_per_family(names) if args.one_per_family else names
+        for name in tqdm([n for n in names if n not in done]):
+            tried = examine_tools(name, args.tools) if args.tools else None
+            writer.writerow(tried or examine(name, args.max_params))
             file.flush()
             gc.collect()
     with args.output.open() as file:
@@ -109,6 +174,7 @@ def main() -> None:
     print(f"{len(rows) - len(failed)} of {len(rows)} twins ran ({1 - len(failed) / len(rows):.2%})")
     for row in failed:
         print(f"  {row['model']}: {row['reason']}")
+    raise SystemExit(bool(failed))
 
 
 if __name__ == "__main__":

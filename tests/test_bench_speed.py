@@ -25,7 +25,7 @@ def test_every_format_is_read_whole_and_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(loading.torch, "set_num_threads", lambda number: None)
     result = start(loading, monkeypatch, tmp_path / "loading.json", *words)
     assert [row["format"] for row in result["rows"]] == [
-        ".npy files", "TIFF files", "Parquet, bytes of .npy"
+        ".npy files", "TIFF files", "TIFF files, deflate", "Parquet, bytes of .npy"
     ]  # fmt: skip
     for row in result["rows"]:
         speeds = row["images_per_second"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from timm_varchan.__main__ import main
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import (
     ImageSplit,
@@ -19,7 +20,7 @@ from timm_varchan.data import (
     write_channels,
 )
 from timm_varchan.data.measure import main as measure
-from timm_varchan.data.plane_augment import OPERATIONS, RandomOperations
+from timm_varchan.data.transforms import OPERATIONS, RandomOperations
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -132,9 +133,11 @@ def test_channels_are_measured_and_kept_in_a_file(tmp_path, capsys):
     assert (list(channels.mean), list(channels.std)) == channel_stats(split)
     assert channels.names == ("B02", "B03", "B04", "B08")
     assert read_channels("B02+B08") == ChannelSet.parse("B02+B08")
-    assert json.loads((tmp_path / "channels.json").read_text()) == channels.to_config()
+    written = json.loads((tmp_path / "channels.json").read_text())
+    assert (written["channels"], written["value_scale"]) == (channels.to_config(), 10000)
+    assert channels.correlation is not None
     assert (
-        write_channels(channels, tmp_path / "again.json").read_text()
+        write_channels(channels, tmp_path / "again.json", 10000.0).read_text()
         == (tmp_path / "channels.json").read_text()
     )
 
@@ -164,5 +167,6 @@ def test_what_is_no_file_of_channels_is_refused(tmp_path, capsys):
     for name in ("other.json", "nothing.json"):
         with pytest.raises(ValueError, match=r"holds no channels.*timm_varchan.data.measure"):
             read_channels(str(tmp_path / name))
-    assert measure([str(tmp_path / "nothing")]) == 1
-    assert "error: " in capsys.readouterr().err
+    for command in (measure, lambda words: main(["measure", *words])):
+        assert command([str(tmp_path / "nothing")]) == 1
+        assert "error: " in capsys.readouterr().err

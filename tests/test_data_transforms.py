@@ -191,9 +191,10 @@ def test_channel_stats_of_constant_and_broken_planes():
     constant = split_of([torch.full((1, 4, 4), 0.3)], ChannelSet.anonymous(1))
     mean, std = channel_stats(constant)
     assert (mean, std) == (pytest.approx([0.3]), [1.0])
-    broken = split_of([torch.tensor([[[0.1]], [[torch.nan]]])], ChannelSet.parse("R+NIR"))
-    with pytest.raises(ValueError, match="Channel NIR holds values that are not finite"):
-        channel_stats(broken)
+    for value, said in ((torch.inf, "not finite"), (torch.nan, "no valid pixel")):
+        broken = split_of([torch.tensor([[[0.1]], [[value]]])], ChannelSet.parse("R+NIR"))
+        with pytest.raises(ValueError, match=f"Channel NIR .*{said}"):
+            channel_stats(broken)
     with pytest.raises(ValueError, match="at least 1"):
         channel_stats(constant, 0)
     with pytest.raises(ValueError, match="at least 1"):

@@ -239,7 +239,7 @@ def test_push_and_pull(folder, tmp_path):
     expected = {
         "org/nothing": "FileNotFoundError.*no repository org/nothing",
         "org/name@v3": "no such revision",
-        "org/pickled": "ValueError.*a pickle.*convert it",
+        "org/pickled": "UserError.*a pickle.*convert it",
         "org/broken": "ValueError.*is no JSON",
         "org/empty": "FileNotFoundError.*lacks config.json",
         "a b/c": "Give ORG/NAME",

@@ -114,7 +114,7 @@ def test_refusals(model, tmp_path):
     missing, not_finite, large = predict(model, files, **good)
     assert large.error == "its values are so large that the answer is not finite"
     assert missing.error == "there is no such file"
-    assert not_finite.error == "it holds values that are not finite"
+    assert not_finite.error == "100.0% of its values hold no data (they are not finite)"
 
 
 def test_command_in_a_process(saved, images):

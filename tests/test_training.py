@@ -299,7 +299,16 @@ def test_results_follow_the_documented_schema(finished):
     assert results["seeds"] == [0]
     assert set(results["model"]) == {"name", "num_parameters", "folder"}
     data = results["data"]
-    assert set(data) == {"name", "class_names", "channels", "num_images", "num_skipped"}
+    assert set(data) == {
+        "name",
+        "class_names",
+        "channels",
+        "num_images",
+        "num_skipped",
+        "value_scale",
+        "no_data",
+        "invalid_share",
+    }
     assert data["num_images"] == {"train": 30, "validation": 30, "test": 30, "evaluated": 30}
     assert ChannelSet.from_config(data["channels"]).names == ("R", "G")
     assert set(results["training"]) == {

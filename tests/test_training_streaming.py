@@ -198,7 +198,7 @@ def test_damaged_images_are_named_or_skipped(tmp_path, caplog):
 
 
 def test_statistics_of_sorted_data_come_from_all_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("timm_varchan.data.stream_sample.NUM_SAMPLED", 20)
+    monkeypatch.setattr("timm_varchan.data.streaming.NUM_SAMPLED", 20)
     for part in range(4):
         numbers = range(40 * part, 40 * part + 40)
         path = tmp_path / f"train-{part:05d}-of-00004.parquet"

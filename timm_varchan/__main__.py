@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: predict, evaluate, export, fold, describe and push a model.
+"""`python -m timm_varchan`: measure, predict, evaluate, export, fold, describe and push.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from timm_varchan import hub
+from timm_varchan.errors import UserError
 
 if TYPE_CHECKING:
     from timm_varchan.channels import ChannelSet
@@ -33,6 +34,8 @@ def _predict(args: argparse.Namespace) -> int:
     from timm_varchan.predict import find_images, predict
 
     saved = _load(args)
+    if args.output:
+        return _predict_scene(args, saved)
     files = find_images(args.files)
     predictions = predict(
         saved.model,
@@ -44,6 +47,7 @@ def _predict(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
         top=args.top,
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -65,9 +69,43 @@ def _predict(args: argparse.Namespace) -> int:
     return _UNREADABLE if unreadable else 0
 
 
+def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
+    """Windows of one large scene into a raster or table of classes."""
+    from tqdm import tqdm
+
+    from timm_varchan.scenes import predict_scene
+
+    if len(args.files) != 1:
+        raise UserError(f"--output is for one scene, {len(args.files)} files came.")
+    channels = saved.select(args.channels) if args.channels else saved.channels
+    if args.mean and args.std:
+        channels = channels.with_stats(args.mean, args.std)
+    rows = predict_scene(
+        saved.model,
+        args.files[0],
+        args.output,
+        channels=channels,
+        img_size=args.img_size or saved.img_size,
+        class_names=saved.class_names,
+        tile=args.tile,
+        stride=args.stride,
+        value_scale=args.value_scale or saved.value_scale,
+        no_data=args.no_data,
+        batch_size=args.batch_size,
+    )
+    invalid = 0.0
+    with tqdm(unit="row") as bar:
+        for row in rows:
+            bar.total, invalid = row.total, invalid + row.invalid_share
+            bar.update(row.done - bar.n)
+    print(f"{args.output}: {invalid / max(1, bar.n):.1%} of the pixels hold no data.")
+    return 0
+
+
 def _look(args: argparse.Namespace) -> int:
     import torch
 
+    from timm_varchan.data import Reading
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
@@ -76,7 +114,8 @@ def _look(args: argparse.Namespace) -> int:
     files = find_images(args.files)[: args.limit]
     size = (args.img_size or saved.img_size, saved.crop_pct)
     scale = args.value_scale or saved.value_scale
-    reader = ImageFiles(files, channels, (args.mean, args.std), size, scale)
+    reading = Reading(channels, scale, args.no_data)
+    reader = ImageFiles(files, reading, (args.mean, args.std), size)
     names, images = [], []
     for file, image in map(reader.__getitem__, range(len(files))):
         if isinstance(image, str):
@@ -85,7 +124,7 @@ def _look(args: argparse.Namespace) -> int:
             names.append(file.name)
             images.append(image)
     if not images:
-        raise ValueError("None of the files could be read.")
+        raise UserError("None of the files could be read.")
     path = plot_stem(
         saved.model,
         torch.stack(images),
@@ -111,7 +150,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         for name in (
             "dataset", "channels", "img_size", "value_scale", "image_column", "label_column",
             "train_split", "validation_split", "test_split", "limit", "skip_corrupt", "eval_sets",
-            "missing", "baseline", "eval_batch_size", "workers",
+            "missing", "baseline", "eval_batch_size", "workers", "no_data",
         )
     }  # fmt: skip
     with ExitStack() as stack:
@@ -154,7 +193,7 @@ def _channels(args: argparse.Namespace) -> int:
         return 0
     channels = product_channels(args.product)
     if channels is None:
-        raise ValueError(f"There is no product {args.product!r}. Known: {', '.join(PRODUCTS)}.")
+        raise UserError(f"There is no product {args.product!r}. Known: {', '.join(PRODUCTS)}.")
     for plane, channel in enumerate(channels, start=1):
         print(f"plane {plane:2}  {channel.label:16}{channel.wavelength_nm:8g} nm")
     return 0
@@ -226,7 +265,7 @@ def _fold(args: argparse.Namespace) -> int:
             )
     architecture = str(folded.pretrained_cfg["architecture"])  # type: ignore[index]
     if architecture.endswith("_folded"):
-        raise ValueError(
+        raise UserError(
             f"The first convolution standardises its weights, so no plain timm model of this "
             f"architecture has the folded kernels. Export instead: python -m timm_varchan export "
             f"{args.model} FILE.onnx --channels {args.channels}"
@@ -301,6 +340,12 @@ def _parser() -> argparse.ArgumentParser:
     images = argparse.ArgumentParser(add_help=False)
     images.add_argument("files", nargs="+", help="image files and folders")
     images.add_argument("--channels", help="planes of the files, as GB, B02+B08 or anonymous")
+    images.add_argument(
+        "--no-data",
+        default="refuse",
+        choices=("refuse", "mean", "predict", "keep"),
+        help="pixels without data: refuse the file, put the mean there, predict, keep (refuse)",
+    )
     images.add_argument("--mean", type=float, nargs="+", help="means, for all or each channel")
     images.add_argument("--std", type=float, nargs="+", help="deviations, for all or each channel")
 
@@ -309,7 +354,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=5, help="classes to show (5)")
     predict.add_argument("--json", action="store_true", help="one JSON object a line")
     predict.add_argument("--batch-size", type=int, default=32, help="images at once (32)")
+    predict.add_argument("--output", help="classes of one scene: .tif or .csv (needs [geo])")
+    predict.add_argument("--tile", type=int, help="pixels a side of its windows (the model's)")
+    predict.add_argument("--stride", type=int, help="pixels between windows (half of a window)")
     predict.add_argument("--workers", type=int, default=0, help="processes that decode (0)")
+
+    commands.add_parser("measure", help="mean, deviation and correlation of data")
 
     look = commands.add_parser(
         "look", parents=[model, images], help="a picture of what the stem makes of images"
@@ -370,6 +420,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--channels", help="planes of the images in their order (the model's)")
     evaluate.add_argument("--img-size", type=int, help="height and width (the model's)")
     evaluate.add_argument("--value-scale", type=float, help="divide by this (the model's)")
+    evaluate.add_argument("--no-data", default="refuse", help="pixels without data: see predict")
     evaluate.add_argument("--limit", type=int, help="at most so many images")
     for split in ("train", "validation", "test"):
         evaluate.add_argument(f"--{split}-split", help=f"what the source calls its {split} split")
@@ -388,10 +439,15 @@ def _add_evaluate(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["measure"]:  # its own parser, so that nothing else imports what reads data
+        from timm_varchan.data.measure import main as measure
+
+        return measure(words[1:], prog="python -m timm_varchan measure")
+    args = _parser().parse_args(words)
     try:
         return int(args.run(args))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from numbers import Real
 
+from timm_varchan.errors import UserError
+
 __all__ = ["MIN_WAVELENGTH_NM", "Channel", "known_channels", "register_channel"]
 
 #: Wavelengths below this, in nm, are refused: they are almost always micrometres.
@@ -35,7 +37,7 @@ class Channel:
         std: Standard deviation in the same units, above 0.
 
     Raises:
-        ValueError: A value that is not finite, a wavelength in micrometres, a deviation of 0.
+        UserError: A value that is not finite, a wavelength in micrometres, a deviation of 0.
     """
 
     name: str | None = None
@@ -45,26 +47,24 @@ class Channel:
 
     def __post_init__(self) -> None:
         if self.name is not None and not _is_name(self.name):
-            raise ValueError(
+            raise UserError(
                 f"Channel name {self.name!r} is no text, empty or contains a space, '+' or ',', "
                 f"which separate channels. Use letters, digits, '-' and '_'."
             )
         for field in ("wavelength_nm", "mean", "std"):
             value = getattr(self, field)
             if value is not None and not _is_finite(value):
-                raise ValueError(
-                    f"Channel {self.label}: {field} is {value!r}, not a finite number."
-                )
+                raise UserError(f"Channel {self.label}: {field} is {value!r}, not a finite number.")
         if self.wavelength_nm is not None and self.wavelength_nm < MIN_WAVELENGTH_NM:
-            raise ValueError(
+            raise UserError(
                 f"Channel {self.label}: wavelength {self.wavelength_nm:g} nm is below "
                 f"{MIN_WAVELENGTH_NM:g} nm. Wavelengths are in nanometres: for micrometres "
                 f"multiply by 1000 ({self.wavelength_nm * 1000:g})."
             )
         if self.std is not None and self.std <= 0:
-            raise ValueError(f"Channel {self.label}: std is {self.std}, it must be above 0.")
+            raise UserError(f"Channel {self.label}: std is {self.std}, it must be above 0.")
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"Channel {self.label}: give mean and std together, or neither.")
+            raise UserError(f"Channel {self.label}: give mean and std together, or neither.")
 
     @property
     def is_anonymous(self) -> bool:
@@ -134,18 +134,18 @@ def register_channel(
         The channel.
 
     Raises:
-        ValueError: The name is taken by another channel, or is a row of known letters
+        UserError: The name is taken by another channel, or is a row of known letters
             (`"GB"` would no longer be green and blue).
     """
     channel = Channel(name, wavelength_nm, mean, std)
     known = _registry.get(name)
     if known is not None and known != channel and not overwrite:
-        raise ValueError(f"Channel {name!r} is known already ({known}). Pass overwrite=True.")
+        raise UserError(f"Channel {name!r} is known already ({known}). Pass overwrite=True.")
     if len(name) > 1 and all(letter in _registry for letter in name):
-        raise ValueError(
+        raise UserError(
             f"Channel name {name!r} already reads as {'+'.join(name)}; choose another one."
         )
     if name.lower() == "anonymous":
-        raise ValueError("The name 'anonymous' is reserved for channels without identity.")
+        raise UserError("The name 'anonymous' is reserved for channels without identity.")
     _registry[name] = channel
     return channel

@@ -13,6 +13,7 @@ import timm
 from timm.models._hub import generate_readme
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import METRICS
 from timm_varchan.hub.folder import read_config
 
@@ -162,7 +163,7 @@ def folder_card(
 
     Raises:
         FileNotFoundError: The folder is no saved model.
-        ValueError: Its configuration or results are broken.
+        UserError: Its configuration or results are broken.
     """
     folder = Path(folder)
     config = read_config(folder, str(folder))
@@ -216,7 +217,7 @@ def _read_results(path: Path) -> dict[str, Any] | None:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["evaluation"]["sets"], results["data"]["num_images"], results["config"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no result of a training run ({type(error).__name__}: {error}). Remove it "
             f"or run the evaluation again."
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from timm_varchan.bands import Channel, known_channels, register_channel
+from timm_varchan.errors import UserError
 from timm_varchan.products import product_channels
 
 __all__ = [
@@ -45,8 +46,8 @@ FILE_VERSION = 2
 MAX_TEXT_CHANNELS = 32
 
 
-def _unknown(name: str) -> ValueError:
-    return ValueError(
+def _unknown(name: str) -> UserError:
+    return UserError(
         f"Unknown channel {name!r}. Known: {', '.join(known_channels())}. Make a name known by "
         f"timm_varchan.register_channel({name!r}, wavelength_nm=...), or give a wavelength in nm."
     )
@@ -55,7 +56,7 @@ def _unknown(name: str) -> ValueError:
 def _channel_of(entry: dict[str, Any]) -> Channel:
     known = [field.name for field in fields(Channel)]
     if not isinstance(entry, dict) or not set(entry) <= set(known):
-        raise ValueError(f"A channel is described by {', '.join(known)}, not by {entry!r}.")
+        raise UserError(f"A channel is described by {', '.join(known)}, not by {entry!r}.")
     return Channel(**entry)
 
 
@@ -73,7 +74,7 @@ def _channel(item: ChannelLike) -> Channel:
         return known[item]
     if isinstance(item, Real) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
-    raise ValueError(
+    raise UserError(
         f"A channel is a name, a wavelength in nm, None or a Channel, not {type(item).__name__} "
         f"({item!r})."
     )
@@ -111,7 +112,7 @@ class ChannelSet:
             file of channels says so; None: their type's own range.
 
     Raises:
-        ValueError: A name comes twice, or a correlation that is none.
+        UserError: A name comes twice, or a correlation that is none.
     """
 
     channels: tuple[Channel, ...] = ()
@@ -124,7 +125,7 @@ class ChannelSet:
         names = [c.name for c in self.channels if c.name is not None]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
-            raise ValueError(
+            raise UserError(
                 f"Channel {', '.join(doubled)} comes more than once in {self}. Every name stands "
                 f"for one plane; call further planes None (anonymous) or by another name."
             )
@@ -143,7 +144,7 @@ class ChannelSet:
             The channel set.
 
         Raises:
-            ValueError: Unknown or doubled names, no channels, wavelengths in micrometres.
+            UserError: Unknown or doubled names, no channels, wavelengths in micrometres.
         """
         if isinstance(spec, ChannelSet):
             return spec
@@ -154,20 +155,20 @@ class ChannelSet:
                 return ANONYMOUS
             return cls(product_channels(spec) or tuple(_parse_text(spec)))
         if not isinstance(spec, Iterable):
-            raise ValueError(
+            raise UserError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "
                 f"wavelengths in nm and None, not {type(spec).__name__} ({spec!r})."
             )
         channels = tuple(_channel(item) for item in spec)
         if not channels:
-            raise ValueError("A channel set needs at least one channel.")
+            raise UserError("A channel set needs at least one channel.")
         return cls(channels)
 
     @classmethod
     def anonymous(cls, num_channels: int) -> ChannelSet:
         """A set of exactly `num_channels` channels without identity."""
         if num_channels < 1:
-            raise ValueError(f"A channel set needs at least one channel, not {num_channels}.")
+            raise UserError(f"A channel set needs at least one channel, not {num_channels}.")
         return cls((Channel(),) * num_channels)
 
     def __len__(self) -> int:
@@ -231,7 +232,7 @@ class ChannelSet:
             correlation: C rows of C correlations, or None: not known.
         """
         if len(mean) != len(self) or len(std) != len(self):
-            raise ValueError(
+            raise UserError(
                 f"{self} has {len(self)} channels, but {len(mean)} means and {len(std)} deviations "
                 f"came. Give one of each a channel."
             )
@@ -247,11 +248,11 @@ class ChannelSet:
         """What stored numbers are divided by: as somebody asks, else as the statistics need it.
 
         Raises:
-            ValueError: The two differ.
+            UserError: The two differ.
         """
         if value_scale is None or self.value_scale in (None, value_scale):
             return self.value_scale if value_scale is None else value_scale
-        raise ValueError(
+        raise UserError(
             f"The means and deviations of {self} hold for numbers divided by "
             f"{self.value_scale:g}, not by {value_scale:g}. Leave value_scale (--value-scale) out, "
             f"or measure the channels anew."
@@ -287,7 +288,7 @@ class ChannelSet:
         """Positions in this set of another set's channels, in the other's order.
 
         Raises:
-            ValueError: The other set has a channel that this one lacks, or an anonymous one.
+            UserError: The other set has a channel that this one lacks, or an anonymous one.
         """
         wanted = ChannelSet.parse(other)
         free: dict[tuple[str | None, float | None], list[int]] = {}
@@ -300,7 +301,7 @@ class ChannelSet:
             or len(free.get(c.identity, ())) < sum(c.identity == w.identity for w in wanted)
         ]
         if missing or not wanted.channels:
-            raise ValueError(
+            raise UserError(
                 f"Channel {', '.join(missing) or 'anonymous'} is not among {self}, or not so "
                 f"often. Choose from: {', '.join(self.labels)}."
             )
@@ -310,7 +311,7 @@ class ChannelSet:
         """Positions of every subset, largest first, or of those with `size` channels."""
         sizes = range(len(self), 0, -1) if size is None else (size,)
         if size is not None and not 1 <= size <= len(self):
-            raise ValueError(f"{self} has subsets of 1 to {len(self)} channels, not of {size}.")
+            raise UserError(f"{self} has subsets of 1 to {len(self)} channels, not of {size}.")
         return [s for n in sizes for s in itertools.combinations(range(len(self)), n)]
 
     def subsets(self, size: int | None = None) -> list[ChannelSet]:
@@ -361,12 +362,12 @@ class ChannelSet:
         """The channel set that `to_config` or `to_dict` wrote.
 
         Raises:
-            ValueError: A later version, or another content.
+            UserError: A later version, or another content.
         """
         if not isinstance(config, dict):
             return cls(tuple(_channel_of(entry) for entry in config))
         if config.get("version") != FILE_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"version is {config.get('version')!r}; this release reads {FILE_VERSION} and "
                 f"plain lists of channels"
             )
@@ -379,7 +380,7 @@ def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
     """The correlation as tuples, refused if it cannot be one."""
     rows = tuple(tuple(float(value) for value in row) for row in correlation)
     if len(rows) != count or any(len(row) != count for row in rows):
-        raise ValueError(
+        raise UserError(
             f"The correlation of {count} channels needs {count} rows of {count} numbers, not "
             f"{len(rows)} of {len(rows[0]) if rows else 0}."
         )
@@ -387,7 +388,7 @@ def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
         for j, value in enumerate(row):
             wanted = 1.0 if i == j else rows[j][i]
             if not (abs(value) <= 1 + 1e-6 and abs(value - wanted) <= 1e-6):
-                raise ValueError(
+                raise UserError(
                     f"{value:g} in row {i}, column {j} is no correlation: they are symmetric, "
                     f"from -1 to 1, and 1 on the diagonal."
                 )
@@ -397,7 +398,7 @@ def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
 def _square(triangle: Sequence[float], count: int) -> Correlation:
     """The correlation whose upper triangle without the diagonal this is."""
     if len(triangle) != count * (count - 1) // 2:
-        raise ValueError(
+        raise UserError(
             f"{count} channels have {count * (count - 1) // 2} correlations, not {len(triangle)}"
         )
     rows = [[1.0] * count for _ in range(count)]
@@ -458,18 +459,18 @@ def read_channel_file(path: str | Path) -> ChannelFile:
     """Read what `write_channels` wrote, here or in 0.1.0.
 
     Raises:
-        ValueError: No such file, or another content.
+        UserError: No such file, or another content.
     """
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
         listed = config.get("channels") if isinstance(config, dict) else config
         if not isinstance(listed, list) or not listed:
-            raise ValueError(f"it needs a list of channels, not {str(config)[:40]!r}")
+            raise UserError(f"it needs a list of channels, not {str(config)[:40]!r}")
         if isinstance(config, list):
             return ChannelFile(ChannelSet.from_config(config))
         scale = config.get("value_scale")
         if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
-            raise ValueError(f"value_scale is {scale!r}, not a number above 0")
+            raise UserError(f"value_scale is {scale!r}, not a number above 0")
         correlation = config.get("correlation")
         if isinstance(correlation, str):
             from safetensors.torch import load_file
@@ -479,7 +480,7 @@ def read_channel_file(path: str | Path) -> ChannelFile:
             return ChannelFile(ChannelSet(channels.channels, table.tolist()), scale)  # type: ignore[arg-type]
         return ChannelFile(ChannelSet.from_config(config), scale)
     except (OSError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no channels ({error}). Make it with: python -m "
             f"timm_varchan.data.measure DATA --output {path}"
         ) from error
@@ -495,7 +496,7 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
         The channel set.
 
     Raises:
-        ValueError: No such file, another content, or what `ChannelSet.parse` refuses.
+        UserError: No such file, another content, or what `ChannelSet.parse` refuses.
     """
     if isinstance(spec, str) and spec.endswith(".json"):
         channels, value_scale = read_channel_file(spec)

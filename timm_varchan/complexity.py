@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.models import set_channels
 from timm_varchan.stems import Mixer, Stem
 
@@ -79,15 +80,15 @@ def count_complexity(
         The counts.
 
     Raises:
-        ValueError: A channel set without a count, or one that the model does not take.
+        UserError: A channel set without a count, or one that the model does not take.
     """
     wanted = ChannelSet.parse(channels)
     if not len(wanted):
-        raise ValueError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
+        raise UserError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     twin = _on_meta(model)
     mixers = [module for module in twin.modules() if isinstance(module, Mixer)]
     if not mixers and getattr(model, "in_chans", len(wanted)) != len(wanted):
-        raise ValueError(
+        raise UserError(
             f"The model takes {model.in_chans} channels, the set {wanted} has {len(wanted)}. "
             f"Create it with in_chans={len(wanted)}, or put a stem into it by timm_varchan.adapt."
         )

@@ -16,6 +16,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import ToolError, UserError
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
@@ -100,13 +101,13 @@ def export(
         What was written and checked.
 
     Raises:
-        ValueError: Another ending, or channels that the model cannot serve.
-        RuntimeError: A package is missing, the model cannot be exported, or the file does not
+        UserError: Another ending, or channels that the model cannot serve.
+        ToolError: A package is missing, the model cannot be exported, or the file does not
             answer as the model does.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise ValueError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
+        raise UserError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
     _require(["onnx", "onnxruntime", "onnxscript"] if path.suffix == ".onnx" else [])
     model = _for_channels(model, channels)
     counts = _counts(model)
@@ -126,7 +127,7 @@ def export(
         failed = [check for check in checks if not check.passed]
         if failed:
             worst = max(failed, key=lambda check: check.difference)
-            raise RuntimeError(
+            raise ToolError(
                 f"The exported model differs from the model by {worst.difference:.2g} (outputs up "
                 f"to {worst.scale:.2g}) for an input {worst.shape}; nothing was written. Try the "
                 f"other format of {', '.join(FORMATS)}, or fold the model first."
@@ -147,7 +148,7 @@ def _require(packages: Sequence[str]) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise RuntimeError(
+            raise ToolError(
                 f"Exporting to ONNX needs {package}: pip install 'timm-varchan[export]'."
             ) from error
 
@@ -161,15 +162,15 @@ def _for_channels(model: nn.Module, channels: ChannelSetLike | None) -> nn.Modul
     mixer = _mixer(model)
     if mixer is None:
         if channels is not None and len(ChannelSet.parse(channels)) != model.in_chans:
-            raise ValueError(
+            raise UserError(
                 f"The model takes {model.in_chans} channels and has no stem for others, but the "
                 f"channels are {ChannelSet.parse(channels)}. Export a dwg_ twin."
             )
         if model.training:
-            raise ValueError("The model is in training mode. Call model.eval() first.")
+            raise UserError("The model is in training mode. Call model.eval() first.")
         return model
     if channels is None and isinstance(mixer.channels, tuple):
-        raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
+        raise UserError("The model is set to a mixed batch. Name one channel set to export.")
     current = mixer.channels if channels is None else channels
     return share(model, current).eval()
 
@@ -210,7 +211,7 @@ def _try(model: nn.Module, num_channels: int, size: tuple[int, int]) -> None:
     try:
         model(_input(model, (1, num_channels, *size)))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"The backbone does not take {size[0]} x {size[1]} px: {_line(error)}"
         ) from error
 
@@ -245,7 +246,7 @@ def _write(
     try:
         write(model, example, axes, path, metadata)
     except Exception as error:  # the exporters raise what the traced code raises
-        raise RuntimeError(
+        raise ToolError(
             f"the model cannot be exported as {path.suffix} ({type(error).__name__}: "
             f"{_line(error)})"
         ) from error

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import Channel, ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import Prior
 
 __all__ = ["fill_missing"]
@@ -32,17 +33,17 @@ def fill_missing(x: Tensor, valid: Tensor, channels: ChannelSet) -> Tensor:
         `(B, C, H, W)`: x where it is valid, elsewhere the prediction.
 
     Raises:
-        ValueError: Other shapes, integers, or channels whose correlation is not known.
+        UserError: Other shapes, integers, or channels whose correlation is not known.
     """
     if x.dim() != 4 or x.shape[1] != len(channels) or not x.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"The input is {x.dtype} {tuple(x.shape)}; needed are floating-point images (batch, "
             f"{len(channels)}, height, width) of {channels}."
         )
     if valid.dtype != torch.bool:
-        raise ValueError(f"valid is {valid.dtype}; needed is a mask of bool.")
+        raise UserError(f"valid is {valid.dtype}; needed is a mask of bool.")
     if channels.correlation is None:
-        raise ValueError(
+        raise UserError(
             f"The correlation of {channels} is not known. Measure it: "
             f"timm_varchan.measure_channels(loader, channels)."
         )
@@ -69,8 +70,8 @@ def _predicted(pixels: Tensor, there: Tensor, channels: ChannelSet) -> Tensor:
     known = ChannelSet(numbered.channels, channels.correlation)
     prior = Prior(numbered, numbered, "measured", known)
     table = prior.solve(patterns.cpu()).to(pixels.device, dtype)
-    mixed = [
-        (row.unsqueeze(1) @ table[pattern]).squeeze(1)
-        for row, pattern in zip(deviations.split(CHUNK), which.split(CHUNK), strict=True)
-    ]
-    return torch.where(there, pixels.to(dtype), torch.cat(mixed) * std + mean)
+    mixed = torch.empty_like(deviations)
+    for start in range(0, len(pixels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        mixed[rows] = torch.bmm(deviations[rows, None], table[which[rows]])[:, 0]
+    return torch.where(there, pixels.to(dtype), mixed * std + mean)

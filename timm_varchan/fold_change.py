@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import Difference, paired_difference, predicted_classes
 from timm_varchan.models import share
 
@@ -59,7 +60,7 @@ def measure_change(
         The change of logits, first classes and, with labels, accuracy.
 
     Raises:
-        ValueError: No images.
+        UserError: No images.
     """
     twin, folded = share(model, ChannelSet.parse(channels)).eval(), folded.eval()
     before, after, labels = [], [], []
@@ -69,7 +70,7 @@ def measure_change(
         if label is not None:
             labels.append(label)
     if not before:
-        raise ValueError("There are no images to compare on: give at least one batch.")
+        raise UserError("There are no images to compare on: give at least one batch.")
     a, b = torch.cat(before), torch.cat(after)
     accuracy: dict[str, Any] = {}
     if labels:

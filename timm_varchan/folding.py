@@ -15,6 +15,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.models import share
 from timm_varchan.models.adapt import TWIN_ARGUMENTS, keep_stem_out
 from timm_varchan.stems import Mixer, Stem
@@ -70,13 +71,13 @@ def fold(
         The folded model, in evaluation mode.
 
     Raises:
-        ValueError: No timm model with a stem, channels without a count, coefficients that depend on
+        UserError: No timm model with a stem, channels without a count, coefficients that depend on
             the content without calibration images, or a first layer that is no convolution of the
             channels (a space-to-depth).
     """
     wanted = ChannelSet.parse(channels)
     if not len(wanted):
-        raise ValueError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
+        raise UserError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     folded = copy.deepcopy(share(model, wanted).eval())
     found = [
         (path.removesuffix(".stem"), module)
@@ -84,7 +85,7 @@ def fold(
         if isinstance(module, Stem)
     ]
     if not found or not isinstance(getattr(model, "pretrained_cfg", None), dict):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} is no timm model with a stem in it. Fold the timm model "
             f"itself, before it is wrapped."
         )
@@ -113,7 +114,7 @@ def _coefficients(
     if all(torch.equal(a[0], a[1]) for a in answers):
         return [a[0] for a in answers]
     if calibration is None:
-        raise ValueError(
+        raise UserError(
             "The stem's coefficients depend on the content of the image. Give calibration images: "
             "batches (B, C, H, W) of this channel set, normalised as for the model."
         )
@@ -131,7 +132,7 @@ def _coefficients(
     for hook in hooks:
         hook.remove()
     if not count:
-        raise ValueError("There are no calibration images: give at least one batch.")
+        raise UserError("There are no calibration images: give at least one batch.")
     return [(total / count).to(like) for total in sums]
 
 
@@ -153,7 +154,7 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
     except (RuntimeError, ValueError):
         same = False
     if not same:
-        raise ValueError(
+        raise UserError(
             f"The first layer is a {type(stem.bank).__name__}, not a convolution of the channels, "
             f"so there is nothing to fold into. Export the model for the channel set instead: "
             f"python -m timm_varchan export MODEL FILE --channels ..."

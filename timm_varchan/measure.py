@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 
 __all__ = ["ChannelMoments", "measure_channels"]
 
@@ -31,7 +32,7 @@ class ChannelMoments:
             valid: Which values count, of a shape that broadcasts to theirs; all where None.
 
         Raises:
-            ValueError: Another number of planes than before.
+            UserError: Another number of planes than before.
         """
         planes = values.detach().to("cpu", torch.float64)
         mask = torch.ones_like(planes) if valid is None else valid.to(planes).expand_as(planes)
@@ -43,7 +44,7 @@ class ChannelMoments:
             zeros = planes.new_zeros(len(planes), len(planes))
             self._count, self._sum, self._product = zeros, zeros.clone(), zeros.clone()
         if len(planes) != len(self._count):
-            raise ValueError(
+            raise UserError(
                 f"An image has {len(planes)} planes, those before had {len(self._count)}. Measure "
                 f"images of one channel set together."
             )
@@ -72,30 +73,30 @@ class ChannelMoments:
             that it normalises to 0, and its correlation with others as 0.
 
         Raises:
-            ValueError: No images, planes without a valid pixel, values that are not finite, or
+            UserError: No images, planes without a valid pixel, values that are not finite, or
                 another number of channels than planes.
         """
         if not self._num_pixels:
-            raise ValueError("Nothing was measured: pass at least one image.")
+            raise UserError("Nothing was measured: pass at least one image.")
         wanted = ChannelSet.anonymous(len(self._count)) if channels is None else (
             ChannelSet.parse(channels)
         )  # fmt: skip
         if len(wanted) != len(self._count):
-            raise ValueError(
+            raise UserError(
                 f"The images have {len(self._count)} planes, but {wanted} are {len(wanted)} "
                 f"channels. Name as many as there are planes."
             )
         empty = (self._count.diagonal() == 0).tolist()
         if any(empty):
             labels = [label for label, e in zip(wanted.labels, empty, strict=True) if e]
-            raise ValueError(f"Channel {', '.join(labels)} has no valid pixel. Leave it out.")
+            raise UserError(f"Channel {', '.join(labels)} has no valid pixel. Leave it out.")
         count = self._count.clamp(min=1)
         joint = self._sum / count
         covariance = self._product / count - joint * joint.T
         mean, std = joint.diagonal(), covariance.diagonal().clamp(min=0).sqrt()
         if not bool(mean.isfinite().all() and std.isfinite().all()):
             bad = [label for label, s in zip(wanted.labels, std, strict=True) if not s.isfinite()]
-            raise ValueError(
+            raise UserError(
                 f"Channel {', '.join(bad)} holds values that are not finite (no-data pixels?). "
                 f"Write numbers in their place."
             )
@@ -124,7 +125,7 @@ def measure_channels(
         The channels with mean, deviation and correlation, e.g. for `adapt(statistics=)`.
 
     Raises:
-        ValueError: No batches, or what `ChannelMoments.result` refuses.
+        UserError: No batches, or what `ChannelMoments.result` refuses.
     """
     moments = ChannelMoments()
     for number, batch in enumerate(loader):
@@ -139,6 +140,6 @@ def _images(batch: Any) -> Tensor:
     if isinstance(batch, dict):
         found = next((key for key in ("pixel_values", "image", "x") if key in batch), None)
         if found is None:
-            raise ValueError(f"The batch has no images: its keys are {', '.join(map(str, batch))}.")
+            raise UserError(f"The batch has no images: its keys are {', '.join(map(str, batch))}.")
         return batch[found]
     return batch[0] if isinstance(batch, (tuple, list)) else batch

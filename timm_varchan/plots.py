@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import (
     SetResult,
     confusion_counts,
@@ -67,10 +68,10 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         The path.
 
     Raises:
-        ValueError: No epochs.
+        UserError: No epochs.
     """
     if not history:
-        raise ValueError("There are no epochs to draw.")
+        raise UserError("There are no epochs to draw.")
     sets = list(history[-1].get("eval_sets", ()))
     sets = sets if len(sets) > 1 else []
     figure = _figure(7.2, 6.4 if sets else 3.2)
@@ -134,10 +135,10 @@ def plot_channel_sets(
         The path.
 
     Raises:
-        ValueError: No results.
+        UserError: No results.
     """
     if not results:
-        raise ValueError("There are no channel sets to draw.")
+        raise UserError("There are no channel sets to draw.")
     num_sets = len({result.indices for result in results})
     if num_sets > MAX_BARS:
         figure = _figure(6.4, 4)
@@ -246,11 +247,11 @@ def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") 
         The path.
 
     Raises:
-        ValueError: No channel was evaluated alone or left out.
+        UserError: No channel was evaluated alone or left out.
     """
     bands = rank_bands(results)[:MAX_BANDS]
     if not bands:
-        raise ValueError("No channel was evaluated alone or left out: there is nothing to rank.")
+        raise UserError("No channel was evaluated alone or left out: there is nothing to rank.")
     figure = _figure(6.4, 1.3 + 0.27 * len(bands))
     left, right = figure.subplots(1, 2, sharey=True)
     lost = [band.loss_without for band in bands]
@@ -356,12 +357,12 @@ def plot_stem(
         The path.
 
     Raises:
-        ValueError: No images, no stem, a stem without mixing coefficients, or channels that are not
+        UserError: No images, no stem, a stem without mixing coefficients, or channels that are not
             among the images' own.
     """
     whole = ChannelSet.parse(channels)
     if images.dim() != 4 or not len(images) or images.shape[1] != len(whole):
-        raise ValueError(
+        raise UserError(
             f"The images have shape {tuple(images.shape)}, but the channels are {whole} "
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
@@ -395,7 +396,7 @@ def _look(
     twin = share(model, wanted).eval()
     stem = next((module for module in twin.modules() if isinstance(module, Stem)), None)
     if stem is None:
-        raise ValueError(f"{type(model).__name__} has a mixer but no timm_varchan.Stem to look at.")
+        raise UserError(f"{type(model).__name__} has a mixer but no timm_varchan.Stem to look at.")
     planes = list(range(len(whole))) if wanted == whole else list(whole.index(wanted))
     x = images[:, planes].to(next(twin.parameters()))
     coefficients = stem.mixer.coefficients(x).expand(len(x), -1, -1).float().cpu()

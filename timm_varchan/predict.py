@@ -11,17 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
-from timm_varchan.data import eval_transform
-from timm_varchan.data.images import (
-    DECODE_ERRORS,
-    IMAGE_SUFFIXES,
-    decode_planes,
-    decode_reason,
-    fit_planes,
-    to_stored_values,
-)
+from timm_varchan.data import Reading, eval_transform, find_images
+from timm_varchan.errors import ImageError, UserError
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
+
+#: An image whose values lie so many deviations from the mean, on average, is none of the data.
+FAR = 30.0
 
 __all__ = ["ImageFiles", "Prediction", "find_images", "predict"]
 
@@ -42,35 +38,6 @@ class Prediction:
     error: str | None = None
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files, and every image below the folders, sorted.
-
-    Args:
-        paths: Files, whether they are there or not, and folders.
-
-    Returns:
-        The files in the order of `paths`.
-
-    Raises:
-        ValueError: A folder without images, or no paths.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        below = sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
-        if not below:
-            raise ValueError(
-                f"There are no images below {path}. Files are taken by their ending: "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}."
-            )
-        files += below
-    if not files:
-        raise ValueError("There are no files to predict. Give image files or folders.")
-    return files
-
-
 def predict(
     model: nn.Module,
     files: Sequence[str | Path],
@@ -82,6 +49,7 @@ def predict(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     value_scale: float | None = None,
+    no_data: str = "refuse",
     top: int = 5,
     batch_size: int = 32,
     num_workers: int = 0,
@@ -102,6 +70,9 @@ def predict(
             scaled values (8 bits / 255, 16 bits / 65535, floats as they are).
         std: Standard deviations likewise.
         value_scale: What stored numbers are divided by instead, such as 10000.
+        no_data: What is done about pixels without data: `refuse` the file, put the `mean` there,
+            `predict` them from the other channels, or `keep` the stored numbers. See
+            `timm_varchan.data.Reading`.
         top: How many classes.
         batch_size: Images at once.
         num_workers: Processes that decode; 0 for none.
@@ -110,15 +81,18 @@ def predict(
         One prediction a file, in order; a file that cannot be read has an `error`.
 
     Raises:
-        ValueError: Channels that the model cannot serve or without mean and std, a wrong number of
+        UserError: Channels that the model cannot serve or without mean and std, a wrong number of
             class names, a count below 1.
     """
     wanted = ChannelSet.parse(channels)
     _check_options(model, class_names, top, batch_size)
     reader = ImageFiles(
-        [Path(f) for f in files], wanted, (mean, std), (img_size, crop_pct), value_scale
+        [Path(f) for f in files],
+        Reading(wanted, value_scale, no_data),
+        (mean, std),
+        (img_size, crop_pct),
     )
-    ready = _for_channels(model, wanted)
+    ready = for_channels(model, wanted)
     loader = DataLoader(
         reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_they_are
     )
@@ -132,16 +106,16 @@ def _as_they_are(batch: list[tuple[Path, Tensor | str]]) -> list[tuple[Path, Ten
 def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
     num_classes = int(getattr(model, "num_classes", len(class_names)))
     if class_names and len(class_names) != num_classes:
-        raise ValueError(
+        raise UserError(
             f"{len(class_names)} class names came for {num_classes} classes. Give one a class."
         )
     if num_classes < 1:
-        raise ValueError("The model has no classifier. Load it with num_classes=... above 0.")
+        raise UserError("The model has no classifier. Load it with num_classes=... above 0.")
     if top < 1 or batch_size < 1:
-        raise ValueError(f"top is {top} and batch_size {batch_size}; both must be at least 1.")
+        raise UserError(f"top is {top} and batch_size {batch_size}; both must be at least 1.")
 
 
-def _for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
+def for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
     """The model in evaluation mode and told its channels, over the same weights."""
     mixer = next((m for m in model.modules() if isinstance(m, Mixer)), None)
     if mixer is not None:
@@ -149,7 +123,7 @@ def _for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
         return share(model, ANONYMOUS if anonymous else channels).eval()
     num_channels = getattr(model, "in_chans", len(channels))
     if len(channels) != num_channels:
-        raise ValueError(
+        raise UserError(
             f"The model takes {num_channels} channels and has no stem for others, but the channels "
             f"are {channels}. Use a dwg_ twin."
         )
@@ -161,61 +135,52 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
 
     Args:
         files: The files.
-        channels: Their planes, `ANONYMOUS` for any number.
+        reading: How they become images.
         stats: Means and standard deviations instead of the channels' own.
         size: Pixels a side, and the share that the crop keeps.
-        value_scale: What stored numbers are divided by.
     """
 
     def __init__(
         self,
         files: Sequence[Path],
-        channels: ChannelSet,
+        reading: Reading,
         stats: tuple[Sequence[float] | None, Sequence[float] | None],
         size: tuple[int, float],
-        value_scale: float | None,
     ) -> None:
-        self.files, self.channels, self.stats = files, channels, stats
-        self.size, self.value_scale = size, value_scale
+        self.files, self.reading, self.stats, self.size = files, reading, stats, size
+        channels = reading.channels
         self._transform(channels if len(channels) else ChannelSet.anonymous(1))
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
-        file = self.files[index]
+        file, channels = self.files[index], self.reading.channels
         try:
-            image = _read(file, self.channels, self.value_scale)
-            channels = self.channels if len(self.channels) else ChannelSet.anonymous(len(image))
-            return file, self._transform(channels)(image)
-        except DECODE_ERRORS as error:
-            return file, decode_reason(error)
+            image = self.reading.file(file)
+        except ImageError as error:
+            return file, str(error)
+        if len(channels) == 0:
+            channels = ChannelSet.anonymous(len(image))
+        return file, self._transform(channels)(image)
 
     def _transform(self, channels: ChannelSet) -> nn.Module:
         """The transform for these channels; refuses channels without statistics."""
         mean, std = self.stats
         if (mean is None) != (std is None):
-            raise ValueError("Only one of mean and std came. Give both or neither.")
+            raise UserError("Only one of mean and std came. Give both or neither.")
         if mean is not None and std is not None:
-            spread = [v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std))]
-            channels = channels.with_stats(*spread)
+            means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
+            channels = channels.with_stats(means, stds)
         if channels.mean is None:
             without = [c.label for c in channels if c.mean is None]
-            raise ValueError(
+            raise UserError(
                 f"There are no mean and std for the channels {', '.join(without)}. Give mean and "
                 f"std (--mean, --std), one for all or one each, in units of the scaled values."
             )
-        return eval_transform(self.size[0], channels, crop_pct=self.size[1])
-
-
-def _read(file: Path, channels: ChannelSet, value_scale: float | None) -> Tensor:
-    """The planes that the channels ask for; all but alpha if they say no count."""
-    planes = decode_planes(file.read_bytes(), len(channels) or None)
-    image = fit_planes(planes, channels) if len(channels) else planes.image[: planes.num_planes]
-    image = to_stored_values(image, value_scale)
-    if image.is_floating_point() and not image.isfinite().all():
-        raise ValueError("it holds values that are not finite")
-    return image
+        return eval_transform(
+            self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.no_data
+        )
 
 
 def _run(
@@ -237,11 +202,23 @@ def _run(
             if isinstance(outcome, str):
                 yield Prediction(file, error=outcome)
                 continue
-            if not probabilities[i].isfinite().all():
-                yield Prediction(
-                    file, error="its values are so large that the answer is not finite"
-                )
+            problem = _problem(outcome, probabilities[i])
+            if problem is not None:
+                yield Prediction(file, error=problem)
                 continue
             values, classes = probabilities[i].topk(min(top, len(probabilities[i])))
             named = (class_names[c] if class_names else str(c) for c in classes.tolist())
             yield Prediction(file, tuple(zip(named, values.tolist(), strict=True)))
+
+
+def _problem(image: Tensor, probabilities: Tensor) -> str | None:
+    """Why an answer is none: the values of the image are not of the kind that the model knows."""
+    if not probabilities.isfinite().all():
+        return "its values are so large that the answer is not finite"
+    away = image.abs().mean().item()
+    if away <= FAR:
+        return None
+    return (
+        f"its values lie {away:,.0f} standard deviations from the model's means: another scale "
+        f"(--value-scale, --mean and --std) or pixels without data"
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
+from timm_varchan.errors import UserError
 from timm_varchan.models import has_stems, set_channels
 
 __all__ = [
@@ -138,11 +139,11 @@ def choose_sets(
         The subsets.
 
     Raises:
-        ValueError: Fewer sets than sizes.
+        UserError: Fewer sets than sizes.
     """
     count = len(channels)
     if max_sets < count:
-        raise ValueError(f"{max_sets} sets are too few for {count} sizes: allow {count} or more.")
+        raise UserError(f"{max_sets} sets are too few for {count} sizes: allow {count} or more.")
     if 2**count - 1 <= max_sets:
         return channels.subset_indices()
     each = max_sets // count

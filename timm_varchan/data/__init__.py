@@ -1,29 +1,37 @@
 """Data sets, transforms for any number of channels, and batches."""
 
-from timm_varchan.data.cached import cached
-from timm_varchan.data.channel_file import read_channels, write_channels
-from timm_varchan.data.channel_stats import channel_stats, measure_split
-from timm_varchan.data.collate import collate_padded
-from timm_varchan.data.images import read_image
-from timm_varchan.data.loading import load_data
-from timm_varchan.data.split import ImageData, ImageSplit
+from timm_varchan.channels import read_channels, write_channels
+from timm_varchan.data.dataset import (
+    ImageData,
+    ImageSplit,
+    TransformedSplit,
+    cached,
+    channel_stats,
+    collate_padded,
+    load_data,
+    measure_split,
+)
+from timm_varchan.data.decode import NO_DATA, Reading, read_image
+from timm_varchan.data.sources import find_images
 from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
 from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
-from timm_varchan.data.transformed import TransformedSplit
 from timm_varchan.data.transforms import eval_transform, scale_values, train_transform
 
 __all__ = [
+    "NO_DATA",
     "SYNTHETIC_CHANNELS",
     "SYNTHETIC_CLASSES",
     "ImageData",
     "ImageSplit",
     "ImageStream",
+    "Reading",
     "TransformedSplit",
     "cached",
     "channel_stats",
     "check_workers",
     "collate_padded",
     "eval_transform",
+    "find_images",
     "load_data",
     "measure_split",
     "read_channels",

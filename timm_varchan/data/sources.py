@@ -1,26 +1,34 @@
 """Where data comes from: a hub name, Parquet, list files, class folders, saved `datasets`.
 
-Every source ends as one `datasets.Dataset` a split; nothing is decoded here. Class folders are
-walked here and not by `imagefolder`, which knows no `.npy` and takes a class folder named
-`test_tube` or `bullet_train` for a split.
+Every source ends as rows of images and labels; nothing is decoded here. Folders are walked here and
+not by `imagefolder`, which knows no `.npy` and takes a class folder named `test_tube` or
+`bullet_train` for a split. What a walk leaves out is said in the log.
 """
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 import datasets
 import pyarrow.parquet as parquet
 from datasets.exceptions import DatasetGenerationError
 
-from timm_varchan.data.images import IMAGE_SUFFIXES
+from timm_varchan.data.decode import IMAGE_SUFFIXES
+from timm_varchan.errors import UserError
 
-#: What a split is called in sources, by what it is called here; the first that is there counts.
+logger = logging.getLogger(__name__)
+
+__all__ = ["Files", "Tables", "empty_split", "find_images", "load_tables", "open_streams", "walk"]
+
+#: What a split is called in sources, by what it is called here, in any case; the first counts.
 SPLIT_ALIASES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -28,9 +36,35 @@ SPLIT_ALIASES = {
 }
 HUB_ALIASES = {"mini-imagenet": "timm/mini-imagenet", "imagenet-mini": "timm/mini-imagenet"}
 _KNOWN = "'synthetic', a folder of class folders, of Parquet or of train.txt lists, or a hub name"
-
+_SAY_WHICH = "Say which is which with --train-split, --validation-split and --test-split (splits=)"
+#: Folders that systems leave behind; names that begin with a dot are hidden anyway.
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+#: What lies beside images without being meant as one.
+_DOCUMENTS = frozenset(
+    {"", ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".xml", ".html",
+     ".pdf", ".py", ".ipynb", ".log", ".db", ".ini", ".parquet"}
+)  # fmt: skip
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files with their labels: text, or whole numbers.
+
+    Args:
+        paths: From the folder of the tables.
+        labels: One a file.
+    """
+
+    paths: list[str]
+    labels: list[str] | list[int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+Rows = Union[Files, datasets.Dataset]
 
 
 @dataclass(frozen=True)
@@ -38,13 +72,13 @@ class Tables:
     """The rows of every split.
 
     Args:
-        splits: One table a split, by `train`, `validation`, `test`.
+        splits: Rows by `train`, `validation`, `test`.
         folder: What relative paths in the rows start from.
         name: What the data is called in results.
         row_names: What errors call the rows of a split, where these are only some of the source's.
     """
 
-    splits: dict[str, datasets.Dataset]
+    splits: dict[str, Rows]
     folder: Path
     name: str
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -58,7 +92,7 @@ def load_tables(
     Args:
         source: Folder, file or hub name; see the module.
         splits: What the splits are called in the source where it is none of `SPLIT_ALIASES`; None
-            leaves a split out.
+            leaves a split out. `"."` is a folder of class folders itself.
         cache_dir: Where `datasets` keeps its copies; its own default without it.
 
     Returns:
@@ -66,20 +100,24 @@ def load_tables(
 
     Raises:
         FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
-        ValueError: Files that cannot be read, splits that are not there.
+        UserError: Files that cannot be read, splits that are not there.
     """
+    unknown = sorted(set(splits) - set(SPLIT_ALIASES))
+    if unknown:
+        raise UserError(
+            f"Unknown split {', '.join(unknown)}; there are {', '.join(SPLIT_ALIASES)}."
+        )
     path = Path(source).expanduser()
     cache = None if cache_dir is None else str(cache_dir)
     if path.is_dir():
         return Tables(_load_folder(path, splits, cache), path, path.resolve().name)
     if path.is_file() and path.suffix == ".parquet":
-        return Tables(_load_parquet([path], splits, cache), path.parent, path.stem)
+        return Tables(dict(_load_parquet([path], splits, cache)), path.parent, path.stem)
     if path.is_file() and path.suffix == ".txt":
         files = choose_splits({path.stem: path}, splits, source)
-        tables = {split: _read_list(file) for split, file in files.items()}
-        return Tables(tables, path.parent, path.resolve().parent.name)
+        return Tables(dict(_read_lists(files)), path.parent, path.resolve().parent.name)
     if path.is_file():
-        raise ValueError(f"{source} is neither a .parquet nor a .txt file. Give {_KNOWN}.")
+        raise UserError(f"{source} is neither a .parquet nor a .txt file. Give {_KNOWN}.")
     if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt"):
         raise FileNotFoundError(f"There is no {source}. Check the path, or give {_KNOWN}.")
     name = HUB_ALIASES.get(source, source)
@@ -100,58 +138,337 @@ def choose_splits(
         The chosen things by `train`, `validation`, `test`; a single one of unknown name is `train`.
 
     Raises:
-        ValueError: An asked split is not there, or nothing is recognised.
+        UserError: An asked split is not there, nothing is recognised, or names that differ in their
+            case alone.
     """
-    unknown = sorted(set(splits) - set(SPLIT_ALIASES))
-    if unknown:
-        raise ValueError(
-            f"Unknown split {', '.join(unknown)}; there are {', '.join(SPLIT_ALIASES)}."
+    usual = {n for split, names in SPLIT_ALIASES.items() if split not in splits for n in names}
+    lower = Counter(name.lower() for name in found if name not in splits.values())
+    doubled = [name for name, count in lower.items() if count > 1 and name in usual]
+    if doubled:
+        raise UserError(
+            f"{source} has the split {doubled[0]!r} twice, in other cases: {', '.join(found)}. "
+            f"{_SAY_WHICH}."
         )
-    chosen: dict[str, _T] = {}
-    for split, aliases in SPLIT_ALIASES.items():
-        wanted = splits.get(split)
-        if wanted is not None and wanted not in found:
-            raise ValueError(f"{source} has no split {wanted!r}; it has {', '.join(found)}.")
-        names = aliases if split not in splits else () if wanted is None else (wanted,)
-        for name in names:
-            if name in found:
-                chosen.setdefault(split, found[name])
+    chosen = {
+        split: name
+        for split in SPLIT_ALIASES
+        if (name := _name_of_split(split, found, splits, source)) is not None
+    }
     if not chosen and len(found) == 1 and "train" not in splits:
-        chosen["train"] = next(iter(found.values()))
+        chosen["train"] = next(iter(found))
     if not chosen:
-        raise ValueError(
-            f"{source} has no split that is called like one; it has {', '.join(found)}. Say which "
-            f"is which with --train-split, --validation-split and --test-split (splits=)."
+        raise UserError(
+            f"{source} has no split that is called like one; it has {', '.join(found)}. "
+            f"{_SAY_WHICH}."
         )
-    return chosen
+    unused = sorted(set(found) - set(chosen.values()))
+    if unused and not set(splits) & {"train", "validation", "test"}:
+        logger.warning("%s: left out %s, which is none of the splits", source, ", ".join(unused))
+    return {split: found[name] for split, name in chosen.items()}
+
+
+def _name_of_split(
+    split: str, found: Mapping[str, Any], splits: Mapping[str, str | None], source: object
+) -> str | None:
+    if split in splits:
+        wanted = splits[split]
+        if wanted is not None and wanted not in found:
+            raise UserError(f"{source} has no split {wanted!r}; it has {', '.join(found)}.")
+        return wanted
+    names = {name.lower(): name for name in found if name not in splits.values()}
+    return next((names[alias] for alias in SPLIT_ALIASES[split] if alias in names), None)
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+
+def walk(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Every visible file below a folder, as the parts of its path from there; links are followed.
+
+    Names that begin with a dot, and what systems leave behind, are passed over. Folders come too,
+    with an empty last part, and links to nothing as if they were files.
+    """
+    start = os.stat(folder)
+    yield from _walk(str(folder), (), ((start.st_dev, start.st_ino),))
+
+
+def _walk(
+    folder: str, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, ...]]:
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith("."):
+            continue
+        here = (*parts, entry.name)
+        if not entry.is_dir():
+            yield here
+        elif entry.name not in _SYSTEM_FOLDERS:
+            about = entry.stat()
+            own = (about.st_dev, about.st_ino)
+            yield (*here, "")
+            if own not in above:  # a link to a folder that holds it
+                yield from _walk(entry.path, here, (*above, own))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _count_suffixes(names: Iterable[str]) -> str:
+    counts = Counter(_suffix(name) or "without an ending" for name in names)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+
+
+def _say_left_out(folder: Path, files: Iterable[tuple[str, ...]]) -> None:
+    """A line about the files whose ending is none of an image."""
+    names = [parts[-1] for parts in files if parts[-1]]
+    others = [n for n in names if _suffix(n) not in IMAGE_SUFFIXES and _suffix(n) not in _DOCUMENTS]
+    if others:
+        logger.warning(
+            "%s: left out %d files by their ending: %s",
+            folder,
+            len(others),
+            _count_suffixes(others),
+        )
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files, and every image below the folders, sorted.
+
+    Args:
+        paths: Files, whether they are there or not, and folders.
+
+    Returns:
+        The files in the order of `paths`.
+
+    Raises:
+        UserError: A folder without images, or no paths.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = list(walk(path))
+        _say_left_out(path, found)
+        below = sorted(path.joinpath(*p) for p in found if _suffix(p[-1]) in IMAGE_SUFFIXES)
+        if not below:
+            raise UserError(
+                f"There are no images below {path}. Files are taken by their ending: "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
+        files += below
+    if not files:
+        raise UserError("There are no files to predict. Give image files or folders.")
+    return files
 
 
 def _load_folder(
     folder: Path, splits: Mapping[str, str | None], cache_dir: str | None
-) -> dict[str, datasets.Dataset]:
+) -> dict[str, Any]:
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return _load_saved(folder, splits)
-    parquet = _visible(folder.rglob("*.parquet"), folder)
-    if parquet:
-        return _load_parquet(parquet, splits, cache_dir, folder)
-    named = {str(name) for names in (*SPLIT_ALIASES.values(), splits.values()) for name in names}
-    lists = {file.stem: file for file in sorted(folder.glob("*.txt")) if file.stem in named}
-    if lists:
-        files = choose_splits(lists, splits, folder)
-        return {split: _read_list(file) for split, file in files.items()}
-    return _load_class_folders(folder, splits, named)
-
-
-def _visible(files: Iterable[Path], folder: Path) -> list[Path]:
-    return sorted(
-        file for file in files if not any(p.startswith(".") for p in file.relative_to(folder).parts)
-    )
+    found = list(walk(folder))
+    tables = [folder.joinpath(*parts) for parts in found if _suffix(parts[-1]) == ".parquet"]
+    named = {name for names in SPLIT_ALIASES.values() for name in names}
+    named |= {str(name).lower() for name in splits.values()}
+    texts = (Path(p[0]) for p in found if len(p) == 1 and _suffix(p[0]) == ".txt")
+    lists = {file.stem: folder / file for file in texts if file.stem.lower() in named}
+    if not tables and not lists:
+        _say_left_out(folder, found)
+        return dict(_load_class_folders(folder, found, splits))
+    images = sum(_suffix(parts[-1]) in IMAGE_SUFFIXES for parts in found)
+    if tables:
+        if images:
+            logger.warning("%s: left out %d images beside the Parquet files", folder, images)
+        return dict(_load_parquet(tables, splits, cache_dir, folder))
+    return dict(_read_lists(choose_splits(lists, splits, folder)))
 
 
 def _load_saved(folder: Path, splits: Mapping[str, str | None]) -> dict[str, datasets.Dataset]:
     saved = datasets.load_from_disk(str(folder))
     found = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     return choose_splits(found, splits, folder)
+
+
+# Class folders ------------------------------------------------------------------------------------
+
+
+class _Level:
+    """A folder whose folders are splits or classes.
+
+    Args:
+        found: What `walk` gave, from this folder.
+        prefix: Where it lies in the folder of the data.
+    """
+
+    def __init__(self, found: list[tuple[str, ...]], prefix: tuple[str, ...] = ()) -> None:
+        self.found, self.prefix = found, prefix
+        self.images = [p for p in found if _suffix(p[-1]) in IMAGE_SUFFIXES]
+        self.folders = {p[0] for p in found if len(p) == 2 and not p[1]}
+        self.holding = {p[0] for p in self.images if len(p) > 1}
+        self.direct = {p[0] for p in self.images if len(p) == 2}
+        self.num_loose = sum(len(p) == 1 for p in self.images)
+        self.inner: dict[str, set[str]] = {name: set() for name in self.folders}
+        for parts in found:
+            if len(parts) == 3 and not parts[2]:
+                self.inner[parts[0]].add(parts[1])
+
+    def below(self, name: str) -> _Level:
+        """One of its folders."""
+        return _Level([p[1:] for p in self.found if p[0] == name and p[1:] != ("",)],
+                      (*self.prefix, name))  # fmt: skip
+
+    def unwrapped(self) -> _Level:
+        """Without folders that hold one folder only, which holds several."""
+        level = self
+        while level.is_wrapper:
+            level = level.below(next(iter(level.holding)))
+        return level
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether all images lie in folders of one folder."""
+        return len(self.holding) == 1 and not self.direct and not self.num_loose
+
+
+def _load_class_folders(
+    folder: Path, found: list[tuple[str, ...]], splits: Mapping[str, str | None]
+) -> dict[str, Files]:
+    top = _Level(found)
+    names = _split_folders(top, splits)
+    if not names:
+        inner = top.unwrapped()
+        if inner is not top:
+            logger.info("%s: reading %s in it", folder, "/".join(inner.prefix))
+        top, names = inner, _split_folders(inner, splits)
+    levels = {name: top.below(name) for name in names} | {".": top}
+    if names:
+        # A split holds class folders; a class that is called "train" holds images.
+        chosen = choose_splits({n: levels[n] for n in names}, splits, folder)
+        _say_not_chosen(folder, top, chosen.values())
+    elif "." in splits.values():
+        chosen = choose_splits({".": top}, splits, folder)
+    else:
+        _refuse_equal_subfolders(folder, top)
+        chosen = choose_splits({"train": top}, splits, folder)
+    if names and all(level.is_wrapper for level in chosen.values()):  # seg_train/seg_train/CLASS
+        chosen = {split: level.unwrapped() for split, level in chosen.items()}
+    tables = {split: _class_files(folder, level) for split, level in chosen.items()}
+    if not any(len(table) for table in tables.values()):
+        raise UserError(
+            f"{folder} has no images in class folders, no Parquet files and no train.txt. It needs "
+            f"CLASS/image.png or train/CLASS/image.png, train.parquet, or train.txt."
+        )
+    return tables
+
+
+def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]:
+    """Folders that are splits, by the caller's names, the usual ones, or words in their names."""
+    if "." in splits.values():
+        return []
+    holders = sorted(name for name in level.folders if level.inner[name])
+    asked = [name for name in splits.values() if name in holders]
+    usual = {name for names in SPLIT_ALIASES.values() for name in names}
+    found = [name for name in holders if name.lower() in usual or name in asked]
+    if found:
+        return found
+    return asked or _split_words(level, holders)
+
+
+def _split_words(level: _Level, holders: list[str]) -> list[str]:
+    """Folders such as `seg_train` and `seg_test`, if they hold classes of the same names.
+
+    Raises:
+        UserError: Others hold images beside them.
+    """
+    words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in holders}
+    of_split = {
+        split: [name for name in holders if words[name] & set(aliases)]
+        for split, aliases in SPLIT_ALIASES.items()
+    }
+    matched = [name for names in of_split.values() for name in names]
+    if len(matched) < 2 or not of_split["train"]:
+        return []
+    classes = [level.below(name).unwrapped().holding for name in matched]
+    if not set.intersection(*classes):
+        return []
+    others = sorted(level.holding - set(matched))
+    raise UserError(
+        f"{', '.join(sorted(matched))} look like splits, not classes: they hold the same folders"
+        + (f"; beside them are {', '.join(others)}" if others else "")
+        + f". {_SAY_WHICH}; --train-split . if they are classes."
+    )
+
+
+def _refuse_equal_subfolders(folder: Path, top: _Level) -> None:
+    """Folders that hold the same folders are splits or sources, hardly classes."""
+    without = sorted(top.holding - top.direct)
+    for number, one in enumerate(without):
+        for other in without[number + 1 :]:
+            same = sorted(top.inner[one] & top.inner[other])
+            if same:
+                raise UserError(
+                    f"{folder}: {one} and {other} would be classes, but both hold the folders "
+                    f"{', '.join(same[:4])}. {_SAY_WHICH}; --train-split . if they are classes."
+                )
+
+
+def _say_not_chosen(folder: Path, top: _Level, chosen: Iterable[_Level]) -> None:
+    taken = {level.prefix[-1] for level in chosen}
+    others = {n: sum(p[0] == n for p in top.images) for n in sorted(top.holding - taken)}
+    if others:
+        named = ", ".join(f"{name}/ ({count} images)" for name, count in others.items())
+        logger.warning("%s: left out %s, which is none of the splits", folder, named)
+
+
+def _class_files(folder: Path, root: _Level) -> Files:
+    """The images of a split with their folders as labels."""
+    if root.num_loose:
+        logger.warning("%s: left out %d images that lie in no class folder", folder, root.num_loose)
+    for name in sorted(root.folders - root.holding) if root.holding else ():
+        files = [p[-1] for p in root.found if p[0] == name and p[-1]]
+        logger.warning(
+            "%s: %s holds no images%s and is no class", folder, "/".join((*root.prefix, name)),
+            f" (but {_count_suffixes(files)})" if files else "",
+        )  # fmt: skip
+    images = [parts for parts in root.images if len(parts) > 1]
+    return Files([str(Path(*root.prefix, *p)) for p in images], [p[0] for p in images])
+
+
+# Lists --------------------------------------------------------------------------------------------
+
+
+def _read_lists(files: Mapping[str, Path]) -> dict[str, Files]:
+    """Lists of `path label`; labels are numbers where those of all lists are."""
+    lists = {split: _read_list(file) for split, file in files.items()}
+    if not all(re.fullmatch(r"[+-]?\d+", str(x)) for rows in lists.values() for x in rows.labels):
+        return lists
+    return {s: Files(rows.paths, [int(x) for x in rows.labels]) for s, rows in lists.items()}
+
+
+def _read_list(path: Path) -> Files:
+    """Rows of `path label` lines; paths may hold spaces and start at the file's folder."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # with a byte order mark or without
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text: {error}. Write one 'path label' a line."
+        ) from error
+    images, labels = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        parts = line.rsplit(maxsplit=1)
+        if not parts:
+            continue
+        if len(parts) != 2:
+            raise UserError(f"{path} line {number} is {line!r}; it needs 'path label'.")
+        images.append(parts[0].strip())
+        labels.append(parts[1])
+    return Files(images, labels)
+
+
+# Parquet and the hub ------------------------------------------------------------------------------
 
 
 def _load_parquet(
@@ -165,10 +482,10 @@ def _load_parquet(
         if sum(_num_rows(file) for file in group) == 0:
             raise empty_split(f"{', '.join(group)} ({split})", split)
     try:
-        tables = datasets.load_dataset("parquet", data_files=chosen, cache_dir=cache_dir)
+        tables = datasets.load_dataset("parquet", data_files=_literal(chosen), cache_dir=cache_dir)
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise ValueError(
+        raise UserError(
             f"Cannot read the Parquet files of {folder or files[0]} "
             f"({', '.join(file.name for file in files)}): {reason}. Check the files; all of them "
             f"need the same columns."
@@ -176,16 +493,23 @@ def _load_parquet(
     return dict(tables)
 
 
+def _literal(files: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Paths that `datasets` does not take for patterns."""
+    return {split: [glob.escape(file) for file in group] for split, group in files.items()}
+
+
 def _parquet_splits(
     files: list[Path], splits: Mapping[str, str | None], folder: Path | None
 ) -> dict[str, list[str]]:
     """The files of each split, by their names or their folder's."""
-    known = {name for names in SPLIT_ALIASES.values() for name in names} | set(splits.values())
+    known = {name for names in SPLIT_ALIASES.values() for name in names}
+    known |= {str(name).lower() for name in splits.values() if name}
     found: dict[str, list[str]] = {}
     for file in files:
         stem = re.sub(r"-\d+-of-\d+$", "", file.stem)
-        name = file.parent.name if stem not in known and file.parent != folder else stem
-        found.setdefault(name if name in known else stem, []).append(str(file))
+        inside = file.parent != folder and file.parent.name.lower() in known
+        name = file.parent.name if stem.lower() not in known and inside else stem
+        found.setdefault(name, []).append(str(file))
     return choose_splits(found, splits, folder or files[0])
 
 
@@ -199,17 +523,18 @@ def open_streams(
 
     Raises:
         FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
-        ValueError: A folder without Parquet files, splits that are not there.
+        UserError: A folder without Parquet files, splits that are not there.
     """
     path = Path(source).expanduser()
     if path.exists():
-        files = _visible(path.rglob("*.parquet"), path) if path.is_dir() else [path]
-        if not files or files[0].suffix != ".parquet":
-            raise ValueError(
+        found = [path.joinpath(*parts) for parts in walk(path)] if path.is_dir() else [path]
+        files = [file for file in found if file.suffix.lower() == ".parquet"]
+        if not files:
+            raise UserError(
                 f"{source} holds no Parquet files, which --streaming reads. Leave it out."
             )
         chosen = _parquet_splits(files, splits, path if path.is_dir() else None)
-        opened = datasets.load_dataset("parquet", data_files=chosen, streaming=True)
+        opened = datasets.load_dataset("parquet", data_files=_literal(chosen), streaming=True)
         return path.resolve().stem, dict(opened)
     name = HUB_ALIASES.get(source, source)
     return name, _load_hub(name, splits, None, streaming=True)
@@ -220,68 +545,14 @@ def _num_rows(file: str) -> int:
         return parquet.read_metadata(file).num_rows
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
+        raise UserError(
             f"Cannot read the Parquet file {file}: {reason}. Write it again, or take it out."
         ) from error
 
 
-def empty_split(where: str, split: str) -> ValueError:
+def empty_split(where: str, split: str) -> UserError:
     """The error for a split without rows."""
-    return ValueError(
-        f"{where} is empty. Fill it, or leave it out with splits={{{split!r}: None}}."
-    )
-
-
-def _read_list(path: Path) -> datasets.Dataset:
-    """Rows of `path label` lines; paths may hold spaces and start at the file's folder."""
-    images, labels = [], []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text: {error}. Write one 'path label' a line."
-        ) from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        parts = line.rsplit(maxsplit=1)
-        if not parts:
-            continue
-        if len(parts) != 2:
-            raise ValueError(f"{path} line {number} is {line!r}; it needs 'path label'.")
-        images.append(parts[0].strip())
-        labels.append(parts[1])
-    is_index = all(re.fullmatch(r"[+-]?\d+", label) for label in labels)
-    kind = datasets.Value("int64" if is_index else "string")
-    return _path_table(images, [int(label) for label in labels] if is_index else labels, kind)
-
-
-def _path_table(
-    images: list[str], labels: list[int] | list[str], kind: datasets.Value
-) -> datasets.Dataset:
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": kind})
-    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def _load_class_folders(
-    folder: Path, splits: Mapping[str, str | None], named: set[str]
-) -> dict[str, datasets.Dataset]:
-    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    # A split holds class folders; a class that is called "train" holds images.
-    found = {e.name: e for e in inner if e.name in named and any(x.is_dir() for x in e.iterdir())}
-    chosen = choose_splits(found or {"train": folder}, splits, folder)
-    tables = {}
-    for split, root in chosen.items():
-        images, labels = [], []
-        for file in _visible(root.rglob("*"), root):
-            if file.suffix.lower() in IMAGE_SUFFIXES and file.parent != root:
-                images.append(str(file.relative_to(folder)))
-                labels.append(file.relative_to(root).parts[0])
-        tables[split] = _path_table(images, labels, datasets.Value("string"))
-    if not any(len(table) for table in tables.values()):
-        raise ValueError(
-            f"{folder} has no images in class folders, no Parquet files and no train.txt. It needs "
-            f"CLASS/image.png or train/CLASS/image.png, train.parquet, or train.txt."
-        )
-    return tables
+    return UserError(f"{where} is empty. Fill it, or leave it out with splits={{{split!r}: None}}.")
 
 
 def _load_hub(

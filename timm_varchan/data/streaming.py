@@ -9,32 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike, seeded_rng
-from timm_varchan.data.images import (
-    DECODE_ERRORS,
-    decode_planes,
-    decode_reason,
-    fit_planes,
-    to_stored_values,
-)
-from timm_varchan.data.labels import index_problem
-from timm_varchan.data.loading import (
+from timm_varchan.data.dataset import (
     IMAGE_RULE,
     LABEL_RULE,
+    NUM_NAMED,
+    ROW_CURE,
+    ImageData,
     Options,
     each_split,
     find_column,
+    index_problem,
     make_splits,
     readable,
+    seeded_transform,
+    stored_bytes,
 )
+from timm_varchan.data.decode import Reading
 from timm_varchan.data.sources import Tables, open_streams
-from timm_varchan.data.split import NUM_NAMED, ROW_CURE, ImageData
-from timm_varchan.data.stream_sample import sampled_rows, table_of
+from timm_varchan.errors import ImageError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,13 @@ __all__ = ["ImageStream", "check_workers", "stream_data"]
 
 #: After so many skipped images the log has another line.
 _LOG_EVERY = 1000
+#: Training images that are looked at for means and deviations.
+NUM_SAMPLED = 1000
+#: Files that they come from, where there are so many,
+_NUM_FILES_SAMPLED = 16
+#: and the rows of a file among which one is drawn.
+_SPREAD = 4
+_PIECE = 100
 
 
 class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
@@ -59,7 +65,8 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         batch_size: Images of a batch.
         process: Index of this process and how many there are.
         seed: Of order and augmentation.
-        value_scale: What stored numbers are divided by, or None.
+        value_scale: See `load_data`.
+        no_data: Likewise.
         buffer_size: Images among which the next is drawn.
         skip_corrupt: Take the next row for one that cannot be read or has no valid label; the log
             names the first ones.
@@ -77,11 +84,13 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         process: tuple[int, int] = (0, 1),
         seed: int = 0,
         value_scale: float | None = None,
+        no_data: str = "refuse",
         buffer_size: int = 1000,
         skip_corrupt: bool = False,
     ) -> None:
-        self._rows, self._columns, self._channels = rows, columns, channels
-        self._transform, self._seed, self._value_scale = transform, seed, value_scale
+        self._rows, self._columns = rows, columns
+        self._reading = Reading(channels, value_scale, no_data)
+        self._transform, self._seed = transform, seed
         self._num_batches, self._batch_size = num_batches, batch_size
         self._process, self._buffer_size = process, buffer_size
         self._skip_corrupt, self._num_skipped = skip_corrupt, 0
@@ -103,9 +112,7 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         rows = itertools.islice(self._passes(epoch), batches * self._batch_size)
         for place, (planes, label) in enumerate(rows):
             key = seeded_rng("stream", self._seed, epoch, rank, worker, place).getrandbits(63)
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(key)
-                yield self._transform(planes), label
+            yield seeded_transform(self._transform, planes, key), label
 
     def _passes(self, epoch: int) -> Iterator[tuple[Tensor, int]]:
         """This reader's images and labels, again and again, in another order each time."""
@@ -118,7 +125,7 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
             for place, row in enumerate(split_dataset_by_node(rows, rank, num_ranks)):
                 try:
                     example = self._read(row, f"row {place} of pass {number} in epoch {epoch}")
-                except ValueError as error:
+                except UserError as error:
                     if not self._skip_corrupt:
                         raise
                     problem = str(error).removesuffix(ROW_CURE)
@@ -127,27 +134,24 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
                 num_read += 1
                 yield example
             if num_read == 0:
-                raise ValueError(
+                raise UserError(
                     f"No training image can be read; the last: {problem}. Leave --streaming out."
                     if problem
                     else _too_many(self._rows, num_ranks)
                 )
 
     def _read(self, row: Mapping[str, Any], place: str) -> tuple[Tensor, int]:
-        """Image and label of a row; a `ValueError` names it."""
+        """Image and label of a row; a `UserError` names it."""
         image, label = (row[column] for column in self._columns)
         problem = index_problem(label, self._rows.features[self._columns[1]].num_classes)
         try:
             if problem is None:
-                planes = fit_planes(
-                    decode_planes(_bytes(image), len(self._channels)), self._channels
-                )
-                return to_stored_values(planes, self._value_scale), int(label)
-        except DECODE_ERRORS as error:
-            problem = f"cannot be read: {decode_reason(error)}"
+                return self._reading.encoded(stored_bytes(image)), int(label)
+        except ImageError as error:
+            problem = f"cannot be read: {error}"
         path = image.get("path") if isinstance(image, dict) else None
         named = f"label {label}" + (f", {path}" if path else "")
-        raise ValueError(f"train {place} ({named}) {problem}{ROW_CURE}")
+        raise UserError(f"train {place} ({named}) {problem}{ROW_CURE}")
 
     def _log_skipped(self, problem: str) -> None:
         self._num_skipped += 1
@@ -159,10 +163,10 @@ def check_workers(rows: datasets.IterableDataset, num_ranks: int, num_workers: i
     """Refuse more workers than a process has files.
 
     Raises:
-        ValueError: Says how many workers there may be.
+        UserError: Says how many workers there may be.
     """
     if num_workers > _num_files(rows, num_ranks):
-        raise ValueError(_too_many(rows, num_ranks))
+        raise UserError(_too_many(rows, num_ranks))
 
 
 def _num_files(rows: datasets.IterableDataset, num_ranks: int) -> int:
@@ -186,6 +190,7 @@ def stream_data(
     splits: Mapping[str, str | None] | None = None,
     limit: int | None = None,
     value_scale: float | None = None,
+    no_data: str = "refuse",
     skip_corrupt: bool = False,
 ) -> ImageData:
     """Open data that is not downloaded as a whole.
@@ -199,6 +204,7 @@ def stream_data(
         splits: Likewise.
         limit: At most so many images of validation and test, the first ones.
         value_scale: See `load_data`.
+        no_data: Likewise.
         skip_corrupt: Likewise; of the stream, `ImageStream` skips them.
 
     Returns:
@@ -207,51 +213,55 @@ def stream_data(
 
     Raises:
         FileNotFoundError: Nothing is there, or the hub cannot be reached.
-        ValueError: No training split, labels without names or out of range, images that are not in
+        UserError: No training split, labels without names or out of range, images that are not in
             the rows or, among those that are kept, cannot be read.
     """
     if channels is not None:
         value_scale = ChannelSet.parse(channels).scale_with(value_scale)
+    reading = Reading(
+        ChannelSet() if channels is None else ChannelSet.parse(channels), value_scale, no_data
+    )
     name, streams = open_streams(source, splits or {})
     if "train" not in streams:
-        raise ValueError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
+        raise UserError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
     columns = (
         find_column(streams["train"], image_column, IMAGE_RULE, name),
         find_column(streams["train"], label_column, LABEL_RULE, name),
     )
     feature = streams["train"].features[columns[1]]
     if not isinstance(feature, datasets.ClassLabel):
-        raise ValueError(
+        raise UserError(
             f"The labels of {name} are {feature}, whose classes only a look at all of them tells. "
             f"Write them as ClassLabel, or leave --streaming out."
         )
     if isinstance(streams["train"].features[columns[0]], (datasets.Array2D, datasets.Array3D)):
-        raise ValueError(f"The images of {name} are arrays, not files. Leave --streaming out.")
+        raise UserError(f"The images of {name} are arrays, not files. Leave --streaming out.")
     raw = {split: _raw(rows, columns) for split, rows in streams.items()}
-    sample = list(sampled_rows(raw["train"]))
+    sample = list(_sampled_rows(raw["train"]))
     kept = {"train": [row for _, row in sample]}
     kept |= {
         s: list(rows.take(limit) if limit else rows) for s, rows in raw.items() if s != "train"
     }
     tables = Tables(
-        {s: table_of(r, raw[s].features) for s, r in kept.items()},
+        {s: _table_of(r, raw[s].features) for s, r in kept.items()},
         Path(),
         name,
         row_names={"train": [place for place, _ in sample]},
     )
-    _, made = make_splits(
+    _, made, reading = make_splits(
         tables,
-        None if channels is None else ChannelSet.parse(channels),
-        Options(*columns, feature.names, skip_corrupt, value_scale),
+        reading,
+        Options(*columns, feature.names, skip_corrupt, channels is None),
     )
     data = ImageData(
         train=made["train"],
         validation=made.get("validation"),
         test=made.get("test"),
         class_names=tuple(feature.names),
-        channels=made["train"].channels,
+        channels=reading.channels,
         name=name,
         stream=(raw["train"], columns),
+        reading=reading,
     )
     return each_split(data, readable) if skip_corrupt else data
 
@@ -264,13 +274,28 @@ def _raw(rows: datasets.IterableDataset, columns: tuple[str, str]) -> datasets.I
     return rows
 
 
-def _bytes(image: Any) -> bytes:
-    if isinstance(image, dict):
-        image = image["bytes"] if image["bytes"] is not None else image["path"]
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, str) and Path(image).is_file():
-        return Path(image).read_bytes()
-    raise ValueError(
-        f"The images are not in the rows (found {type(image).__name__}). Leave --streaming out."
-    )
+def _table_of(rows: list[dict[str, Any]], features: datasets.Features) -> datasets.Dataset:
+    """Rows as they are, in pieces: an arrow array of bytes ends at 2 GiB."""
+    starts = range(0, max(1, len(rows)), _PIECE)
+    pieces = [pa.Table.from_pylist(rows[i : i + _PIECE], features.arrow_schema) for i in starts]
+    return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(pieces)))
+
+
+def _sampled_rows(rows: datasets.IterableDataset) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Some rows and their places, drawn with a fixed seed from the beginnings of several files."""
+    rng = seeded_rng("stream sample")
+    num_files = rows.num_shards
+    share = -(-NUM_SAMPLED // min(_NUM_FILES_SAMPLED, num_files))
+    missing = NUM_SAMPLED
+    for file in rng.sample(range(num_files), num_files):
+        drawn: list[tuple[str, dict[str, Any]]] = []
+        part = rows.shard(num_files, file) if num_files > 1 else rows
+        for number, row in enumerate(part.take(_SPREAD * share)):
+            # every row so far is kept with the same probability
+            at = number if number < share else rng.randrange(number + 1)
+            if at < share:
+                drawn[at : at + 1] = [(f"file {file + 1} of {num_files}, row {number}", row)]
+        yield from drawn[:missing]
+        missing -= len(drawn)
+        if missing <= 0:
+            return

@@ -10,15 +10,13 @@ The curves are idealised: a chlorophyll bump and red edge at 720 nm, ice that ab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.data.split import ImageData, ImageSplit
+from timm_varchan.channels import ChannelSet
 
 #: The bands, with mean and deviation measured over the default training split.
 SYNTHETIC_CHANNELS = ChannelSet.parse("R+G+B+NIR+SWIR1").with_stats(
@@ -29,7 +27,7 @@ DEFAULT_NUM_IMAGES = {"train": 2000, "validation": 500, "test": 500}
 DEFAULT_IMG_SIZE = 64
 MIN_IMG_SIZE = 16
 
-_SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
+SPLIT_CODES = {"train": 0, "validation": 1, "test": 2}
 _GRID = 6  # points a side of the smooth random fields
 _UINT16_MAX = 65535.0
 
@@ -96,7 +94,7 @@ def synthetic_image(seed: int, split: str, index: int, img_size: int = DEFAULT_I
     Returns:
         `(5, img_size, img_size)` uint16; 65535 is a reflectance of 1 in full light.
     """
-    rng = np.random.default_rng([seed, _SPLIT_CODES[split], index])
+    rng = np.random.default_rng([seed, SPLIT_CODES[split], index])
     label = index % len(SYNTHETIC_CLASSES)
     scene = _ground(rng, img_size)
     for _ in range(3):  # small pieces of anything are clutter, not the class
@@ -202,53 +200,3 @@ class SyntheticReader:
         """The image `(C, img_size, img_size)` of a row, uint16."""
         image = synthetic_image(self._seed, self._split, row, self._img_size)
         return torch.from_numpy(image.numpy()[self._bands])  # few operations of torch take uint16
-
-
-def synthetic_data(
-    channels: ChannelSetLike | None = None,
-    *,
-    seed: int = 0,
-    img_size: int | None = None,
-    num_images: Mapping[str, int] | None = None,
-) -> ImageData:
-    """The embedded data set; images are made when they are asked for.
-
-    Args:
-        channels: Which bands, in which order; all five by default.
-        seed: Same seed, same images.
-        img_size: Height and width in pixels, 64 by default.
-        num_images: Images by split; `DEFAULT_NUM_IMAGES` for splits that are not named.
-
-    Returns:
-        The data, classes in equal numbers.
-
-    Raises:
-        ValueError: A channel that is none of the bands, a split that is none, images under 16
-            pixels, fewer than one image.
-    """
-    img_size = DEFAULT_IMG_SIZE if img_size is None else img_size
-    counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
-    if img_size < MIN_IMG_SIZE:
-        raise ValueError(f"img_size is {img_size}; synthetic images have {MIN_IMG_SIZE} or more.")
-    if set(counts) != set(_SPLIT_CODES) or min(counts.values()) < 1:
-        raise ValueError(
-            f"num_images is {num_images}; it takes {', '.join(_SPLIT_CODES)}, each at least 1."
-        )
-    wanted = ChannelSet.parse(SYNTHETIC_CHANNELS if channels is None else channels)
-    bands = SYNTHETIC_CHANNELS.index(wanted)
-    taken = SYNTHETIC_CHANNELS.take(bands)
-    splits = {
-        split: ImageSplit(
-            SyntheticReader(split, taken, bands, seed, img_size),
-            [row % len(SYNTHETIC_CLASSES) for row in range(count)],
-        )
-        for split, count in counts.items()
-    }
-    return ImageData(
-        train=splits.get("train"),
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        class_names=SYNTHETIC_CLASSES,
-        channels=taken,
-        name="synthetic",
-    )

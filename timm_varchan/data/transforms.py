@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
 
 from timm_varchan.channels import ChannelSet
-from timm_varchan.data.plane_augment import RandomOperations
+from timm_varchan.errors import UserError
+from timm_varchan.filling import fill_missing
 
 #: RandAugment at timm's usual strength, 9 of 10 being its strongest; TrivialAugment.
 AUTO_AUGMENTS: dict[str, dict[str, Any]] = {
@@ -30,52 +37,167 @@ def scale_values(image: Tensor) -> Tensor:
         The same shape, float32.
 
     Raises:
-        ValueError: Another type, whose range nothing tells.
+        UserError: Another type, whose range nothing tells.
+    """
+    values = image.to(torch.float32)
+    return values if image.is_floating_point() else values / value_range(image)
+
+
+def value_range(image: Tensor) -> float:
+    """What the stored numbers of an image are divided by: 255, 65535, of floats 1.
+
+    Raises:
+        UserError: Another type, whose range nothing tells.
     """
     if image.dtype == torch.uint8:
-        return image.to(torch.float32) / _UINT8_MAX
+        return _UINT8_MAX
     if image.dtype == torch.uint16:
-        return image.to(torch.float32) / _UINT16_MAX
+        return _UINT16_MAX
     if image.is_floating_point():
-        return image.to(torch.float32)
-    raise ValueError(
+        return 1.0
+    raise UserError(
         f"The image is {image.dtype}, whose range nothing tells. Give uint8, uint16 or floats; "
         f"load_data(value_scale=...) divides other numbers."
     )
 
 
-class ScaleValues(nn.Module):
-    """`scale_values` as a step. torchvision resizes no uint16, so that it comes first."""
+class NormalizePlanes(nn.Module):
+    """Scaled values less each channel's mean, over its deviation; pixels without data become 0.
 
-    def forward(self, image: Tensor) -> Tensor:
-        """`(C, H, W)` to float32."""
-        return scale_values(image)
-
-
-class NormalizeChannels(nn.Module):
-    """Subtract every channel's mean and divide by its deviation: by name, in the set's order.
+    Scale, mean and deviation are one factor and one offset a channel.
 
     Args:
         channels: The planes, each with mean and std in the units of the scaled values.
+        no_data: `mean`, or `predict`: pixels without data (NaN) become what the channels that are
+            there say of them, by the channels' correlation.
 
     Raises:
-        ValueError: A channel without mean and std; an image with another number of planes.
+        UserError: A channel without mean and std, a prediction without a correlation; an image
+            with another number of planes.
     """
 
-    mean: Tensor
-    std: Tensor
+    factor: Tensor
+    offset: Tensor
 
-    def __init__(self, channels: ChannelSet) -> None:
+    def __init__(self, channels: ChannelSet, no_data: str = "mean") -> None:
         super().__init__()
-        self.channels = channels
-        means, stds = _stats(channels)
-        self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1))
+        self.channels, self._predicts = channels, no_data == "predict"
+        if self._predicts and channels.correlation is None:
+            raise UserError(
+                f"The correlation of {channels} is not known, by which --no-data predict fills "
+                f"pixels. Measure it (python -m timm_varchan measure), or take --no-data mean."
+            )
+        means, stds = (torch.tensor(x, dtype=torch.float64) for x in _stats(channels))
+        self.register_buffer("factor", (1 / stds).view(-1, 1, 1))
+        self.register_buffer("offset", (-means / stds).float().view(-1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """`(C, H, W)` scaled values to normalised ones."""
-        _check_planes(image, self.channels)
-        return (image - self.mean) / self.std
+        """`(C, H, W)` of any type to normalised float32; NaN becomes the mean."""
+        if image.dim() != 3 or image.shape[0] != len(self.channels):
+            raise UserError(
+                f"The image has shape {tuple(image.shape)}, but the channels are {self.channels}: "
+                f"give ({len(self.channels)}, H, W), or say the channels of this image."
+            )
+        if self._predicts and image.is_floating_point() and bool(image.isnan().any()):
+            image = fill_missing(image[None], ~image[None].isnan(), self.channels)[0]
+        factor = (self.factor / value_range(image)).to(torch.float32)
+        values = image.to(torch.float32) * factor
+        values += self.offset
+        return values.nan_to_num_(0.0, math.inf, -math.inf) if image.is_floating_point() else values
+
+
+class TrainTransform(nn.Module):
+    """Crop, flips and rotation in one interpolation, then what is random on planes.
+
+    An image is interpolated twice only where a crop is larger than the result: it is shrunk with
+    antialiasing first.
+
+    Args:
+        img_size: Height and width of the result.
+        normalize: From an image of any type to normalised values.
+        scale: Share of the area that a crop keeps, least and most.
+        ratio: Width over height of a crop, least and most.
+        flips: Probabilities of a horizontal and a vertical flip.
+        rotation_degrees: Rotations are drawn from plus to minus this.
+        others: Further steps, which draw from torch's default generator.
+    """
+
+    def __init__(
+        self,
+        img_size: int,
+        normalize: NormalizePlanes,
+        *,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        flips: tuple[float, float],
+        rotation_degrees: float,
+        others: Sequence[nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        self.normalize, self.others = normalize, nn.Sequential(*others)
+        self._img_size, self._scale, self._ratio = img_size, scale, ratio
+        self._flips, self._degrees = flips, rotation_degrees
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(C, H, W)` to `(C, img_size, img_size)`; draws from torch's default generator."""
+        return self.seeded(image, int(torch.randint(2**62, ())))
+
+    def seeded(self, image: Tensor, key: int) -> Tensor:
+        """The same, drawn from the key alone; torch's generator is as it was afterwards."""
+        rng = random.Random(key)
+        x = self.normalize(image)
+        top, left, height, width = self._crop(rng, x.shape[1], x.shape[2])
+        crop = x[:, top : top + height, left : left + width]
+        mirrored, upturned = (rng.random() < chance for chance in self._flips)
+        angle = math.radians(rng.uniform(-self._degrees, self._degrees)) if self._degrees else 0.0
+        x = self._sample(crop, mirrored, upturned, angle)
+        if len(self.others):
+            with torch.random.fork_rng(devices=[]):
+                # Not torch.manual_seed: it reseeds accelerators too, and in workers queues that.
+                torch.default_generator.manual_seed(rng.getrandbits(62))
+                x = self.others(x)
+        return x
+
+    def _crop(self, rng: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width, drawn as torchvision's `RandomResizedCrop` does."""
+        for _ in range(10):
+            area = height * width * rng.uniform(*self._scale)
+            aspect = math.exp(rng.uniform(*map(math.log, self._ratio)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+        low, high = self._ratio
+        w = width if width < low * height else min(width, round(height * high))
+        h = height if width > high * height else min(height, round(width / low))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def _sample(self, crop: Tensor, mirrored: bool, upturned: bool, angle: float) -> Tensor:
+        size = self._img_size
+        shrinks = crop.shape[1] > size or crop.shape[2] > size
+        if shrinks:
+            crop = F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0]
+        if not angle and crop.shape[1:] == (size, size):
+            axes = [axis for axis, is_turned in ((2, mirrored), (1, upturned)) if is_turned]
+            return crop.flip(axes) if axes else crop.clone()
+        across, down = _places(size)
+        cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+        x, y = across * cos + down * sin, down * cos - across * sin
+        grid = np.empty((1, size, size, 2), np.float32)
+        grid[0, ..., 0], grid[0, ..., 1] = (-x if mirrored else x), (-y if upturned else y)
+        sampled = F.grid_sample(
+            crop[None], torch.from_numpy(grid), padding_mode="border", align_corners=False
+        )[0]
+        if angle:  # beyond the crop there is the mean
+            inside = (np.abs(x) <= 1) & (np.abs(y) <= 1)
+            sampled *= torch.from_numpy(inside.astype(np.float32))
+        return sampled
+
+
+@lru_cache(maxsize=8)
+def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres of the result's pixels from -1 to 1, across and down."""
+    line = (np.arange(size, dtype=np.float32) * 2 + 1) / np.float32(size) - 1
+    return line[None, :], line[:, None]
 
 
 def train_transform(
@@ -89,7 +211,8 @@ def train_transform(
     rotation_degrees: float = 15.0,
     auto_augment: str = "none",
     erase_prob: float = 0.0,
-) -> nn.Module:
+    no_data: str = "mean",
+) -> TrainTransform:
     """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
 
     The report's channel shuffling is done to whole batches: `timm_varchan.training.draw_channels`.
@@ -104,33 +227,28 @@ def train_transform(
         rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
         auto_augment: Key of `AUTO_AUGMENTS`.
         erase_prob: Probability that a rectangle becomes the mean, 0.
+        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
 
     Raises:
-        ValueError: A channel without mean and std.
+        UserError: A channel without mean and std.
     """
-    steps: list[nn.Module] = [
-        ScaleValues(),
-        _CheckPlanes(channels),
-        v2.RandomResizedCrop(img_size, scale=scale, ratio=ratio, antialias=True),
-    ]
-    if hflip > 0:
-        steps.append(v2.RandomHorizontalFlip(hflip))
-    if vflip > 0:
-        steps.append(v2.RandomVerticalFlip(vflip))
-    steps.append(NormalizeChannels(channels))
-    if rotation_degrees > 0:
-        # After the normalisation, so that corners are the mean, 0. Not fill=: torchvision blends
-        # the rim twice then, and it comes out below both the image and the fill.
-        bilinear = InterpolationMode.BILINEAR
-        steps.append(v2.RandomRotation(rotation_degrees, interpolation=bilinear, fill=None))
+    others: list[nn.Module] = []
     if auto_augment != "none":
-        steps.append(RandomOperations(**AUTO_AUGMENTS[auto_augment]))
+        others.append(RandomOperations(**AUTO_AUGMENTS[auto_augment]))
     if erase_prob > 0:
-        steps.append(v2.RandomErasing(erase_prob))
-    return nn.Sequential(*steps)
+        others.append(v2.RandomErasing(erase_prob))
+    return TrainTransform(
+        img_size,
+        NormalizePlanes(channels, no_data),
+        scale=scale,
+        ratio=ratio,
+        flips=(hflip, vflip),
+        rotation_degrees=rotation_degrees,
+        others=others,
+    )
 
 
 def eval_transform(
@@ -138,6 +256,7 @@ def eval_transform(
     channels: ChannelSet,
     *,
     crop_pct: float = 0.875,
+    no_data: str = "mean",
 ) -> nn.Module:
     """Resize the shorter side to `img_size / crop_pct`, crop the centre, normalise.
 
@@ -145,51 +264,166 @@ def eval_transform(
         img_size: Height and width of the result.
         channels: The planes, each with mean and std.
         crop_pct: Share of the resized image's side that the crop keeps; 1 for small images.
+        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
 
     Returns:
         A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
 
     Raises:
-        ValueError: A channel without mean and std, a share out of 0..1.
+        UserError: A channel without mean and std, a share out of 0..1.
     """
     if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
-    steps: list[nn.Module] = [
-        ScaleValues(),
-        _CheckPlanes(channels),
+        raise UserError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
+    return nn.Sequential(
+        NormalizePlanes(channels, no_data),
         v2.Resize(round(img_size / crop_pct), antialias=True),
         v2.CenterCrop(img_size),
-        NormalizeChannels(channels),
-    ]
-    return nn.Sequential(*steps)
-
-
-class _CheckPlanes(nn.Module):
-    """A wrong number of planes said in the words of the channels, before torchvision meets it."""
-
-    def __init__(self, channels: ChannelSet) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, image: Tensor) -> Tensor:
-        _check_planes(image, self.channels)
-        return image
-
-
-def _check_planes(image: Tensor, channels: ChannelSet) -> None:
-    if image.dim() != 3 or image.shape[0] != len(channels):
-        raise ValueError(
-            f"The image has shape {tuple(image.shape)}, but the channels are {channels}: give "
-            f"({len(channels)}, H, W), or say the channels of this image."
-        )
+    )
 
 
 def _stats(channels: ChannelSet) -> tuple[Sequence[float], Sequence[float]]:
     mean, std = channels.mean, channels.std
     if mean is None or std is None:
         without = [c.label for c in channels if c.mean is None]
-        raise ValueError(
+        raise UserError(
             f"Channels {channels}: no mean and std for {', '.join(without) or 'any channel'}. "
             f"Measure them: channels.with_stats(*channel_stats(split))."
         )
     return mean, std
+
+
+# Random operations on planes: RandAugment and TrivialAugment --------------------------------------
+#
+# They come after the normalisation, so that strengths are in standard deviations of a channel and
+# mean the same for 8-bit photographs and for reflectances; 0 is every channel's mean.
+
+#: An operation takes a normalised image `(C, H, W)` and a strength in -1..1.
+Operation = Callable[[Tensor, float], Tensor]
+
+
+def _affine(
+    x: Tensor, angle: float, shift: tuple[float, float], shear: tuple[float, float]
+) -> Tensor:
+    return tv.affine(
+        x,
+        angle=angle,
+        translate=[shift[0] * x.shape[2], shift[1] * x.shape[1]],
+        scale=1.0,
+        shear=list(shear),
+        interpolation=InterpolationMode.BILINEAR,
+        fill=None,
+    )
+
+
+def _identity(x: Tensor, strength: float) -> Tensor:
+    return x
+
+
+def _rotate(x: Tensor, strength: float) -> Tensor:
+    return _affine(x, 30 * strength, (0, 0), (0, 0))
+
+
+def _translate_x(x: Tensor, strength: float) -> Tensor:
+    return _affine(x, 0, (0.3 * strength, 0), (0, 0))
+
+
+def _translate_y(x: Tensor, strength: float) -> Tensor:
+    return _affine(x, 0, (0, 0.3 * strength), (0, 0))
+
+
+def _shear_x(x: Tensor, strength: float) -> Tensor:
+    return _affine(x, 0, (0, 0), (17 * strength, 0))
+
+
+def _shear_y(x: Tensor, strength: float) -> Tensor:
+    return _affine(x, 0, (0, 0), (0, 17 * strength))
+
+
+def _brightness(x: Tensor, strength: float) -> Tensor:
+    """All planes lighter or darker by up to a standard deviation."""
+    return x + strength
+
+
+def _contrast(x: Tensor, strength: float) -> Tensor:
+    mean = x.mean((1, 2), keepdim=True)
+    return mean + (x - mean) * (1 + 0.9 * strength)
+
+
+def _colour(x: Tensor, strength: float) -> Tensor:
+    """The planes' differences from their mean, larger or smaller: saturation for any planes."""
+    grey = x.mean(0, keepdim=True)
+    return grey + (x - grey) * (1 + 0.9 * strength)
+
+
+def _tint(x: Tensor, strength: float) -> Tensor:
+    """Every plane lighter or darker on its own."""
+    return x + strength * (2 * torch.rand(x.shape[0], 1, 1) - 1)
+
+
+def _sharpness(x: Tensor, strength: float) -> Tensor:
+    blurred = F.avg_pool2d(x[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    return x + 0.9 * strength * (x - blurred)
+
+
+def _posterize(x: Tensor, strength: float) -> Tensor:
+    """Few levels: steps of up to a standard deviation."""
+    step = max(abs(strength), 1e-3)
+    return (x / step).round() * step
+
+
+def _solarize(x: Tensor, strength: float) -> Tensor:
+    """What is brighter than a threshold, 0 to 3 deviations above the mean, is mirrored at it."""
+    threshold = 3 * (1 - abs(strength))
+    return torch.where(x > threshold, 2 * threshold - x, x)
+
+
+def _standardise(x: Tensor, strength: float) -> Tensor:
+    """Every plane to mean 0 and deviation 1: autocontrast without its clipping."""
+    mean, std = x.mean((1, 2), keepdim=True), x.std((1, 2), keepdim=True, correction=0)
+    return (x - mean) / std.clamp_min(0.05)
+
+
+#: By name; TrivialAugment's and RandAugment's, without those that need 8 bits.
+OPERATIONS: dict[str, Operation] = {
+    "identity": _identity,
+    "rotate": _rotate,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "colour": _colour,
+    "tint": _tint,
+    "sharpness": _sharpness,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "standardise": _standardise,
+}
+
+
+class RandomOperations(nn.Module):
+    """Some random operations, one after the other, drawn from torch's default generator.
+
+    Source: RandAugment, arXiv:1909.13719 (two operations of one strength); TrivialAugment,
+    arXiv:2103.10158 (one operation, its strength uniform). Differs: on normalised planes of any
+    number; no equalisation.
+
+    Args:
+        num_ops: How many an image.
+        strength: 0..1; None draws it anew for every operation.
+    """
+
+    def __init__(self, num_ops: int = 1, strength: float | None = None) -> None:
+        super().__init__()
+        self.num_ops, self.strength = num_ops, strength
+        self._operations = tuple(OPERATIONS.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(C, H, W)`, normalised float, to the same shape."""
+        for _ in range(self.num_ops):
+            which, sign, drawn = torch.rand(3).tolist()
+            strength = drawn if self.strength is None else self.strength
+            operation = self._operations[int(which * len(self._operations))]
+            x = operation(x, strength if sign < 0.5 else -strength)
+        return x

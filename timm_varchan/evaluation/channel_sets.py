@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
 from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
 from timm_varchan.models import has_stems, set_channels, share, stems
@@ -336,7 +337,7 @@ def _predict(
             tables.append(table.cpu())
             losses.append(loss.cpu())
     if not tables:
-        raise ValueError("There are no images to evaluate on: the loader is empty.")
+        raise UserError("There are no images to evaluate on: the loader is empty.")
     whole = torch.cat(tables).numpy()
     return _Predictions(
         whole[:, :-1], whole[:, -1], torch.cat(losses).numpy(), len(predictor.views), checked
@@ -389,7 +390,7 @@ def predict_channel_sets(
         classes `(images,)`, on every process.
 
     Raises:
-        ValueError: No batches.
+        UserError: No batches.
     """
     found = _predict(model, loader, views, accelerator=accelerator, statistics=statistics)
     return found.classes, found.references
@@ -415,7 +416,7 @@ def validate_channel_sets(
         accelerator: Gathers over the processes; the forward passes are in its precision.
 
     Raises:
-        ValueError: No images.
+        UserError: No images.
     """
     views = [SetView(channels, one.indices, mode, "in order") for one in sets]
     found = _predict(model, loader, views, accelerator=accelerator, validating=True)
@@ -470,13 +471,13 @@ def evaluate_channel_sets(
         A result for every set, mode and order, largest sets first.
 
     Raises:
-        ValueError: Unknown modes or orders, no images.
+        UserError: Unknown modes or orders, no images.
     """
     modes = default_modes(model, channels) if modes is None else modes
     for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
         unknown = [name for name in given or () if name not in known]
         if unknown or (given is not None and not given):
-            raise ValueError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
+            raise UserError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
     fixed = not has_stems(model)
     if isinstance(sets, (str, int)):
         sets = plan_sets(channels, sets, seed=seed, budget=DEFAULT_BUDGET - int(fixed))

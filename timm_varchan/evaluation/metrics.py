@@ -11,6 +11,8 @@ import numpy as np
 from scipy import sparse, stats
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
+from timm_varchan.errors import UserError
+
 __all__ = [
     "METRICS",
     "NO_CLASS",
@@ -101,7 +103,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     Source: Wilson, JASA 22 (1927), as SciPy has it.
     """
     if total < 1:
-        raise ValueError(f"A proportion needs at least one image, not {total}.")
+        raise UserError(f"A proportion needs at least one image, not {total}.")
     found = stats.binomtest(successes, total).proportion_ci(method="wilson")
     share = successes / total
     # Rounding must not put the estimate outside its own interval.
@@ -155,18 +157,18 @@ def classification_metrics(
         resampled confusion matrices (widened to hold the estimate where it is at an end).
 
     Raises:
-        ValueError: No images, or classes outside `range(num_classes)`.
+        UserError: No images, or classes outside `range(num_classes)`.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     if not len(references) or len(references) != len(predictions):
-        raise ValueError(
+        raise UserError(
             f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
             f"for at least one image."
         )
     classes = np.concatenate([predictions[predictions != NO_CLASS], references])
     outside = classes[(classes < 0) | (classes >= num_classes)]
     if outside.size:
-        raise ValueError(
+        raise UserError(
             f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
         )
     values = _values(predictions, references, num_classes)
@@ -199,11 +201,11 @@ def paired_difference(
         The difference in accuracy (a - b), its 95 % interval and the two-sided p-value.
 
     Raises:
-        ValueError: No images, or different numbers of them.
+        UserError: No images, or different numbers of them.
     """
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
-        raise ValueError(
+        raise UserError(
             f"Shapes {a.shape} and {b.shape} cannot be paired; give one value an image for the "
             f"same images in the same order."
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from timm_varchan.channels import ChannelSet, seeded_rng
+from timm_varchan.errors import UserError
 from timm_varchan.products import natural_sets
 from timm_varchan.views import MAX_SETS, choose_sets
 
@@ -86,7 +87,7 @@ def plan_sets(
         The sets, each once.
 
     Raises:
-        ValueError: Too many or too few sets, or channels that the data does not have.
+        UserError: Too many or too few sets, or channels that the data does not have.
     """
     text = str(wanted).strip()
     count = len(channels)
@@ -95,7 +96,7 @@ def plan_sets(
         chosen = _default(channels, seed, budget - len(extra))
     elif text == "all":
         if count > _MAX_ALL:
-            raise ValueError(
+            raise UserError(
                 f"{count} channels have {2**count - 1:,} subsets. Give a number of sets instead, "
                 f"such as {MAX_SETS}."
             )
@@ -201,7 +202,7 @@ def parse_sets(channels: ChannelSet, text: str) -> list[tuple[int, ...]]:
         The positions, ascending in each set.
 
     Raises:
-        ValueError: Channels that the data does not have.
+        UserError: Channels that the data does not have.
     """
     natural = natural_sets(channels.wavelengths_nm)
     labels = {set_label(channels, (i,)): i for i in range(len(channels))}
@@ -218,5 +219,5 @@ def parse_sets(channels: ChannelSet, text: str) -> list[tuple[int, ...]]:
         else:
             found.append(tuple(sorted(channels.index(item))))
     if not found:
-        raise ValueError("No channel set is named. Give default, all, a number or sets: RGB,B08.")
+        raise UserError("No channel set is named. Give default, all, a number or sets: RGB,B08.")
     return found

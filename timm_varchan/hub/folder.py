@@ -15,6 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from timm_varchan.channels import MAX_TEXT_CHANNELS, ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import has_stems
 from timm_varchan.models import set_channels
 from timm_varchan.models.adapt import stems
@@ -55,12 +56,12 @@ def save(
         The folder.
 
     Raises:
-        ValueError: The folder holds something else, or a further file is a pickle.
+        UserError: The folder holds something else, or a further file is a pickle.
         FileNotFoundError: A further file is not there.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} exists and is no saved model. Choose another folder.")
+        raise UserError(f"{folder} exists and is no saved model. Choose another folder.")
     _normalise(model)
     beside = [Path(file) for file in files]
     refuse_pickles(beside)
@@ -109,7 +110,7 @@ def _normalise(model: nn.Module) -> None:
     set_channels(model, stems(model)[0].channels)
     architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
     if not str(architecture).startswith("dwg_"):
-        raise ValueError(
+        raise UserError(
             f"This {architecture} has a stem that timm.create_model cannot build again (another "
             f"mechanism than 'dwg', or further arguments). Keep its state_dict() and adapt() anew."
         )
@@ -126,17 +127,17 @@ def read_config(folder: Path, named: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{CONFIG} of {named} is no JSON ({error}). Save the model anew."
         ) from error
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str):
-        raise ValueError(
+        raise UserError(
             f"{CONFIG} of {named} names no architecture, so it is not that of a timm model. Save "
             f"the model with timm_varchan.hub.save, or give another repository."
         )
     if not timm.is_model(architecture):
-        raise ValueError(
+        raise UserError(
             f"{named} holds a {architecture!r}, which timm {timm.__version__} with timm_varchan "
             f"{__version__} does not have. Install the versions that it was made with."
         )
@@ -153,9 +154,9 @@ def check_weights(folder: Path, named: str) -> None:
     raise FileNotFoundError(f"{named} has no {WEIGHTS}. Save the model with timm_varchan.hub.save.")
 
 
-def pickled_error(named: str, file: str) -> ValueError:
+def pickled_error(named: str, file: str) -> UserError:
     """The error for weights that are a pickle, with the command that converts them."""
-    return ValueError(
+    return UserError(
         f"{named} has no {WEIGHTS} but {file}, a pickle, which may run code when opened. If you "
         f'trust it, convert it: python -c "import torch, safetensors.torch as s; '
         f"s.save_file(torch.load('{file}', weights_only=True), '{WEIGHTS}')\""
@@ -166,7 +167,7 @@ def refuse_pickles(files: Iterable[Path]) -> None:
     """Refuse files that may run code when they are opened."""
     pickles = sorted(str(file) for file in files if file.suffix in PICKLES)
     if pickles:
-        raise ValueError(
+        raise UserError(
             f"{pickles[0]} is a pickle, which may run code when opened. Only safetensors are "
             f"saved and pushed: remove it or convert it with safetensors.torch.save_file."
         )

@@ -14,6 +14,7 @@ from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_varchan.channels import FILE_VERSION, RGB, ChannelSet
+from timm_varchan.errors import ToolError, UserError
 from timm_varchan.hub.folder import CONFIG, WEIGHTS, check_weights, read_config
 from timm_varchan.hub.remote import CLIENT_ERRORS, download, hub_reason
 
@@ -36,7 +37,7 @@ class SavedModel:
         value_scale: What stored numbers were divided by, where that is not their type's largest.
 
     Raises:
-        ValueError: A size or share that none can have, or class names that are no text.
+        UserError: A size or share that none can have, or class names that are no text.
     """
 
     model: nn.Module
@@ -48,16 +49,16 @@ class SavedModel:
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_pct <= 1 or self.img_size < 1:
-            raise ValueError(
+            raise UserError(
                 f"The configuration names {self.img_size} px and a crop of {self.crop_pct}; needed "
                 f"are 1 px or more, and a share above 0 and at most 1."
             )
         if self.value_scale is not None and not 0 < self.value_scale < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"The configuration's value_scale is {self.value_scale}; it must be above 0."
             )
         if not all(isinstance(name, str) for name in self.class_names):
-            raise ValueError("The configuration's label names are no texts. Save the model anew.")
+            raise UserError("The configuration's label names are no texts. Save the model anew.")
 
     def select(self, spec: str) -> ChannelSet:
         """Read a channel set as people write it; the data's own channels keep their statistics.
@@ -66,7 +67,7 @@ class SavedModel:
             spec: As `ChannelSet.parse` takes it, and names that only this model's data has.
 
         Raises:
-            ValueError: Unknown or doubled names.
+            UserError: Unknown or doubled names.
         """
         own = {c.name: c for c in self.channels if c.name is not None}
         parts = [part.strip() for part in re.split("[+,]", spec)]
@@ -90,9 +91,9 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
 
     Raises:
         FileNotFoundError: No such folder, repository or file in it.
-        ValueError: Pickled weights, a broken configuration, an architecture that is not there,
+        UserError: Pickled weights, a broken configuration, an architecture that is not there,
             weights that do not fit.
-        RuntimeError: The hub cannot be reached or refuses.
+        ToolError: The hub cannot be reached or refuses.
     """
     text = str(source)
     kwargs = {"pretrained": True, "cache_dir": cache_dir, **kwargs}
@@ -107,7 +108,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         config = read_config(folder, text)
         check_weights(folder, text)
     elif not timm.is_model(text.partition(".")[0]):
-        raise ValueError(
+        raise UserError(
             f"There is no model or folder {text!r}. Give a name of timm.list_models(), "
             f"local-dir:FOLDER or hf-hub:ORG/NAME."
         )
@@ -115,7 +116,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
     try:
         return _describe(model.eval(), config, kwargs)
     except _WRONG as error:
-        raise ValueError(
+        raise UserError(
             f"{CONFIG} of {text} describes its input or its classes wrongly ({error}). Save the "
             f"model anew."
         ) from error
@@ -126,18 +127,18 @@ def _create(name: str, named: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **kwargs)
     except CLIENT_ERRORS as error:
-        raise RuntimeError(
+        raise ToolError(
             f"Cannot load the weights of {named}: {hub_reason(error, named)} pretrained=False does "
             f"without."
         ) from error
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"{WEIGHTS} of {named} is damaged ({error}). Download or save it again."
         ) from error
     except (*_WRONG, RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 and lines[0].endswith(":") else "".join(lines[:1])
-        raise ValueError(
+        raise UserError(
             f"Cannot load {named}: {detail.rstrip('.')}. The weights, the configuration and the "
             f"arguments ({', '.join(kwargs)}) have to be of one model."
         ) from error
@@ -173,7 +174,7 @@ def _channels(cfg: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any
             {"version": FILE_VERSION, "channels": config["channels"], "correlation": correlation}
         )
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{CONFIG} describes its channels wrongly: {error}") from error
+        raise UserError(f"{CONFIG} describes its channels wrongly: {error}") from error
     return saved if len(saved) == num or not kwargs.get("in_chans") else channels
 
 

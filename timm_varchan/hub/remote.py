@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from timm_varchan.errors import ToolError
 from timm_varchan.hub.folder import (
     CONFIG,
     WEIGHTS,
@@ -62,7 +63,7 @@ def push(
     Raises:
         FileNotFoundError: The folder is no saved model.
         ValueError: It holds pickles, or its configuration is broken.
-        RuntimeError: The upload failed; the folder is as it was, and the message holds the command
+        ToolError: The upload failed; the folder is as it was, and the message holds the command
             that repeats it.
     """
     folder = Path(folder)
@@ -82,7 +83,7 @@ def push(
         again = ["python", "-m", "timm_varchan", "push", str(folder), repo_id]
         again += [] if private else ["--public"]
         again += [] if revision is None else ["--revision", revision]
-        raise RuntimeError(
+        raise ToolError(
             f"Could not push to {repo_id}: {hub_reason(error, repo_id)} Nothing is lost, the model "
             f"is in {folder}; repeat with: {shlex.join(again)}"
         ) from error
@@ -106,7 +107,7 @@ def download(name: str, cache_dir: str | Path | None) -> Path:
             raise
     except CLIENT_ERRORS as error:
         missing = isinstance(error, (RepositoryNotFoundError, EntryNotFoundError))
-        kind = FileNotFoundError if missing and not _is_offline(error) else RuntimeError
+        kind = FileNotFoundError if missing and not _is_offline(error) else ToolError
         raise kind(f"Cannot load hf-hub:{name}: {hub_reason(error, repo_id)}") from error
     return Path(config).parent
 

@@ -10,6 +10,7 @@ from timm.models import FeatureGraphNet, is_model
 from torch import Tensor, nn
 
 from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, Channel, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import SAME_BAND_NM, find_channel
 
@@ -45,11 +46,11 @@ def stems(model: nn.Module) -> list[Mixer]:
     """The mixers of all stems in a model, under any wrapper (EMA, DDP, feature extraction).
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     found = [module for module in model.modules() if isinstance(module, Mixer)]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has no stem of timm_varchan. Create it as "
             f"timm.create_model('dwg_<architecture>') or pass it through timm_varchan.adapt(model)."
         )
@@ -78,7 +79,7 @@ def set_channels(
             stands in the other planes is ignored, NaN too. None: all of them.
 
     Raises:
-        ValueError: The model has no stem, or its stem cannot serve these channels.
+        UserError: The model has no stem, or its stem cannot serve these channels.
     """
     mixers = stems(model)
     before = mixers[0].channels
@@ -90,10 +91,9 @@ def set_channels(
     for module in model.modules():
         if isinstance(getattr(module, "_model_args", None), dict):
             _record(module, current, mixers[0])
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "model_args"):  # transformers' TimmWrapper
-            arguments = _with_channels(config.model_args or {}, current)
-            config.model_args = arguments
+            config.model_args = _with_channels(config.model_args or {}, current)
 
 
 def _with_channels(arguments: Mapping[str, Any], channels: ChannelSet | None) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def expected_error(model: nn.Module, channels: ChannelSetLike) -> dict[str, floa
         correlation was measured nor wavelengths are known.
 
     Raises:
-        ValueError: No stem, or channels without a count.
+        UserError: No stem, or channels without a count.
     """
     mixer = stems(model)[0]
     shares = mixer.expected_error(channels)
@@ -184,13 +184,13 @@ def adapt(
         The model.
 
     Raises:
-        ValueError: No convolution to put a stem before, a stem there already, an unknown stem,
+        UserError: No convolution to put a stem before, a stem there already, an unknown stem,
             `in_chans` that contradicts `channels`, or `virtual_channels` that do not fit the model.
     """
     if stem not in MIXERS:
-        raise ValueError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
+        raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
     if has_stems(model):
-        raise ValueError("The model has a stem already; adapt a model only once.")
+        raise UserError("The model has a stem already; adapt a model only once.")
     given = _given_channels(channels, in_chans)
     places = _stem_places(model)
     num_bank = _source_channels(model)
@@ -239,7 +239,7 @@ def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> Ch
     """The channel set that was asked for, if any, checked against the number of channels."""
     given = None if channels is None else ChannelSet.parse(channels)
     if given is not None and in_chans is not None and len(given) not in (0, in_chans):
-        raise ValueError(
+        raise UserError(
             f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
             f"Leave one of them out."
         )
@@ -252,7 +252,7 @@ def _first_convs(model: nn.Module) -> list[str]:
     names = names or (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     names = (names,) if isinstance(names, str) else tuple(names or ())
     if not names:
-        raise ValueError(
+        raise UserError(
             f"timm names no first convolution for {type(model).__name__}, so there is no place for "
             f"a stem. Put timm_varchan.Stem(mixer, convolution) there by hand."
         )
@@ -261,7 +261,7 @@ def _first_convs(model: nn.Module) -> list[str]:
     found = [path for path, _ in model.named_modules() if path.replace(".", "_") in flat]
     convs = [path for path in found if isinstance(model.get_submodule(path), nn.Conv2d)]
     if len(convs) != len(names):
-        raise ValueError(
+        raise UserError(
             f"The first layer of {type(model).__name__} ({', '.join(names)}) is no convolution of "
             f"2-D images, so there is no place for a stem. Models whose first layer is linear on "
             f"patches have no dwg_ twin."
@@ -281,7 +281,7 @@ def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> Channel
         return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
     virtual = ChannelSet.parse(given)
     if len(virtual) < num_virtual:
-        raise ValueError(
+        raise UserError(
             f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "
             f"of {type(model).__name__} takes {num_virtual}. Name as many, in its order."
         )
@@ -289,7 +289,7 @@ def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> Channel
         return virtual
     anchored = with_rgb_first(virtual)
     if anchored is None:
-        raise ValueError(
+        raise UserError(
             f"virtual_channels={virtual} are more than the three that the first convolution of "
             f"{type(model).__name__} takes, so they need R, G and B or bands within "
             f"{SAME_BAND_NM:g} nm of them among them."
@@ -347,7 +347,7 @@ def _log_distance(one: Channel, other: Channel) -> float:
 def _stem_places(model: nn.Module) -> list[str]:
     """Paths of the modules before which a mixer has to stand."""
     if isinstance(model, FeatureGraphNet):
-        raise ValueError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
+        raise UserError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
     convs = _first_convs(model)
     if len(convs) > 1:
         shared = _common_parent(convs)
@@ -383,4 +383,4 @@ def _before_rearrangement(model: nn.Module, path: str) -> str:
         if isinstance(chain, (nn.Sequential, nn.ModuleDict)):
             first = next(iter(chain._modules))
             return f"{parent}.{first}" if parent else first
-    raise ValueError(f"Cannot tell where the channels of the input enter before {path}.")
+    raise UserError(f"Cannot tell where the channels of the input enter before {path}.")

@@ -33,6 +33,7 @@ from timm.models._hub import HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.models.adapt import adapt, with_rgb_first
 from timm_varchan.models.shipped import shipped_cfg, shipped_note
 from timm_varchan.stems import Stem
@@ -259,7 +260,7 @@ def _load_added(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None
     """Load the stems' own weights, if there are any; stems stand in the order of their paths."""
     found = [module for module in model.modules() if isinstance(module, Stem)]
     if weights and len(found) != len(weights):
-        raise ValueError(
+        raise UserError(
             f"The weights hold {len(weights)} stems, but the model has {len(found)}: they belong "
             f"to another architecture."
         )
@@ -307,14 +308,14 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
             `virtual_channels`, `statistics`, ...
 
     Raises:
-        ValueError: A name that timm knows, a base that has no twin, or a channel set that nobody
+        UserError: A name that timm knows, a base that has no twin, or a channel set that nobody
             can read.
     """
     base = base.removeprefix(PREFIX)
     if is_model(name):
-        raise ValueError(f"timm knows a model {name!r} already; choose another name.")
+        raise UserError(f"timm knows a model {name!r} already; choose another name.")
     if not is_model(PREFIX + base):
-        raise ValueError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
+        raise UserError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
     if defaults.get("channel_set") is not None:
         defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_config()
 

@@ -29,6 +29,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from timm_varchan.errors import UserError
 from timm_varchan.models.rrdb_blocks import ConvNormAct, DenseBlock, Stage
 from timm_varchan.models.rrdb_recurrence import ConvRecurrence
 from timm_varchan.models.shipped import shipped_cfg
@@ -190,10 +191,10 @@ class RRDB(nn.Module):
             Features `(B, D, H', W')` and a list of such maps, or the list alone.
 
         Raises:
-            ValueError: Another format.
+            UserError: Another format.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}: only 'NCHW' is to be had.")
+            raise UserError(f"output_fmt={output_fmt!r}: only 'NCHW' is to be had.")
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         x = self.recurrence(self.stem(x))
         # TorchScript cannot slice modules

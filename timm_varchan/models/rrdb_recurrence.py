@@ -6,6 +6,8 @@ import torch
 from timm.layers import create_act_layer
 from torch import Tensor, nn
 
+from timm_varchan.errors import UserError
+
 __all__ = ["GATINGS", "ConvRecurrence"]
 
 #: Number of gates by name: none is a plain recurrent convolution, minimal has one gate for both
@@ -53,7 +55,7 @@ class ConvRecurrence(nn.Module):
         dtype: Of the parameters.
 
     Raises:
-        ValueError: No steps, an even kernel, or an unknown gating.
+        UserError: No steps, an even kernel, or an unknown gating.
     """
 
     def __init__(
@@ -69,9 +71,9 @@ class ConvRecurrence(nn.Module):
     ) -> None:
         super().__init__()
         if gating not in GATINGS:
-            raise ValueError(f"Unknown gating {gating!r}. Choose one of: {', '.join(GATINGS)}.")
+            raise UserError(f"Unknown gating {gating!r}. Choose one of: {', '.join(GATINGS)}.")
         if steps < 1 or kernel_size % 2 == 0:
-            raise ValueError(
+            raise UserError(
                 f"steps={steps}, kernel_size={kernel_size}: give at least one step and an odd size."
             )
         dd: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
 from timm_varchan.models.adapt import set_channels
 from timm_varchan.stems import ChannelsLike
 
@@ -40,7 +41,7 @@ def share(
         The copy.
 
     Raises:
-        ValueError: No stem, unsuitable channels, or statistics of another model.
+        UserError: No stem, unsuitable channels, or statistics of another model.
     """
     tensors = itertools.chain(model.parameters(), model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
@@ -55,7 +56,7 @@ def _put_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
     own = dict(model.named_buffers())
     for name, value in statistics.items():
         if name not in own or own[name].shape != value.shape:
-            raise ValueError(
+            raise UserError(
                 f"Statistics {name!r} {tuple(value.shape)} do not fit this model. Make them with "
                 f"timm_varchan.channel_statistics(model, ...) from the same architecture."
             )
@@ -85,7 +86,7 @@ def channel_statistics(
         model has no BatchNorm.
 
     Raises:
-        ValueError: No batches.
+        UserError: No batches.
     """
     twin = share(model, channels)
     norms = {
@@ -101,7 +102,7 @@ def channel_statistics(
         twin(batch)
         count += 1
     if not count:
-        raise ValueError("No batches to estimate statistics from: pass at least one input.")
+        raise UserError("No batches to estimate statistics from: pass at least one input.")
     return {
         f"{name}.{buffer}": value.clone()
         for name, norm in norms.items()

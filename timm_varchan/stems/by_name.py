@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.depthwise import DepthwiseMixer
 from timm_varchan.stems.dwg import DWGMixer
 from timm_varchan.stems.dynamic import DynamicMixer
@@ -61,7 +62,7 @@ def make_stem(
         The stem, in the bank's mode (training or evaluation).
 
     Raises:
-        ValueError: A mixer that generates whole kernels, before anything but a convolution; further
+        UserError: A mixer that generates whole kernels, before anything but a convolution; further
             virtual channels where there is no single convolution to stand beside.
     """
     virtual = ChannelSet.parse(virtual_channels)
@@ -69,7 +70,7 @@ def make_stem(
     anchors = None
     if num_anchors > 0:
         if not isinstance(bank, nn.Conv2d):
-            raise ValueError(
+            raise UserError(
                 f"The first layer is a {type(bank).__name__}, not one convolution, so it takes no "
                 f"further virtual channels. Name the {num_bank} that it has kernels for."
             )

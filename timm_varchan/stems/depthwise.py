@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.kernels import convolve
 from timm_varchan.stems.known import KnownMixer
 
@@ -40,7 +41,7 @@ class DepthwiseMixer(KnownMixer):
     ) -> None:
         self.channel_names = tuple(channel_names)
         super().__init__(virtual_channels, default_channels, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         K, N = self.num_virtual, len(self.known())
         start = torch.zeros(N, K, 3, 3)
         start[:, :, 1, 1] = torch.cat([K * torch.eye(K), torch.ones(N - K, K)])
@@ -61,9 +62,9 @@ class DepthwiseMixer(KnownMixer):
         """There are none: the channels are filtered, not only mixed.
 
         Raises:
-            ValueError: Always.
+            UserError: Always.
         """
-        raise ValueError(
+        raise UserError(
             "DepthwiseMixer filters its channels, so it has no mixing coefficients to look at or "
             "to fold. Look at its filters."
         )

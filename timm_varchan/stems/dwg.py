@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 
 __all__ = ["DWGMixer", "OwnLinear", "fourier_features"]
@@ -89,7 +90,7 @@ class DWGMixer(Mixer):
         self.channel_names = tuple(channel_names)
         self.gain, self.num_frequencies = gain, num_frequencies
         super().__init__(virtual_channels, default_channels, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.content = OwnLinear(NUM_STATISTICS, width, **like)
         self.identity = OwnLinear(2 * num_frequencies, width, bias=False, **like)
         # Row 0 is that of channels outside the vocabulary; its gate is always 0.
@@ -159,7 +160,7 @@ class DWGMixer(Mixer):
         for channel in (c for s in sets if s is not None for c in s):
             if channel.wavelength_nm is None and channel.name is not None:
                 if channel.name not in self.channel_names:
-                    raise ValueError(
+                    raise UserError(
                         f"Channel {channel.name!r} has no wavelength and this model has not "
                         f"learned its name (it knows: {', '.join(self.channel_names) or 'none'}). "
                         f"Create the model with channel_names=[{channel.name!r}, ...], give the "

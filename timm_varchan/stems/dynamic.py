@@ -44,7 +44,7 @@ class DynamicMixer(KernelMixer, KnownMixer):
         **kwargs: Any,
     ) -> None:
         super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         self.temperature = temperature
         hidden = max(num_kernels, self.num_virtual // 4)
         self.squeeze = nn.Linear(self.num_virtual, hidden, bias=False, **like)

@@ -44,7 +44,7 @@ class GeneratorMixer(KernelMixer):
         **kwargs: Any,
     ) -> None:
         super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         out, kh, kw = kernel_shape
         self.content = nn.Linear(POOLED * POOLED, hidden, **like)
         self.out = nn.Linear(hidden, out * kh * kw, **like)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.kernels import KernelMixer
 
 __all__ = ["HyperMixer"]
@@ -48,7 +49,7 @@ class HyperMixer(KernelMixer):
     ) -> None:
         self.width = width
         super().__init__(virtual_channels, default_channels, kernel_shape=kernel_shape, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         out, kh, kw = kernel_shape
         self.embed = nn.Sequential(
             nn.Linear(width, width, **like), nn.ReLU(), nn.Linear(width, width, **like), nn.ReLU()
@@ -104,7 +105,7 @@ class HyperMixer(KernelMixer):
         for channel_set in channels if isinstance(channels, tuple) else (channels,):
             dark = [c.label for c in channel_set or () if c.wavelength_nm is None]
             if dark:
-                raise ValueError(
+                raise UserError(
                     f"Channel {', '.join(dark)} has no wavelength, from which this stem makes its "
                     f"kernels. Give wavelengths in nm or use another stem."
                 )

@@ -9,6 +9,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSetLike
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 from timm_varchan.stems.stem import Stem
 
@@ -67,9 +68,9 @@ class KernelMixer(Mixer):
         """There are none: a whole kernel is no mixture of the bank's.
 
         Raises:
-            ValueError: Always.
+            UserError: Always.
         """
-        raise ValueError(
+        raise UserError(
             f"{type(self).__name__} generates whole kernels, so it has no mixing coefficients to "
             f"look at or to fold. Look at generated_kernels(x) of its stem."
         )
@@ -88,14 +89,14 @@ class KernelStem(Stem):
         bank: The original convolution.
 
     Raises:
-        ValueError: A bank that is no ordinary convolution.
+        UserError: A bank that is no ordinary convolution.
     """
 
     def __init__(
         self, mixer: KernelMixer, bank: nn.Module, anchors: nn.Conv2d | None = None
     ) -> None:
         if anchors is not None:
-            raise ValueError(
+            raise UserError(
                 f"{type(mixer).__name__} generates whole kernels; further virtual channels are for "
                 f"stems that mix, such as 'dwg'."
             )
@@ -104,7 +105,7 @@ class KernelStem(Stem):
             or bank.groups != 1
             or (bank.padding_mode != "zeros")
         ):
-            raise ValueError(
+            raise UserError(
                 f"{type(mixer).__name__} needs an ordinary first convolution, but this one is a "
                 f"{type(bank).__name__}. Use a stem that mixes, such as 'dwg'."
             )
@@ -127,11 +128,11 @@ class KernelStem(Stem):
         """A stem with the same mixer and another convolution.
 
         Raises:
-            ValueError: Kernels of another size than those that the mixer generates.
+            UserError: Kernels of another size than those that the mixer generates.
         """
         shape = cast(KernelMixer, self.mixer).kernel_shape
         if shape != (bank.out_channels, *bank.kernel_size):
-            raise ValueError(
+            raise UserError(
                 f"{type(self.mixer).__name__} generates kernels of {shape}, so the first "
                 f"convolution cannot change its size. Build the model at that size."
             )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from timm_varchan.channels import Channel, ChannelSet, known_channels
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Mixer
 
 __all__ = ["KnownMixer"]
@@ -53,12 +54,12 @@ class KnownMixer(Mixer):
                 continue
             unknown = [c.label for c in channel_set if c.identity not in known]
             if unknown:
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} has no place for {', '.join(unknown)}: it was made for "
                     f"{', '.join(known.values())}. Leave them out or use another stem."
                 )
             if not self.any_count and len(channel_set) != self.num_virtual:
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} takes exactly {self.num_virtual} channels, but "
                     f"{channel_set} has {len(channel_set)}. Use a stem that takes any count."
                 )

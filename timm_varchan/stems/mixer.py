@@ -20,6 +20,7 @@ from timm_varchan.channels import (
     ChannelSet,
     ChannelSetLike,
 )
+from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SCALES, Prior
 
 __all__ = ["CORRELATION", "ChannelsLike", "Mixer"]
@@ -45,7 +46,7 @@ def _parse_channels(
         sets = tuple(s for s in channels if isinstance(s, ChannelSet))
         if len(sets) == len(channels):
             if not all(len(s) for s in sets):
-                raise ValueError(
+                raise UserError(
                     "In a mixed batch every sample's set needs a count: use "
                     "ChannelSet.anonymous(n) in place of 'anonymous'."
                 )
@@ -65,7 +66,7 @@ def _statistics(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet
         ]
         return ChannelSet(tuple(named), statistics.correlation)
     if any(c.is_anonymous for c in statistics):
-        raise ValueError(
+        raise UserError(
             f"The statistics are of {len(statistics)} channels without names, and the virtual "
             f"channels are {virtual} ({len(virtual)}). Say what was measured: "
             f"timm_varchan.measure_channels(loader, 'B02+B03+...')."
@@ -96,7 +97,7 @@ class Mixer(nn.Module):
         dtype: Their type.
 
     Raises:
-        ValueError: `virtual_channels` without a count, default channels that the mixer cannot
+        UserError: `virtual_channels` without a count, default channels that the mixer cannot
             serve, another prior or scale, or statistics without names.
     """
 
@@ -134,7 +135,7 @@ class Mixer(nn.Module):
         self.virtual_channels = ChannelSet.parse(virtual_channels)
         self.default_channels = ChannelSet.parse(default_channels)
         if not len(self.virtual_channels):
-            raise ValueError(
+            raise UserError(
                 "virtual_channels needs a count: name them, or use ChannelSet.anonymous(K)."
             )
         self.num_virtual = len(self.virtual_channels)
@@ -143,7 +144,7 @@ class Mixer(nn.Module):
         self.prior_name = prior or ("measured" if known else "spectral")
         self.prior_scale = prior_scale
         if self.prior_name not in PRIORS or prior_scale not in SCALES:
-            raise ValueError(
+            raise UserError(
                 f"prior is {prior!r} and prior_scale {prior_scale!r}; choose of "
                 f"{', '.join(PRIORS)} and of {', '.join(SCALES)}."
             )
@@ -174,7 +175,7 @@ class Mixer(nn.Module):
                 in the other planes is ignored. None: all.
 
         Raises:
-            ValueError: Channels that this mixer cannot tell apart, or a mask that does not fit.
+            UserError: Channels that this mixer cannot tell apart, or a mask that does not fit.
         """
         if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
             self.select(torch.arange(present.shape[-1]).expand_as(present), present)
@@ -210,24 +211,24 @@ class Mixer(nn.Module):
             present: `(B, C)`, bool: whether the plane is there.
 
         Raises:
-            ValueError: No channel set with names or count was set, or masks that do not fit it.
+            UserError: No channel set with names or count was set, or masks that do not fit it.
         """
         index, present = index.cpu(), present.cpu().bool()
         count = self._base.shape[1]
         if isinstance(self.channels, tuple) or not len(self._sets()[0]):
-            raise ValueError(
+            raise UserError(
                 "Presence masks need one channel set with a count. Call set_channels(model, "
                 "'R+G+B+...', present=mask), or give ChannelSet.anonymous(n)."
             )
         if index.shape != present.shape or index.dim() != 2 or index.shape[1] < 1:
-            raise ValueError(
+            raise UserError(
                 f"The masks have shapes {tuple(index.shape)} and {tuple(present.shape)}; needed "
                 f"is (batch, channels)."
             )
         if bool(((index < 0) | (index >= count))[present].any()):
-            raise ValueError(f"A plane is none of the {count} channels of {self._sets()[0]}.")
+            raise UserError(f"A plane is none of the {count} channels of {self._sets()[0]}.")
         if not bool(present.any(1).all()):
-            raise ValueError("A sample has no channel at all. Leave it out or give it one.")
+            raise UserError("A sample has no channel at all. Leave it out or give it one.")
         index = torch.where(present, index, 0)
         self.mixed = True
         self._planes = (self._base[0][index], present)
@@ -243,7 +244,7 @@ class Mixer(nn.Module):
             `(B, K, H, W)`.
 
         Raises:
-            ValueError: The input does not fit the channel set.
+            UserError: The input does not fit the channel set.
         """
         x = self.checked(x)
         weights = self.coefficients(x).to(x.dtype)
@@ -301,11 +302,11 @@ class Mixer(nn.Module):
             K shares: 0 where the channel itself is there, NaN where nothing is known of it.
 
         Raises:
-            ValueError: Channels without a count.
+            UserError: Channels without a count.
         """
         chosen = ChannelSet.parse(channels)
         if not len(chosen):
-            raise ValueError("The expected error needs to know the channels; name them.")
+            raise UserError("The expected error needs to know the channels; name them.")
         with torch.device("cpu"):
             error = self._prior_of(chosen).expected_error(torch.ones(1, len(chosen)))
         return error[0].tolist()
@@ -393,7 +394,7 @@ class Mixer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
         """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             device, dtype = self._home
             start = "cpu" if device.type == "meta" else device  # nothing can be copied out of meta
@@ -437,7 +438,7 @@ class Mixer(nn.Module):
             if channel_set is None or self.supports_anonymous:
                 continue
             if not channel_set.channels or any(c.is_anonymous for c in channel_set):
-                raise ValueError(
+                raise UserError(
                     f"{type(self).__name__} needs to know each channel, but {channel_set} has "
                     f"anonymous ones. Name the channels or give their wavelengths in nm."
                 )
@@ -448,12 +449,12 @@ class Mixer(nn.Module):
         if torch.compiler.is_compiling():
             return
         if x.dim() != 4 or 0 in x.shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"The input has shape {tuple(x.shape)}; needed is (batch, channels, height, width) "
                 f"with at least one channel and pixel. Add missing axes with x[None] or x[:, None]."
             )
         if not x.is_floating_point():
-            raise ValueError(
+            raise UserError(
                 f"The input is {x.dtype}; needed are floating-point planes. Scale and normalise "
                 f"them first, e.g. x.float() / 255."
             )
@@ -461,7 +462,7 @@ class Mixer(nn.Module):
         if self.mixed:
             num_samples, num_planes = self._planes[0].shape
             if x.shape[0] != num_samples or x.shape[1] < num_planes:
-                raise ValueError(
+                raise UserError(
                     f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the mixed "
                     f"batch was declared as {num_samples} sets of up to {num_planes} channels. "
                     f"Pad every sample to {num_planes} planes or more and give one set a sample."
@@ -469,7 +470,7 @@ class Mixer(nn.Module):
             return
         declared = self._sets()[0]
         if self._strict() and x.shape[1] != len(declared):
-            raise ValueError(
+            raise UserError(
                 f"The input has {x.shape[1]} channels, but the channel set is {declared} "
                 f"({len(declared)}). Call timm_varchan.set_channels(model, ...) with the "
                 f"input's own channels, 'anonymous', or None for the default rule."
@@ -477,7 +478,7 @@ class Mixer(nn.Module):
 
     def _follow(self, x: Tensor) -> None:
         """Bring the tables to weights that were assigned without a word (`assign=True`)."""
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return
         own = next((p for p in self.parameters() if p.is_floating_point()), None)
         home = (x.device, self._home[1] if own is None else own.dtype)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import Channel, ChannelSet
+from timm_varchan.errors import UserError
 
 __all__ = ["PRIORS", "SAME_BAND_NM", "SCALES", "Prior", "find_channel"]
 
@@ -189,7 +190,7 @@ class Prior:
             less than a half.
 
     Raises:
-        ValueError: `measured` without a correlation.
+        UserError: `measured` without a correlation.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class Prior:
         if statistics is not None and statistics.correlation is not None:
             self.measured, ids, virtual_ids = _measured(channels, virtual_channels, statistics)
         elif kind == "measured":
-            raise ValueError(
+            raise UserError(
                 "prior='measured' needs statistics with a correlation: pass "
                 "statistics=timm_varchan.measure_channels(loader, channels)."
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
+from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import ChannelsLike, Mixer
 
 __all__ = ["Stem", "effective_weight", "like_bank"]
@@ -70,7 +71,7 @@ class Stem(nn.Module):
         """Mix, then convolve.
 
         Raises:
-            ValueError: The input does not fit the channel set.
+            UserError: The input does not fit the channel set.
             RuntimeError: From the convolution: another floating-point type than its weights have,
                 or fewer pixels than its kernel.
         """
@@ -127,10 +128,10 @@ class Stem(nn.Module):
             `(B or 1, out, C, kh, kw)`, with `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`.
 
         Raises:
-            ValueError: The bank is not a single convolution.
+            UserError: The bank is not a single convolution.
         """
         if not isinstance(self.bank, nn.Conv2d):
-            raise ValueError(
+            raise UserError(
                 f"The bank is a {type(self.bank).__name__}, not one convolution, so there is no "
                 f"single kernel a channel. Look at stem.mixer.coefficients(x) instead."
             )
@@ -174,10 +175,10 @@ def like_bank(bank: nn.Conv2d, in_channels: int) -> nn.Conv2d:
     """A convolution without bias that answers in the bank's shape, all zero.
 
     Raises:
-        ValueError: A bank with groups, whose output belongs to some of its channels.
+        UserError: A bank with groups, whose output belongs to some of its channels.
     """
     if bank.groups != 1 or bank.padding_mode != "zeros":
-        raise ValueError(
+        raise UserError(
             f"Further virtual channels need an ordinary first convolution, not one with "
             f"{bank.groups} groups and padding {bank.padding_mode!r}."
         )
@@ -217,4 +218,4 @@ def _keep_stem(parent: nn.Module, name: str, module: nn.Module | None) -> nn.Mod
     return None
 
 
-register_module_module_registration_hook(_keep_stem)
+register_module_module_registration_hook(_keep_stem)  # type: ignore[arg-type]  # may return

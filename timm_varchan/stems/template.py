@@ -39,7 +39,7 @@ class TemplateMixer(KnownMixer):
     ) -> None:
         self.channel_names = tuple(channel_names)
         super().__init__(virtual_channels, default_channels, **kwargs)
-        like = {key: kwargs.get(key) for key in ("device", "dtype")}
+        like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
         K = self.num_virtual
         start = torch.cat([torch.eye(K), torch.full((len(self.known()) - K, K), 1 / K)])
         self.mixtures = nn.Parameter(start.to(**like))

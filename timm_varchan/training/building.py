@@ -10,6 +10,7 @@ from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import ImageData
+from timm_varchan.errors import UserError
 from timm_varchan.hub import load
 from timm_varchan.models import adapt, choose_virtual_channels, has_stems
 from timm_varchan.training.configuration import TrainConfig
@@ -22,7 +23,7 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     """The model to train, for the data's channels and classes.
 
     Raises:
-        ValueError: An unknown model, one that cannot be loaded, or an augmentation that changes
+        UserError: An unknown model, one that cannot be loaded, or an augmentation that changes
             the number of planes for a model without a stem.
     """
     resolved = _resolve(config)
@@ -44,7 +45,7 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if not has_stems(model) and config.channel_aug not in FIXED_COUNT_AUGS:
-        raise ValueError(_fixed_count(config, architecture(model)))
+        raise UserError(_fixed_count(config, architecture(model)))
     return model.train()
 
 
@@ -55,7 +56,7 @@ def _load(config: TrainConfig, kwargs: dict[str, Any]) -> nn.Module:
         ).model
     except ValueError as error:
         if config.drop_path and "drop_path_rate" in str(error.__cause__):
-            raise ValueError(
+            raise UserError(
                 f"{config.model} has no stochastic depth. Add --drop-path 0."
             ) from error
         raise
@@ -65,8 +66,8 @@ def _resolve(config: TrainConfig) -> dict[str, Any]:
     """Architecture, configuration and saved arguments behind the name of a model."""
     try:
         return resolve_model_input_args(config.model, config.model_kwargs)
-    except (AssertionError, KeyError) as error:
-        raise ValueError(f"Cannot load --model {config.model}: {error!r}.") from error
+    except (AssertionError, KeyError, RuntimeError) as error:  # timm's words for an unknown name
+        raise UserError(f"Cannot load --model {config.model}: {error!r}.") from error
 
 
 def _is_twin(resolved: dict[str, Any]) -> bool:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from timm_varchan.errors import UserError
+
 __all__ = ["CheckpointError", "Checkpoints", "Progress", "read_progress"]
 
 logger = logging.getLogger(__name__)
@@ -161,7 +163,7 @@ class Checkpoints:
         """The checkpoint that `--resume` means.
 
         Raises:
-            ValueError: There is none, or it is damaged.
+            UserError: There is none, or it is damaged.
         """
         if resume is None:
             return None
@@ -169,7 +171,7 @@ class Checkpoints:
             return self.last()
         problem = damage(Path(resume))
         if problem is not None:
-            raise ValueError(
+            raise UserError(
                 f"--resume {resume} is no checkpoint ({problem}). Give a folder "
                 f"checkpoints/step-... of a run, or 'auto'."
             )

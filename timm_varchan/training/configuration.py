@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from timm_varchan.data import NO_DATA
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import MODES, ORDERS
 from timm_varchan.views import CHANNEL_AUGS
 
@@ -63,6 +65,7 @@ class TrainConfig:
     test_split: str | None = _data(None, "what it calls its test split")
     validation_fraction: float = _data(0.1, "share of train set apart if there is no validation")
     value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
+    no_data: str = _data("refuse", "pixels that hold no data", NO_DATA)
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
     crop_pct: float | None = _data(None, "share kept in evaluation; the saved model's, else 1")
@@ -169,17 +172,17 @@ class TrainConfig:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= low:
-                raise ValueError(f"{flag(name)} is {value}; it must be {low} or more.")
+                raise UserError(f"{flag(name)} is {value}; it must be {low} or more.")
         for name in ("hflip", "vflip", "erase_prob", "crop_pct", "layer_decay", "full_share"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1.")
+                raise UserError(f"{flag(name)} is {value}; it must be in 0..1.")
         for name in ("smoothing", "ema_decay", "drop_path"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{flag(name)} is {value}; it must be in 0..1, below 1.")
+                raise UserError(f"{flag(name)} is {value}; it must be in 0..1, below 1.")
         if self.mixes and self.batch_size % 2:
-            raise ValueError(
+            raise UserError(
                 f"--batch-size is {self.batch_size}; --mixup and --cutmix mix pairs, so it must be "
                 f"even."
             )
@@ -191,14 +194,14 @@ class TrainConfig:
 
     def _check_streaming(self) -> None:
         if self.streaming and (self.epoch_images is None or self.cache):
-            raise ValueError(
+            raise UserError(
                 "--streaming needs --epoch-images N (how long a stream is nobody knows before its "
                 "end), and nothing of it can be kept: leave --cache out."
             )
 
     def _check_push(self) -> None:
         if self.push_to_hub is not None and self.eval_only is not None:
-            raise ValueError(
+            raise UserError(
                 f"--push-to-hub is for after training, but --eval-only trains nothing. Push with: "
                 f"python -m timm_varchan push {self.eval_only} {self.push_to_hub}"
             )
@@ -207,11 +210,11 @@ class TrainConfig:
         value, choices = getattr(self, field.name), field.metadata["choices"]
         given = value if isinstance(value, tuple) else (value,)
         if choices is not None and value is not None and not set(given) <= set(choices):
-            raise ValueError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
+            raise UserError(f"{flag(field.name)} is {value!r}. Choose from: {', '.join(choices)}.")
 
     def _check_sets(self) -> None:
         if self.eval_max_sets is not None and self.eval_sets != "default":
-            raise ValueError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
+            raise UserError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
 
     @property
     def pixels(self) -> int:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.data import ImageData, ImageSplit
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import (
     DEFAULT_BUDGET,
     Evaluation,
@@ -81,7 +82,7 @@ def _plan(config: TrainConfig, model: nn.Module, channels: ChannelSet) -> list[P
         gone = {i for one in parse_sets(channels, config.missing) for i in one}
         also = [[i for i in range(len(channels)) if i not in gone]]
         if not also[0]:
-            raise ValueError(f"--missing {config.missing} leaves no channel of {channels}.")
+            raise UserError(f"--missing {config.missing} leaves no channel of {channels}.")
     budget = DEFAULT_BUDGET - int(not has_stems(model))
     return plan_sets(channels, config.planned_sets, seed=config.seed, budget=budget, also=also)
 
@@ -90,7 +91,7 @@ def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> 
     """Refuse an evaluation that the model cannot do, before it is trained.
 
     Raises:
-        ValueError: No images; channels that the data lacks, fewer sets than sizes; modes or
+        UserError: No images; channels that the data lacks, fewer sets than sizes; modes or
             statistics that need a stem; no images for statistics.
     """
     evaluation_split(data)
@@ -98,14 +99,14 @@ def check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> 
         _plan(config, model, data.channels)
     except ValueError as error:
         name = "--eval-sets" if config.eval_max_sets is None else "--eval-max-sets"
-        raise ValueError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     if not has_stems(model) and set(config.eval_modes or ()) - {"mask"}:
-        raise ValueError(
+        raise UserError(
             f"--eval-modes {' '.join(config.eval_modes or ())} need a model with a stem. Leave it "
             f"out, or choose mask."
         )
     if config.eval_statistics and (not has_stems(model) or data.train is None):
-        raise ValueError(
+        raise UserError(
             "--eval-statistics needs a model with a stem and training images; leave it out."
         )
 
@@ -116,7 +117,7 @@ def load_baseline(
     """The model of `--baseline` and the same images, scaled and normalised as it was trained.
 
     Raises:
-        ValueError: Other channels or classes than the data's.
+        UserError: Other channels or classes than the data's.
     """
     if config.baseline is None:
         return None
@@ -134,12 +135,12 @@ def load_baseline(
     named = not ours.is_anonymous and not theirs.channels.is_anonymous
     same = [c.identity for c in ours] == [c.identity for c in theirs.channels]
     if len(ours) != len(theirs.channels) or (named and not same):
-        raise ValueError(
+        raise UserError(
             f"--baseline {config.baseline} takes {theirs.channels}, the data are {ours}. Compare "
             f"models of the same planes in the same order."
         )
     if theirs.class_names != data.class_names:
-        raise ValueError(f"--baseline {config.baseline} has other classes than the data.")
+        raise UserError(f"--baseline {config.baseline} has other classes than the data.")
     return Baseline(saved, theirs)
 
 
@@ -220,7 +221,7 @@ def evaluate(
         **common,
     )
     if not np.array_equal(theirs[0].references, sets[0].references):
-        raise ValueError(f"The images of --baseline {config.baseline} have other labels.")
+        raise UserError(f"The images of --baseline {config.baseline} have other labels.")
     return Evaluated(name, sets, theirs, architecture(baseline.saved.model), errors)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import has_stems
 from timm_varchan.models.adapt import stems
 
@@ -20,7 +21,7 @@ def choose_trained(model: nn.Module, part: str) -> None:
         part: `all`; `head`: the classifier; `stem`: what mixes the channels, its kernels apart.
 
     Raises:
-        ValueError: The model has no such part.
+        UserError: The model has no such part.
     """
     if part == "all":
         return
@@ -33,7 +34,7 @@ def choose_trained(model: nn.Module, part: str) -> None:
 def _parts(model: nn.Module, part: str) -> Iterable[nn.Module]:
     if part == "stem":
         if not has_stems(model):
-            raise ValueError(
+            raise UserError(
                 f"{type(model).__name__} has no stem to train alone. Choose a dwg_ model, or "
                 f"--train-only head."
             )
@@ -41,7 +42,7 @@ def _parts(model: nn.Module, part: str) -> Iterable[nn.Module]:
     heads = model.get_classifier()  # type: ignore[operator]  # every timm model has it
     found = [head for head in (heads if isinstance(heads, tuple) else (heads,)) if head is not None]
     if not any(True for head in found for _ in head.parameters()):
-        raise ValueError(f"{type(model).__name__} has no classifier to train alone.")
+        raise UserError(f"{type(model).__name__} has no classifier to train alone.")
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from timm_varchan.errors import UserError
 from timm_varchan.training.checkpoint import NUM_KEPT, Checkpoints
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.environment import environment, write_json
@@ -55,13 +56,13 @@ class RunFolder:
             bytes_each: Size of one.
 
         Raises:
-            ValueError: Too little is free.
+            UserError: Too little is free.
         """
         old = sum(f.stat().st_size for f in self.checkpoints.path.rglob("*") if f.is_file())
         needed = (NUM_KEPT + 2) * bytes_each - old  # kept, the best, and the one being written
         free = shutil.disk_usage(self.path).free
         if free < needed:
-            raise ValueError(
+            raise UserError(
                 f"The checkpoints need about {needed / 2**20:,.0f} MiB, but {free / 2**20:,.0f} "
                 f"MiB are free for {self.path}. Free some, or choose another --output-dir."
             )
@@ -78,7 +79,7 @@ def check_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
         The folder; `RunFolder.claim` makes it the run's own when nothing else can go wrong.
 
     Raises:
-        ValueError: It cannot be written, holds something else, or a run with another configuration.
+        UserError: It cannot be written, holds something else, or a run with another configuration.
     """
     folder = RunFolder(Path(config.output_dir))
     verdict: list[str | None] = [None]
@@ -86,7 +87,7 @@ def check_folder(config: TrainConfig, accelerator: Accelerator) -> RunFolder:
         verdict = [_refusal(folder.path, config)]
     broadcast_object_list(verdict)
     if verdict[0] is not None:
-        raise ValueError(verdict[0])
+        raise UserError(verdict[0])
     return folder
 
 

@@ -29,6 +29,7 @@ from timm_varchan.data import (
     stream_data,
     train_transform,
 )
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import SavedModel
 from timm_varchan.products import products_with
@@ -105,7 +106,7 @@ def load_run_data(
         saved: The model that is only evaluated; its classes, channels and their statistics hold.
 
     Raises:
-        ValueError: What `load_data` refuses, or other classes than the saved model's.
+        UserError: What `load_data` refuses, or other classes than the saved model's.
     """
     named = {"train": config.train_split, "validation": config.validation_split}
     named["test"] = config.test_split
@@ -120,6 +121,7 @@ def load_run_data(
         "splits": {split: name for split, name in named.items() if name is not None},
         "limit": config.limit,
         "value_scale": config.value_scale,
+        "no_data": config.no_data,
         "skip_corrupt": config.skip_corrupt,
     }
     with accelerator.main_process_first():
@@ -134,8 +136,13 @@ def load_run_data(
                 img_size=config.img_size,
                 **common,
             )
+    if saved is not None and data.channels.mean is None and saved.channels.mean is not None:
+        raise UserError(
+            f"The images of {data.name} are on another scale than the model's, as the log says. "
+            f"Say --value-scale."
+        )
     if saved is not None and saved.model.num_classes != len(data.class_names):
-        raise ValueError(
+        raise UserError(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
             f"Evaluate on the data that it was trained for."
         )
@@ -143,14 +150,14 @@ def load_run_data(
     unnamed = config.channels is None and data.channels.is_anonymous
     if unnamed and known and accelerator.is_main_process:
         logger.warning("The planes have no names. %s; name one with --channels.", known)
-    return dataclasses.replace(data, channels=_with_statistics(data, channels, accelerator))
+    return _with_statistics(data, channels, accelerator)
 
 
 def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
     """Refuse other planes than those of a model that cannot be told what it gets."""
     same = [c.identity for c in saved.channels] == [c.identity for c in channels]
     if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
-        raise ValueError(
+        raise UserError(
             f"The model has no stem and takes {saved.channels} in this order, but the data are "
             f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
         )
@@ -158,16 +165,26 @@ def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
 
 def _with_statistics(
     data: ImageData, wanted: ChannelSet | None, accelerator: Accelerator
-) -> ChannelSet:
-    """The data's channels with the wanted mean and deviation, their own, or the images'."""
-    if wanted is not None and wanted.mean is not None and wanted.std is not None:
-        return data.channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
-    if data.channels.mean is not None:
-        return data.channels
+) -> ImageData:
+    """The data with statistics of its channels: those that were wanted, or the images'.
+
+    Images are also measured where pixels without data are let in, for their share.
+    """
+    channels = data.channels
+    if data.reading is None and wanted is not None and wanted.mean and wanted.std:  # synthetic
+        channels = channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
+    lets_in = data.reading is not None and data.reading.no_data in ("mean", "predict")
+    if channels.mean is not None and not lets_in:
+        return dataclasses.replace(data, channels=channels)
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)
     found: list[Any] = [measure_split(split) if accelerator.is_main_process else None]
     broadcast_object_list(found)
-    return found[0][0]
+    measured, invalid = found[0]
+    return dataclasses.replace(
+        data,
+        channels=measured if channels.mean is None else channels,
+        invalid_share=sum(invalid) / len(invalid),
+    )
 
 
 def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
@@ -176,7 +193,7 @@ def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
         split = getattr(data, name)
         if split is not None:
             return name, split
-    raise ValueError(f"{data.name} has no images. Name a split with --test-split.")
+    raise UserError(f"{data.name} has no images. Name a split with --test-split.")
 
 
 def train_loader(
@@ -188,16 +205,16 @@ def train_loader(
         A loader to prepare, or one that is ready, of streamed images.
 
     Raises:
-        ValueError: No training images, fewer than one update takes, or more than memory holds with
+        UserError: No training images, fewer than one update takes, or more than memory holds with
             --cache.
     """
     split, channels = data.train, data.channels
     if split is None:
-        raise ValueError(f"{data.name} has no training images. Name its split with --train-split.")
+        raise UserError(f"{data.name} has no training images. Name its split with --train-split.")
     images = config.batch_size * config.grad_accum_steps * accelerator.num_processes
     count = config.epoch_images if config.streaming and config.epoch_images else len(split)
     if count < images:
-        raise ValueError(
+        raise UserError(
             f"{count} training images are fewer than an update of {accelerator.num_processes} "
             f"x {config.batch_size} x {config.grad_accum_steps}. Lower --batch-size."
         )
@@ -211,6 +228,7 @@ def train_loader(
         rotation_degrees=config.rotation_degrees,
         auto_augment=config.auto_augment,
         erase_prob=config.erase_prob,
+        no_data=config.no_data,
     )
     if data.stream is not None:
         rows, columns = data.stream
@@ -225,6 +243,7 @@ def train_loader(
             process=(accelerator.process_index, accelerator.num_processes),
             seed=config.seed,
             value_scale=config.value_scale,
+            no_data=config.no_data,
             skip_corrupt=config.skip_corrupt,
         )
         return StreamLoader(
@@ -243,7 +262,9 @@ def train_loader(
 
 def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) -> Loader:
     """Batches for evaluation, in the order of the data."""
-    transform = eval_transform(config.pixels, channels, crop_pct=config.crop_pct or 1.0)
+    transform = eval_transform(
+        config.pixels, channels, crop_pct=config.crop_pct or 1.0, no_data=config.no_data
+    )
     return DataLoader(
         TransformedSplit(split, transform, config.seed),
         batch_size=config.eval_batch_size,

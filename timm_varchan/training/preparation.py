@@ -13,6 +13,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from timm_varchan.data import ImageData
+from timm_varchan.errors import UserError
 from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.checkpoint import Progress
 from timm_varchan.training.configuration import TrainConfig
@@ -49,7 +50,7 @@ def prepare(
         The trainer, and the progress to begin at.
 
     Raises:
-        ValueError: No or too few training images, a part that the model lacks, a full disk, a
+        UserError: No or too few training images, a part that the model lacks, a full disk, a
             checkpoint of another run.
     """
     tell_all_channels(model, data.channels, config.channel_identity)
@@ -100,13 +101,16 @@ def prepare(
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    return create_optimizer_v2(
-        model,
-        opt=config.opt,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-    )
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+        )
+    except ValueError as error:  # timm's word for an unknown name
+        raise UserError(f"--opt {config.opt}: {error}") from error
 
 
 def _checkpoint_bytes(model: nn.Module, config: TrainConfig) -> int:
@@ -125,7 +129,7 @@ def _resume(trainer: Trainer) -> Progress:
         return fresh
     progress, own = checkpoints.load(accelerator, checkpoint)
     if progress.images_per_update != images:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} was trained with {progress.images_per_update} images an update, this "
             f"run has {images} ({accelerator.num_processes} processes x {config.batch_size} x "
             f"{config.grad_accum_steps}). Use as many processes as before, or change --batch-size."

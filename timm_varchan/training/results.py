@@ -9,7 +9,9 @@
     model           name, num_parameters, folder (in the output folder)
     data            name, class_names, channels (as `ChannelSet.to_config`),
                     num_images {train (None if streamed), validation, test, evaluated},
-                    num_skipped
+                    num_skipped, value_scale (what stored numbers were divided by, or None: by the
+                    range of their type), no_data (as the flag), invalid_share (of the pixels of the
+                    measured images, without data)
     training        None if nothing was trained, else epochs, updates, seconds, images_per_second
                     (median over epochs), history: one entry an epoch with epoch (from 0),
                     train_loss, train_accuracy, eval_loss, eval_accuracy, lr, seconds,
@@ -193,6 +195,7 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     num_images: dict[str, int | None] = {
         name: len(split) if split else 0 for name, split in splits.items()
     }
+    reading = data.reading
     if data.stream is not None:
         num_images["train"] = None  # nobody counted
     return {
@@ -200,6 +203,9 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "channels": data.channels.to_config(),
         "num_images": {**num_images, "evaluated": num_evaluated},
+        "value_scale": reading.value_scale if reading else None,
+        "no_data": reading.no_data if reading else None,
+        "invalid_share": data.invalid_share,
         "num_skipped": sum(split.num_skipped for split in splits.values() if split),
     }
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from timm_varchan.channels import read_channels
 from timm_varchan.data import ImageData
+from timm_varchan.errors import UserError
 from timm_varchan.evaluation import Evaluation
 from timm_varchan.hub import SavedModel, load, save
 from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
@@ -42,7 +43,7 @@ from timm_varchan.training.tracking import check_trackers
 __all__ = ["Outcome", "SetupError", "run"]
 
 
-class SetupError(ValueError):
+class SetupError(UserError):
     """A run that cannot begin: data, model, flags or folder are not right."""
 
 
@@ -124,10 +125,13 @@ def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
 
 @contextmanager
 def _setup() -> Iterator[None]:
-    """What goes wrong before training is the configuration's fault, and told without a trace."""
+    """What a user can cure before training begins: wrong data, model, flags, folder.
+
+    Anything else is a fault of the package and keeps its traceback.
+    """
     try:
         yield
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (UserError, OSError) as error:
         raise SetupError(str(error)) from error
 
 

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast
 from timm.utils import unwrap_model
 from torch import nn
 
+from timm_varchan.errors import UserError
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.launch import is_sharded
 
@@ -20,10 +21,10 @@ def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
     """Refuse what needs all weights on every process, where none has them.
 
     Raises:
-        ValueError: Names the flag.
+        UserError: Names the flag.
     """
     if is_sharded(accelerator) and config.ema_decay is not None:
-        raise ValueError(
+        raise UserError(
             "--ema-decay needs all weights on every process, which ZeRO-3 and FSDP divide. Add "
             "--ema-decay none, or use ZeRO-2."
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from timm_varchan.errors import UserError
 from timm_varchan.plots import plot_curves
 from timm_varchan.training.configuration import TrainConfig
 
@@ -27,11 +28,11 @@ def check_trackers(config: TrainConfig) -> None:
     """Refuse trackers whose package is not there.
 
     Raises:
-        ValueError: Names the package to install.
+        UserError: Names the package to install.
     """
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--trackers {name} needs a package: pip install {name}.")
+            raise UserError(f"--trackers {name} needs a package: pip install {name}.")
 
 
 class RunLog:

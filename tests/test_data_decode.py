@@ -12,7 +12,8 @@ from PIL import Image
 
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import read_image
-from timm_varchan.data.images import DECODE_ERRORS, decode_planes
+from timm_varchan.data.decode import decode
+from timm_varchan.errors import ImageError
 
 THIRTEEN = ChannelSet.anonymous(13)
 
@@ -133,7 +134,7 @@ def test_npy_finds_the_axis_of_the_channels(rng, last):
     image = read_image(npy_bytes(array), ChannelSet.anonymous(5))
     assert np.array_equal(image.numpy(), planes)
     tall = rng.random((9, 8, 2)) if last else rng.random((2, 9, 8))
-    assert decode_planes(npy_bytes(tall)).image.shape == (2, 9, 8)
+    assert decode(npy_bytes(tall)).image.shape == (2, 9, 8)
 
 
 def test_one_plane_and_boolean_npy(rng):
@@ -199,8 +200,8 @@ CORRUPT = {
 
 @pytest.mark.parametrize("kind", CORRUPT)
 def test_corrupt_bytes_are_one_clear_error(kind):
-    with pytest.raises(DECODE_ERRORS):
-        decode_planes(CORRUPT[kind])
+    with pytest.raises(ImageError):
+        decode(CORRUPT[kind])
     with pytest.raises(ValueError, match=r"^Cannot read the image: [^\n]*planes RGB\.$") as caught:
         read_image(CORRUPT[kind], RGB)
     assert "0x" not in str(caught.value)

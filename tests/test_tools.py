@@ -1,0 +1,299 @@
+"""Tools that walk buffers, save weights alone, trace, or find layers by type, name or order."""
+
+import copy
+import importlib.util
+import os
+import socket
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import timm_varchan
+from timm_varchan.channels import RGB, ChannelSet
+from timm_varchan.models import stems
+from timm_varchan.stems import Stem
+
+
+def twin(name="dwg_test_resnet", **kwargs):
+    """A small twin whose residual is not zero."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **kwargs).eval()
+    for mixer in stems(model):
+        nn.init.normal_(mixer.out.weight, std=0.02)
+    return model
+
+
+@torch.no_grad()
+def same(first, second, x):
+    torch.testing.assert_close(first(x), second(x), rtol=1e-4, atol=1e-5)
+
+
+def rank(number, port, out):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=number, world_size=2)
+    model = twin()
+    ddp = nn.parallel.DistributedDataParallel(model)  # broadcasts buffers by default
+    timm_varchan.set_channels(ddp, ["GB", "RG"][number])
+    x = torch.randn(2, 2, 32, 32)
+    with torch.no_grad():
+        out[number] = (ddp(x) - model(x)).abs().max().item()
+        model.train()
+        ddp(x)  # forward in training broadcasts too
+        model.eval()
+        out[number] += (ddp(x) - model(x)).abs().max().item()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_keep_their_own_channel_set():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        out = manager.dict()
+        mp.spawn(rank, args=(port, out), nprocs=2)
+        assert dict(out) == {0: 0.0, 1: 0.0}
+
+
+def test_there_are_no_buffers_to_spoil():
+    for name in ("dwg_test_resnet", "dwg_test_vit"):
+        mixers = stems(twin(name))
+        assert not [name for m in mixers for name, _ in m.named_buffers()]
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_averaged_weights_keep_the_set(use_buffers):
+    model = twin()
+    timm_varchan.set_channels(model, "BGR")
+    average = AveragedModel(model, use_buffers=use_buffers)
+    for _ in range(3):
+        average.update_parameters(model)
+    same(average, model, torch.randn(2, 3, 32, 32))
+    with torch.no_grad():  # what some loops do by hand
+        for ours, theirs in zip(average.module.buffers(), model.buffers(), strict=True):
+            if ours.is_floating_point():
+                ours.mul_(0.5).add_(theirs, alpha=0.5)
+    same(average, model, torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("way", ["assign", "to_empty", "to_empty then set"])
+@pytest.mark.parametrize("channels", [None, "GB", "anonymous"])
+def test_built_without_memory_and_filled_later(way, channels):
+    model = twin()
+    with torch.device("meta"):
+        empty = timm.create_model("dwg_test_resnet", num_classes=3).eval()
+    if way != "to_empty then set":
+        timm_varchan.set_channels(empty, channels)
+    if way == "assign":
+        empty.load_state_dict(model.state_dict(), assign=True)
+    else:
+        empty.to_empty(device="cpu").load_state_dict(model.state_dict())
+    for mixed in (empty, model):
+        timm_varchan.set_channels(mixed, channels)
+    same(empty, model, torch.randn(2, 2 if channels == "GB" else 3, 32, 32))
+
+
+def test_types_that_were_assigned_without_a_word():
+    model = twin()
+    timm_varchan.set_channels(model, "GB")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float64)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(torch.float64) if buffer.is_floating_point() else buffer.data
+    assert model(torch.randn(2, 2, 32, 32, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_replacing_the_convolution_keeps_the_stem():
+    model = twin("dwg_test_vit", img_size=64)
+    timm_varchan.set_channels(model, "BGR")
+    mixer = stems(model)[0]
+    model.set_input_size(img_size=64, patch_size=8)
+    assert stems(model) == [mixer]
+    timm_varchan.set_channels(model, "GB")
+    assert model(torch.randn(2, 2, 64, 64)).isfinite().all()
+    # the same size again, and a layer for other channels, which is somebody's wish
+    first = next(m for m in model.modules() if isinstance(m, Stem))
+    assert first.kernel_size == (8, 8)
+    model.patch_embed.proj = nn.Conv2d(5, 64, 8, stride=8)
+    assert type(model.patch_embed.proj) is nn.Conv2d
+
+
+def test_resized_kernels_of_anchors():
+    model = twin("dwg_test_vit", img_size=64, virtual_channels="R+G+B+NIR+SWIR1")
+    model.set_input_size(img_size=64, patch_size=8)
+    first = next(m for m in model.modules() if isinstance(m, Stem))
+    assert first.anchors.kernel_size == first.bank.kernel_size == (8, 8)
+    assert first.anchors.weight.any()
+    timm_varchan.set_channels(model, "B02+B03+B08")
+    assert model(torch.randn(2, 3, 64, 64)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["dwg_test_resnet", "dwg_resnet10t", "dwg_regnety_002"])
+def test_symbolic_trace(name):
+    model = twin(name)
+    timm_varchan.set_channels(model, "RGB")
+    size = model.pretrained_cfg["input_size"][-1]
+    graph = torch.fx.symbolic_trace(model)
+    x = torch.randn(2, 3, size, size)
+    same(graph, model, x)
+    timm_varchan.set_channels(graph, "BGR")  # the stem is one node of the graph
+    timm_varchan.set_channels(model, "BGR")
+    same(graph, model, x)
+
+
+def test_features_by_torchvision():
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = twin("dwg_resnet10t")
+    extractor = feature_extraction.create_feature_extractor(model, {"layer2": "deep"}).eval()
+    timm_varchan.set_channels(extractor, "B02+B08")
+    assert extractor(torch.randn(2, 2, 64, 64))["deep"].shape == (2, 128, 8, 8)
+
+
+def test_make_fx_answers_the_set_it_saw():
+    model = twin()
+    timm_varchan.set_channels(model, "GB")
+    x = torch.randn(2, 2, 32, 32)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(model)(x)
+    same(graph, model, x)
+    with pytest.raises(RuntimeError):
+        graph(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["dwg_mobilevit_xxs", "dwg_regnety_002", "dwg_test_vit"])
+def test_script(name):
+    model = twin(name, scriptable=True)
+    timm_varchan.set_channels(model, "GB")
+    size = min(96, model.pretrained_cfg["input_size"][-1])
+    size = model.pretrained_cfg["input_size"][-1] if "vit" in name else size
+    same(torch.jit.script(model), model, torch.randn(2, 2, size, size))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_dynamic_quantisation_leaves_the_mixer():
+    model = twin("dwg_test_vit")
+    small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    size = model.pretrained_cfg["input_size"][-1]
+    x = torch.randn(2, 3, size, size)
+    assert type(stems(small)[0].out) is type(stems(model)[0].out)
+    with torch.no_grad():
+        assert (small(x) - model(x)).abs().max() < 0.2 * model(x).abs().max() + 0.05
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs pip install peft")
+def test_low_rank_adapters_by_the_usual_names():
+    from peft import LoraConfig, get_peft_model
+
+    model = twin("dwg_test_vit")
+    timm_varchan.set_channels(model, "B02+B03+B04+B08")
+    size = model.pretrained_cfg["input_size"][-1]
+    x = torch.randn(2, 4, size, size)
+    expected = model(x).detach()
+    adapted = get_peft_model(model, LoraConfig(target_modules=["qkv", "proj"]))
+    torch.testing.assert_close(adapted(x), expected)
+    timm_varchan.set_channels(adapted, "GB")
+    assert adapted(x[:, :2]).isfinite().all()
+    bank = get_peft_model(
+        twin("dwg_test_vit"), LoraConfig(target_modules=["patch_embed.proj.bank"])
+    )
+    assert bank(x[:, :3]).isfinite().all()
+
+
+def test_the_first_leaf_is_the_first_convolution():
+    for name in ("dwg_test_resnet", "dwg_resnet18", "dwg_test_vit"):
+        model = twin(name)
+        leaf = next(m for m in model.modules() if not list(m.children()) and list(m.parameters()))
+        assert isinstance(leaf, nn.Conv2d)
+
+
+def test_doubled_wavelengths_have_places_of_their_own():
+    channels = ChannelSet.parse([490.0, 490.0, 842.0])
+    assert channels.index([490.0, 490.0]) == (0, 1)
+    assert channels.index([842.0, 490.0]) == (2, 0)
+    with pytest.raises(ValueError, match="not so often"):
+        channels.index([490.0] * 3)
+
+
+@pytest.mark.parametrize("name", ["tresnet_m", "repvgg_a0", "crossvit_9_240", "test_vit"])
+@pytest.mark.parametrize("kwargs", [{"device": "meta"}, {"dtype": torch.bfloat16}])
+def test_device_and_type_reach_the_mixer(name, kwargs):
+    model = timm.create_model(f"dwg_{name}", **kwargs)
+    for mixer in stems(model):
+        tables = [getattr(mixer, table) for table in mixer.table_names()]
+        for tensor in [*mixer.parameters(), *tables]:
+            if "device" in kwargs:
+                assert tensor.device.type == "meta"
+            elif tensor.is_floating_point():
+                assert tensor.dtype == torch.bfloat16
+
+
+def test_a_set_is_told_to_the_configuration_of_wrappers():
+    class Config:
+        model_args = None
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config, self.inner = Config(), twin()
+
+    wrapper = Wrapper()
+    timm_varchan.set_channels(wrapper, "B08+B11+B12")
+    again = timm.create_model("dwg_test_resnet", **wrapper.config.model_args)
+    assert str(stems(again)[0].channels) == "B08+B11+B12"
+    timm_varchan.set_channels(wrapper, None)
+    assert "channel_set" not in wrapper.config.model_args
+
+
+def test_a_name_of_its_own_for_programs_that_know_models_by_name():
+    timm_varchan.register_model(
+        "dwg_test_resnet_s2", "test_resnet", channel_set="B02+B03+B04+B08",
+        virtual_channels="RGB+NIR",
+    )  # fmt: skip
+    model = timm.create_model("dwg_test_resnet_s2", num_classes=3)
+    assert str(stems(model)[0].channels) == "B02+B03+B04+B08"
+    assert model(torch.randn(2, 4, 32, 32)).shape == (2, 3)
+    again = timm.create_model("dwg_test_resnet_s2", num_classes=3, channel_set="GB")
+    assert str(stems(again)[0].channels) == "GB"
+    with pytest.raises(ValueError, match="knows a model"):
+        timm_varchan.register_model("dwg_resnet18", "resnet18")
+    with pytest.raises(ValueError, match="has no twin"):
+        timm_varchan.register_model("mine", "no_such_net")
+
+
+def test_presence_masks():
+    model = twin()
+    x = torch.randn(4, 3, 32, 32)
+    present = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1], [0, 0, 1]]).bool()
+    timm_varchan.set_channels(model, "RGB", present=present)
+    broken = x.masked_fill(~present[:, :, None, None], float("nan"))
+    together = model(broken)
+    timm_varchan.set_channels(model, "RGB", present=present)  # the next batch, the same set
+    torch.testing.assert_close(model(x), together)
+    wider = torch.cat([broken, torch.full((4, 20, 32, 32), float("nan"))], 1)
+    torch.testing.assert_close(model(wider), together)
+    for row, image, there in zip(together, x, present, strict=True):
+        planes = there.nonzero()[:, 0].tolist()
+        timm_varchan.set_channels(model, RGB.take(planes))
+        torch.testing.assert_close(model(image[planes][None])[0], row, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no channel at all"):
+        timm_varchan.set_channels(model, "RGB", present=torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="none of the 3 channels"):
+        timm_varchan.set_channels(model, "RGB", present=torch.ones(2, 4, dtype=torch.bool))
+    timm_varchan.set_channels(model, "RGB", present=present)
+    with pytest.raises(ValueError, match="declared as 4 sets"):
+        model(x[:2])
+    with pytest.raises(ValueError, match="need one channel set with a count"):
+        timm_varchan.set_channels(model, "anonymous", present=present)
+
+
+def test_a_copy_of_a_masked_model():
+    model = twin()
+    timm_varchan.set_channels(model, "RGB", present=torch.tensor([[True, False, True]]))
+    same(copy.deepcopy(model), model, torch.randn(1, 3, 32, 32))

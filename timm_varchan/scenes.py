@@ -1,0 +1,420 @@
+"""A map of classes of a scene that does not fit into memory: windows with overlap, row by row.
+
+Needs rasterio (`pip install 'timm-varchan[geo]'`). A window of `tile` pixels is classified every
+`stride` pixels; each cell of `stride` pixels gets the mean of the probabilities of the windows that
+cover it. In memory are one row of windows and the cells that it covers; what is done is kept beside
+the output, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.data import Reading, eval_transform
+from timm_varchan.data.decode import Planes, label_of
+from timm_varchan.errors import ImageError, UserError
+from timm_varchan.predict import FAR, for_channels
+
+__all__ = ["SceneRow", "predict_scene"]
+
+#: A window of which more than this holds no data gets no answer, filled or not.
+_MOST_MISSING = 0.5
+
+
+@dataclass(frozen=True)
+class SceneRow:
+    """Progress: a row of windows.
+
+    Args:
+        done: Rows that are done.
+        total: Rows in all.
+        invalid_share: Share of the pixels of this row that hold no data.
+    """
+
+    done: int
+    total: int
+    invalid_share: float
+
+
+class _Scene:
+    """A raster file whose bands are a model's channels.
+
+    Args:
+        path: What rasterio opens.
+        channels: The channels; found by the bands' descriptions where these name them.
+        value_scale: See `Reading`.
+        no_data: Likewise.
+
+    Raises:
+        UserError: No rasterio, a file that it does not open, other bands than the channels.
+    """
+
+    def __init__(
+        self, path: str | Path, channels: ChannelSet, value_scale: float | None, no_data: str
+    ) -> None:
+        try:
+            import rasterio
+        except ImportError as error:
+            raise UserError(
+                "Scenes are read by rasterio, which is not installed: pip install "
+                "'timm-varchan[geo]'."
+            ) from error
+        try:
+            self.file: Any = rasterio.open(path)
+        except rasterio.errors.RasterioIOError as error:
+            raise UserError(f"Cannot open the scene {path}: {error}.") from error
+        self.keeps = no_data == "keep"
+        self.reading = Reading(channels, value_scale, "keep" if self.keeps else "mean")
+        self.bands = self._find_bands(channels)
+        self.height, self.width = self.file.height, self.file.width
+
+    def _find_bands(self, channels: ChannelSet) -> list[int]:
+        kinds = [kind.name for kind in self.file.colorinterp]
+        inverted = self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+        unread = {"palette", "cyan", "magenta", "hue", "lightness", "Y"} & set(kinds)
+        if inverted or unread:
+            raise UserError(
+                f"The colours of {self.file.name} are {'white-is-zero' if inverted else kinds}; "
+                f"write it as bands or RGB."
+            )
+        indexes = [i for i, kind in enumerate(kinds, start=1) if kind != "alpha"]
+        labels = [label_of(self.file.descriptions[i - 1]) for i in indexes]
+        names = [label.name for label in labels]
+        if None not in names and None not in channels.names:
+            missing = [name for name in channels.names if name not in names]
+            if missing:
+                raise UserError(
+                    f"The scene has the bands {', '.join(map(str, names))}, not "
+                    f"{', '.join(map(str, missing))}. Say --channels, which the model takes."
+                )
+            return [indexes[names.index(name)] for name in channels.names]
+        if len(indexes) != len(channels):
+            raise UserError(
+                f"The scene has {len(indexes)} bands, the channels are {channels} "
+                f"({len(channels)}). Say --channels, or describe the bands."
+            )
+        return indexes
+
+    def strip(self, top: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Rows of the scene, padded to a size, and where they hold no data (not the padding).
+
+        Returns:
+            Planes `(C, height, width)`, float32 or as stored; missing values `(height, width)`,
+            bool.
+        """
+        inside = min(height, self.height - top)
+        window = ((top, top + inside), (0, self.width))
+        image = self.file.read(self.bands, window=window)
+        masks = self.file.read_masks(self.bands, window=window) != 0
+        index = [band - 1 for band in self.bands]
+        factor, offset = (
+            np.asarray(x, np.float32)[index][:, None, None]
+            for x in (self.file.scales, self.file.offsets)
+        )
+        scaled = (factor != 1).any() or (offset != 0).any()
+        if image.dtype.kind == "f":
+            image = image.astype(np.float32, copy=False)
+        planes = Planes(
+            image,
+            valid=None if masks.all() else masks,
+            scaling=(factor, offset) if scaled else None,
+        )
+        try:
+            read = self.reading.image(planes) if self.keeps else self.reading.marked(planes)
+        except ImageError as error:
+            raise UserError(f"{self.file.name}, rows from {top}: {error}.") from error
+        missing = torch.zeros(height, width, dtype=torch.bool)
+        if read.is_floating_point():
+            missing[:inside, : self.width] = read.isnan().any(0)
+        padded = (width - self.width, height - inside)
+        if any(padded):
+            values = read.to(torch.float32) / _range(read)
+            # beyond the scene there is the mean, which the transforms put for NaN
+            read = nn.functional.pad(values, (0, padded[0], 0, padded[1]), value=torch.nan)
+        return read, missing
+
+
+def _range(image: Tensor) -> float:
+    return {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype, 1.0)
+
+
+class _Partial:
+    """Classes and probabilities of the rows that are done, kept beside the output.
+
+    Args:
+        output: The output.
+        shape: Rows and columns of cells.
+        fingerprint: Of everything that the answer hangs on; other partial results are not used.
+    """
+
+    def __init__(self, output: Path, shape: tuple[int, int], fingerprint: str) -> None:
+        self._numbers = output.with_name(output.name + ".part.npy")
+        self._about = output.with_name(output.name + ".part.json")
+        self._fingerprint, self.done = fingerprint, 0
+        mode = "w+"
+        if self._about.is_file() and self._numbers.is_file():
+            about = json.loads(self._about.read_text(encoding="utf-8"))
+            if about["fingerprint"] == fingerprint:
+                mode, self.done = "r+", about["done"]
+        self.cells: np.memmap[Any, Any] = np.lib.format.open_memmap(
+            self._numbers, mode=mode, dtype=np.float32, shape=(2, *shape)
+        )
+
+    def write(self, row: int, classes: np.ndarray, probabilities: np.ndarray) -> None:
+        """Keep a row of cells."""
+        self.cells[0, row], self.cells[1, row] = classes, probabilities
+        self.cells.flush()
+        self.done = row + 1
+        new = self._about.with_suffix(".new")
+        new.write_text(json.dumps({"fingerprint": self._fingerprint, "done": self.done}))
+        os.replace(new, self._about)
+
+    def remove(self) -> None:
+        """Take the files away."""
+        self._numbers.unlink(missing_ok=True)
+        self._about.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Windows and cells of a scene."""
+
+    tile: int
+    stride: int
+    rows: int
+    columns: int
+
+    @property
+    def span(self) -> int:
+        """Cells that a window covers, a side."""
+        return self.tile // self.stride
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of windows."""
+        return max(1, self.rows - self.span + 1)
+
+    @property
+    def window_columns(self) -> int:
+        """Columns of windows."""
+        return max(1, self.columns - self.span + 1)
+
+
+def predict_scene(
+    model: nn.Module,
+    scene: str | Path,
+    output: str | Path,
+    *,
+    channels: ChannelSetLike,
+    img_size: int,
+    class_names: Sequence[str] = (),
+    tile: int | None = None,
+    stride: int | None = None,
+    value_scale: float | None = None,
+    no_data: str = "refuse",
+    batch_size: int = 64,
+) -> Iterator[SceneRow]:
+    """Classify a scene in windows; iterate to the end, and the output is there.
+
+    Args:
+        model: A classifier; see `timm_varchan.predict.predict`.
+        scene: A GeoTIFF, COG or whatever else rasterio opens.
+        output: `.tif` for a raster of classes with the scene's georeference (numbers of classes,
+            255 or 65535 where there is no answer; the probabilities are in a second file,
+            `NAME_probability.tif`), or `.csv` with a line a cell.
+        channels: The channels with mean and standard deviation; the bands are found by their
+            descriptions where these name them, else taken in order.
+        img_size: Height and width for the model, in pixels.
+        class_names: Name of every class; numbers without.
+        tile: Pixels a side of a window, resized to `img_size`; `img_size` by default.
+        stride: Pixels between windows, a divisor of `tile`; half of it by default.
+        value_scale: What stored numbers are divided by.
+        no_data: What is done about windows in which pixels hold no data: `refuse` gives no answer,
+            `mean` and `predict` fill them where no more than half of the window is missing, `keep`
+            takes the stored numbers.
+        batch_size: Windows at once.
+
+    Yields:
+        Progress, a row of windows each. A run that was stopped goes on where it was.
+
+    Raises:
+        UserError: No rasterio, a scene that cannot be read, other bands than the channels, values
+            that are on another scale, a tile that is no multiple of the stride.
+    """
+    wanted, output = ChannelSet.parse(channels), Path(output)
+    if output.suffix.lower() not in (".tif", ".tiff", ".csv"):
+        raise UserError(f"The output is {output}; it must end in .tif or .csv.")
+    tile = tile or img_size
+    stride = stride or max(1, tile // 2)
+    if tile < 1 or stride < 1 or tile % stride:
+        raise UserError(f"The tile is {tile} pixels, the stride {stride}; it must divide the tile.")
+    opened = _Scene(scene, wanted, value_scale, no_data)
+    grid = _Grid(tile, stride, -(-opened.height // stride), -(-opened.width // stride))
+    transform = eval_transform(img_size, wanted, crop_pct=1.0, no_data=no_data)
+    ready = for_channels(model, wanted)
+    about = (str(scene), os.stat(scene).st_size, os.stat(scene).st_mtime_ns, wanted.to_dict(),
+             img_size, grid, value_scale, no_data, tuple(class_names), _digest(model))  # fmt: skip
+    fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
+    partial = _Partial(output, (grid.rows, grid.columns), fingerprint)
+    classify = _Classifier(ready, transform, batch_size, refuse=no_data == "refuse")
+    return _run(opened, grid, classify, partial, (output, tuple(class_names)))
+
+
+def _digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Classifier:
+    """Probabilities of windows; none where too much is missing.
+
+    Args:
+        model: Ready for the channels.
+        transform: For a window.
+        batch_size: Windows at once.
+        refuse: Whether windows with any pixel without data get no answer.
+    """
+
+    def __init__(
+        self, model: nn.Module, transform: nn.Module, batch_size: int, refuse: bool
+    ) -> None:
+        self._model, self._transform, self._batch_size = model, transform, batch_size
+        self._most = 0.0 if refuse else _MOST_MISSING
+
+    def __call__(self, windows: Tensor, missing: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Probabilities `(N, classes)` of the windows with an answer, and which have one."""
+        answered = missing.float().mean((1, 2)) <= self._most
+        like = next(self._model.parameters())
+        found = []
+        places = answered.nonzero().flatten().tolist()
+        for start in range(0, len(places), self._batch_size):
+            part = places[start : start + self._batch_size]
+            x = torch.stack([self._transform(windows[i]) for i in part])
+            away = x.abs().mean().item()
+            if away > FAR:
+                raise UserError(
+                    f"The scene's values lie {away:,.0f} standard deviations from the model's "
+                    f"means: another scale. Say --value-scale."
+                )
+            with torch.inference_mode():
+                found.append(self._model(x.to(like)).float().softmax(-1).cpu())
+        return (torch.cat(found) if found else None), answered
+
+
+def _run(
+    scene: _Scene,
+    grid: _Grid,
+    classify: _Classifier,
+    partial: _Partial,
+    written: tuple[Path, tuple[str, ...]],
+) -> Iterator[SceneRow]:
+    span, count = grid.span, grid.window_columns
+    width = (count - 1) * grid.stride + grid.tile
+    total: np.ndarray | None = None
+    covered = np.zeros((span, count + span - 1), np.int32)
+    # Cells that are not done are also covered by windows above them.
+    for row in range(max(0, partial.done - span + 1), grid.window_rows):
+        strip, missing = scene.strip(row * grid.stride, grid.tile, width)
+        windows = strip.unfold(2, grid.tile, grid.stride).movedim(2, 0)
+        found, answered = classify(windows, missing.unfold(1, grid.tile, grid.stride).movedim(1, 0))
+        if found is not None:
+            if total is None:
+                total = np.zeros((*covered.shape, found.shape[1]), np.float32)
+            places = answered.nonzero().flatten().numpy()
+            for across in range(span):
+                total[:, places + across] += found.numpy()
+                covered[:, places + across] += 1
+        last = row == grid.window_rows - 1
+        for done in range(span if last else 1):
+            _keep_row(partial, row + done, total, covered, grid)
+            if total is not None:
+                total[:-1], total[-1] = total[1:].copy(), 0
+            covered[:-1], covered[-1] = covered[1:].copy(), 0
+        yield SceneRow(row + 1, grid.window_rows, missing.float().mean().item())
+    _write(scene, grid, partial, written)
+    partial.remove()
+
+
+def _keep_row(
+    partial: _Partial, row: int, total: np.ndarray | None, covered: np.ndarray, grid: _Grid
+) -> None:
+    if row < partial.done or row >= grid.rows:
+        return
+    answers, there = covered[0, : grid.columns], covered[0, : grid.columns] > 0
+    classes = np.full(grid.columns, np.nan, np.float32)
+    probabilities = classes.copy()
+    if total is not None and there.any():
+        mean = total[0, : grid.columns][there] / answers[there][:, None]
+        classes[there], probabilities[there] = mean.argmax(1), mean.max(1)
+    partial.write(row, classes, probabilities)
+
+
+def _write(
+    scene: _Scene, grid: _Grid, partial: _Partial, written: tuple[Path, tuple[str, ...]]
+) -> None:
+    output, names = written
+    new = output.with_name(f".{output.stem}.new{output.suffix}")
+    if output.suffix.lower() == ".csv":
+        _write_csv(new, scene, grid, partial.cells, names)
+    else:
+        beside = output.with_name(f"{output.stem}_probability{output.suffix}")
+        is_wide = len(names) > 255 or np.nanmax(partial.cells[0], initial=0) >= 255
+        empty = 65535 if is_wide else 255
+        classes = np.where(np.isnan(partial.cells[0]), empty, partial.cells[0])
+        _write_raster(new, scene, grid, classes.astype(np.uint16 if is_wide else np.uint8), empty,
+                      {f"CLASS_{i}": name for i, name in enumerate(names)})  # fmt: skip
+        _write_raster(beside, scene, grid, np.asarray(partial.cells[1]), np.nan, {})
+    os.replace(new, output)
+
+
+def _write_raster(
+    path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, empty: float, tags: dict[str, str]
+) -> None:
+    import rasterio
+
+    a, b, left, d, e, top = tuple(scene.file.transform)[:6]
+    step = grid.stride
+    transform = rasterio.Affine(a * step, b * step, left, d * step, e * step, top)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, height=grid.rows, width=grid.columns,
+        dtype=cells.dtype, crs=scene.file.crs, transform=transform, nodata=empty,
+        compress="deflate",
+    ) as file:  # fmt: skip
+        file.write(cells, 1)
+        file.update_tags(**tags)
+
+
+def _write_csv(
+    path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, names: tuple[str, ...]
+) -> None:
+    a, b, left, d, e, top = tuple(scene.file.transform)[:6]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(("row", "column", "x", "y", "class", "probability"))
+        for row in range(grid.rows):
+            for column in range(grid.columns):
+                index, probability = cells[:, row, column].tolist()
+                across, down = (column + 0.5) * grid.stride, (row + 0.5) * grid.stride
+                x, y = a * across + b * down + left, d * across + e * down + top
+                if np.isnan(index):
+                    lines.writerow((row, column, x, y, "", ""))
+                    continue
+                name = names[int(index)] if names else int(index)
+                lines.writerow((row, column, x, y, name, f"{probability:.4f}"))
