@@ -467,7 +467,9 @@ def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndar
         )
     planes = array.reshape(-1, *array.shape[-2:])
     # tifffile's own writer takes the first of three axes for pages unless it is told otherwise.
-    return planes_first(planes, num_channels) if axes == "QYX" else _real(planes)
+    if axes == "QYX" and num_channels in (None, planes.shape[0], planes.shape[-1]):
+        return planes_first(planes, num_channels)
+    return _real(planes)
 
 
 def _as_tagged(planes: np.ndarray, about: _About, valid: np.ndarray | None) -> Planes:
