@@ -77,8 +77,8 @@ def test_importing_costs_little_more_than_timm():
         "import time, timm, timm.models; t = time.process_time(); import timm_varchan; "
         "print(time.process_time() - t)"
     )
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-        for _ in range(3)
-    ]
-    assert min(seconds) <= MAX_SECONDS
+    for _ in range(3):  # a busy machine has bad moments
+        seconds = float(subprocess.check_output([sys.executable, "-c", code]))
+        if seconds <= MAX_SECONDS:
+            break
+    assert seconds <= MAX_SECONDS
