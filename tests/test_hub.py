@@ -239,14 +239,14 @@ def test_push_and_pull(folder, tmp_path):
         "org/nothing": "FileNotFoundError.*no repository org/nothing",
         "org/name@v3": "no such revision",
         "org/pickled": "UserError.*a pickle.*convert it",
-        "org/broken": "ValueError.*is no JSON",
+        "org/broken": "UserError.*is no JSON",
         "org/empty": "FileNotFoundError.*lacks config.json",
         "a b/c": "Give ORG/NAME",
         "wrong token": "no valid token.*HF_TOKEN.*Nothing is lost.*repeat with: python -m",
         "no token": "no valid token.*hf auth login.*Nothing is lost",
         "failed": "answered 500.*Nothing.*push .*org/failing --public --revision main$",
         "no network": "cannot be reached.*Check the network.*Nothing is lost",
-        "not cached": "RuntimeError.*cannot be reached",
+        "not cached": "ToolError.*cannot be reached",
     }
     for case, text in expected.items():
         assert "\n" not in seen[case]

@@ -1,5 +1,7 @@
 """Evaluation on sets of the channels."""
 
+from typing import Any
+
 from timm_varchan.extras import needs
 
 with needs("train"):
@@ -18,7 +20,6 @@ with needs("train"):
     from timm_varchan.evaluation.metrics import (
         METRICS,
         NO_CLASS,
-        ChannelSetMetrics,
         Difference,
         Estimate,
         classification_metrics,
@@ -86,3 +87,11 @@ __all__ = [
     "validate_channel_sets",
     "wilson_interval",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ChannelSetMetrics":  # `evaluate` imports much that training does not need
+        from timm_varchan.evaluation.evaluate_module import ChannelSetMetrics
+
+        return ChannelSetMetrics
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

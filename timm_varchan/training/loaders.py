@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
@@ -113,7 +113,6 @@ def load_run_data(
     channels = config.channel_set()
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
-        _check_order(saved, channels)
     common: dict[str, Any] = {
         "channels": channels,
         "image_column": config.image_column,
@@ -136,27 +135,30 @@ def load_run_data(
                 img_size=config.img_size,
                 **common,
             )
-    if saved is not None and data.channels.mean is None and saved.channels.mean is not None:
-        raise UserError(
-            f"The images of {data.name} are on another scale than the model's, as the log says. "
-            f"Say --value-scale."
-        )
-    if saved is not None and saved.model.num_classes != len(data.class_names):
-        raise UserError(
-            f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
-            f"Evaluate on the data that it was trained for."
-        )
-    known = products_with(len(data.channels))
-    unnamed = config.channels is None and data.channels.is_anonymous
-    if unnamed and known and accelerator.is_main_process:
-        logger.warning("The planes have no names. %s; name one with --channels.", known)
     if config.channels is None and saved is None:
-        data = _with_names(data)
+        data = _with_names(data, accelerator)
     if config.use is not None:
         planes = data.channels.index(ChannelSet.parse(config.use, own=data.channels))
         data = _seen(data, planes, data.channels.take(planes))
         channels = channels.take(planes) if channels is not None and len(channels) else None
+    if saved is not None:
+        _check_saved(saved, data, channels or ANONYMOUS)
     return _with_statistics(data, channels, accelerator)
+
+
+def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> None:
+    """Refuse data that a model was not made for: other classes, another scale, another order."""
+    _check_order(saved, channels)
+    if data.channels.mean is None and saved.channels.mean is not None:
+        raise UserError(
+            f"The images of {data.name} are on another scale than the model's, as the log says. "
+            f"Say --value-scale."
+        )
+    if saved.model.num_classes != len(data.class_names):
+        raise UserError(
+            f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
+            f"Evaluate on the data that it was trained for."
+        )
 
 
 def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
@@ -197,17 +199,19 @@ def _seen(data: ImageData, planes: Sequence[int], channels: ChannelSet) -> Image
     return dataclasses.replace(data, channels=channels, **splits)  # type: ignore[arg-type]
 
 
-def _with_names(data: ImageData) -> ImageData:
+def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
     """The data with names for planes of which nobody said anything: c0, c1, ... by their place."""
     count = len(data.channels)
     if not count or not data.channels.is_anonymous or data.stream is not None:
         return data
     names = tuple(replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
     named = ChannelSet(names, data.channels.correlation)
-    logger.warning(
-        "The %d planes of the images have no names: they are called %s, and learned by their "
-        "place. Say what they are with --channels.", count, named,
-    )  # fmt: skip
+    if accelerator.is_main_process:
+        logger.warning(
+            "The %d planes of the images have no names: they are called %s, and learned by their "
+            "place. Say what they are with --channels. %s",
+            count, named, products_with(count) or "",
+        )  # fmt: skip
     return _seen(data, range(count), named)
 
 
