@@ -30,6 +30,7 @@ from timm.models import (
 from timm.models import register_model as _register
 from timm.models._builder import load_state_dict_from_path
 from timm.models._hub import HF_WEIGHTS_NAME
+from timm.models._registry import _model_pretrained_cfgs, _model_with_tags
 from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
@@ -64,15 +65,16 @@ def base_architectures() -> list[str]:
 
 
 def _base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
-    """The architectures that get a twin, with timm's configurations of each, default first.
+    """The architectures that get a twin, with timm's own configurations of each, default first.
 
-    One pass: timm hands out copies, and copying is most of what importing this package costs.
+    Out of the registry itself, not to be changed: what timm hands out are deep copies, and those of
+    all architectures would be most of what importing this package costs.
     """
     linear = {name for family in LINEAR_FAMILIES for name in timm.list_models(module=family)}
     for name in timm.list_models():
         if name.startswith(PREFIX) or name in linear:
             continue
-        cfgs = get_arch_pretrained_cfgs(name)
+        cfgs = {tagged: _model_pretrained_cfgs[tagged] for tagged in _model_with_tags[name]}
         default = next(iter(cfgs.values()), None)
         if default is not None and default.first_conv:
             yield name, cfgs
@@ -338,12 +340,14 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
 def register_twins() -> None:
     """Register the twins with timm, under the tags of their base architectures."""
     for base, cfgs in _base_cfgs():
-        for cfg in cfgs.values():
-            cfg.first_conv = ()  # type: ignore[assignment]  # not None: timm shall do no surgery on a stem
-        tags = {name.partition(".")[2]: cfg for name, cfg in cfgs.items()}
+        # () and not None: timm shall do no surgery on a stem
+        tags = {
+            name.partition(".")[2]: replace(cfg, first_conv=())  # type: ignore[arg-type]
+            for name, cfg in cfgs.items()
+        }
         tag, fields = shipped_cfg(PREFIX + base)
         if fields:
-            tags = {tag: replace(next(iter(cfgs.values())), **fields)}
+            tags = {tag: replace(next(iter(tags.values())), **fields)}
         default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
         globals()[PREFIX + base] = _register(_entrypoint(base))
 
