@@ -240,7 +240,7 @@ def test_push_and_pull(folder, tmp_path):
         "org/nothing": "FileNotFoundError.*no repository org/nothing",
         "org/name@v3": "no such revision",
         "org/pickled": "UserError.*a pickle.*convert it",
-        "org/broken": "ValueError.*is no JSON",
+        "org/broken": "UserError.*is no JSON",
         "org/empty": "FileNotFoundError.*lacks config.json",
         "a b/c": "Give ORG/NAME",
         "wrong token": "no valid token.*HF_TOKEN.*Nothing is lost.*repeat with: python -m",
