@@ -1,6 +1,7 @@
 """Metrics, intervals and the evaluation of every channel set."""
 
 import collections
+import functools
 import json
 import math
 import re
@@ -305,7 +306,8 @@ def test_a_stem_is_not_asked_what_is_equal_by_construction(twin):
 
 @pytest.mark.parametrize("num_batches", [1, 3, 7])
 def test_the_bar_counts_sets_over_all_batches(twin, capfd, monkeypatch, num_batches):
-    monkeypatch.setenv("TQDM_MININTERVAL", "0")  # every step is shown
+    every_step = functools.partial(channel_sets.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(channel_sets, "tqdm", every_step)
     loader = batches(num_images=2 * num_batches, size=32, batch_size=2)
     evaluate_channel_sets(twin, loader, RGB, num_classes=4, progress=True)
     shown = re.findall(r"evaluating 7 channel sets: (\d+)/(\d+)", capfd.readouterr().err)
