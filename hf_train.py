@@ -4,7 +4,6 @@ python hf_train.py                        one process
 accelerate launch hf_train.py             as `accelerate config`, or --config_file configs/*.yaml
 """
 
-import dataclasses
 import logging
 import os
 import shlex
@@ -13,16 +12,22 @@ from pathlib import Path
 
 from timm_varchan.cards import write_card
 from timm_varchan.errors import UserError
+from timm_varchan.extras import MissingExtraError
 from timm_varchan.hub import push
-from timm_varchan.training import (
-    CheckpointError,
-    Interrupted,
-    NonFiniteLossError,
-    markdown_report,
-    parse_args,
-    run,
-    to_args,
-)
+
+try:
+    from timm_varchan.training import (
+        CheckpointError,
+        Interrupted,
+        NonFiniteLossError,
+        closing,
+        markdown_report,
+        parse_args,
+        run,
+        stop,
+    )
+except MissingExtraError as error:
+    raise SystemExit(f"hf_train: {error}") from None
 
 
 def main(args: list[str] | None = None) -> None:
@@ -34,15 +39,15 @@ def main(args: list[str] | None = None) -> None:
     try:
         outcome = run(config)
     except (UserError, NonFiniteLossError, CheckpointError) as error:
-        raise SystemExit(f"hf_train: {_one_line(error)}") from error
+        stop(_one_line(error))
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
-            flags = shlex.join(to_args(dataclasses.replace(config, resume="auto")))
             print("Stopped; a checkpoint is saved. Launch as before to resume, with:")
-            print(f"{sys.argv[0]} {flags}", flush=True)
+            again = [sys.argv[0], "--output-dir", config.output_dir, "--resume", "auto"]
+            print(shlex.join(again), flush=True)
         return
     if outcome.is_main:
-        print(f"\n{markdown_report(outcome.results)}\nEverything is in {outcome.folder}/")
+        print(f"\n{markdown_report(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 
@@ -61,7 +66,7 @@ def _push(folder: Path, repo_id: str, *, private: bool) -> None:
         write_card(folder, source=f"hf-hub:{repo_id}")
         print(push(folder, repo_id, private=private, commit_message="Trained with timm_varchan"))
     except (OSError, UserError) as error:
-        raise SystemExit(f"hf_train: {error}") from error
+        stop(str(error))
 
 
 if __name__ == "__main__":

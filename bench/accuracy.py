@@ -32,11 +32,10 @@ from timm_varchan.evaluation import (
     ORDERS,
     SetView,
     evaluate_channel_sets,
-    has_stems,
     predict_channel_sets,
     summarise_sizes,
 )
-from timm_varchan.models import stems
+from timm_varchan.models import has_stems, stems
 from timm_varchan.stems import MIXERS
 
 

@@ -1,6 +1,6 @@
-"""What the stem of a model makes of images with different content: docs/stem.png.
+"""What the stem of a model makes of images with different content, as in docs/stem.png.
 
-python examples/look_into_a_model.py --model runs/synthetic/model --output docs/stem.png
+python examples/look_into_a_model.py --model runs/synthetic/model --output stem.png
 """
 
 import argparse

@@ -2,6 +2,12 @@
 
 import copy
 import functools
+import os
+
+# Several test processes at once (pytest -n): one thread each, also in what they start. More threads
+# than cores wait for each other, which made tests of seconds last minutes.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import timm
@@ -9,6 +15,9 @@ import torch
 from timm.models.byobnet import model_cfgs
 
 import timm_varchan
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # where torch was imported before
+    torch.set_num_threads(1)
 
 #: One architecture of each kind of first layer and of each way to normalise.
 ARCHS = (

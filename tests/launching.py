@@ -14,6 +14,8 @@ TWO = [
     "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
     "--main_process_port", "0",
 ]  # fmt: skip
+LAUNCHED_ONE = [*_LAUNCH, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
+                "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
 TINY_ARGS = ["--channels", "RGB", "--limit", "47", "--img-size", "16", "--workers", "0"]
 TINY_ARGS += ["--batch-size", "8", "--eval-batch-size", "10", "--eval-max-sets", "4"]
 

@@ -140,7 +140,7 @@ def test_the_plan_has_50_classes_of_25_images():
     assert {len(images) for images in plan.classes.values()} == {25}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the 50-class subset is not beside the checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the 50-class subset of Tiny-ImageNet is not here")
 def test_the_plan_is_that_of_the_data_that_was_measured(tmp_path):
     plan = tiny.Plan.read()
     files = {s: str(REAL / f"{s}.parquet") for s in ("train", "validation")}

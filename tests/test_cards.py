@@ -6,6 +6,7 @@ import re
 
 import pytest
 import timm
+from huggingface_hub import ModelCard
 
 from timm_varchan import RGB, hub
 from timm_varchan.__main__ import main
@@ -61,9 +62,22 @@ def test_card_of_a_folder_says_what_its_files_say(folder):
     ]
     assert "# Model card for name\n" in text
     for part in ("R, 660 nm, mean", "cat, dog", "32 x 32", "12.35", "- org/images", "epochs: 7",
+                 "**Data:** org/images",
                  "lr: 0.002", "| G | named | in order | 50.0 (41.0 to 59.0) |", "on 20 images",
                  "seed 3", "2 x cpu", "hf-hub:org/name"):  # fmt: skip
         assert part in text, part
+
+
+def test_the_hub_finds_the_results_in_a_card(folder):
+    (folder / "results.json").write_text(json.dumps(results()))
+    about = ModelCard(folder_card(folder, source="hf-hub:org/name").render()).data
+    found = {(r.dataset_config, r.metric_type): r.metric_value for r in about.eval_results}
+    assert found["channels RGB, named, in order", "f1_macro"] == 0.5
+    assert found["channels G, named, in order", "accuracy"] == 0.5
+    assert len(found) == 5
+    assert about.datasets == ["org/images"]
+    (folder / "results.json").unlink()
+    assert ModelCard(folder_card(folder).render()).data.eval_results is None
 
 
 def test_code_of_a_card_runs(folder):
@@ -88,7 +102,7 @@ def test_without_results_the_card_claims_none(folder, tmp_path):
     text = folder_card(copy).render()
     assert "No results lie beside it" in text
     assert "%" not in text
-    assert "Model Comparison" not in text.replace("## Model Comparison\n\n## Limits", "")
+    assert "Model Comparison" not in text
 
 
 def test_data_that_is_not_on_the_hub_is_not_linked(folder):

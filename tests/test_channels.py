@@ -9,7 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import timm
+import torch
 
+import timm_varchan
 from timm_varchan import bands
 from timm_varchan.channels import (
     ANONYMOUS,
@@ -278,3 +281,46 @@ def test_sets_are_values():
 def test_wavelengths_may_be_numbers_of_numpy():
     spec = [np.float32(490), np.int64(842)]
     assert ChannelSet.parse(spec).wavelengths_nm == (490.0, 842.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DNA@461nm+phase=", [("DNA", 461.0), ("phase", None)]),
+        ("R,490nm+842.5nm", [("R", 660.0), (None, 490.0), (None, 842.5)]),
+        (["DNA@461nm", "NIR"], [("DNA", 461.0), ("NIR", 850.0)]),
+        ("B02@500nm", [("B02", 500.0)]),  # what is declared goes before what is known
+    ],
+)
+def test_channels_are_declared_where_they_are_named(text, expected):
+    found = ChannelSet.parse(text)
+    assert [(c.name, c.wavelength_nm) for c in found] == expected
+
+
+def test_new_names_are_taken_when_asked_for():
+    found = ChannelSet.parse("DNA+ER+GB", new_names=True)
+    assert found.names == ("DNA", "ER", "G", "B")
+    with pytest.raises(ValueError, match=r"'DNA'.*DNA@461nm, or DNA= without"):
+        ChannelSet.parse("DNA+ER")
+    with pytest.raises(ValueError, match="empty"):
+        ChannelSet.parse("DNA+=", new_names=True)
+    with pytest.raises(ValueError, match="Unknown channel ''"):
+        ChannelSet.parse("DNA+", new_names=True)
+
+
+def test_own_channels_are_known_and_the_unknown_one_is_blamed():
+    own = ChannelSet.parse("DNA@461nm+ER=")
+    assert ChannelSet.parse("ER+DNA", own=own) == own.take((1, 0))
+    with pytest.raises(ValueError, match=r"'Golgi'\. Known: DNA, ER \(its own\), R"):
+        ChannelSet.parse("ER+Golgi", own=own)
+
+
+def test_a_model_knows_its_own_names():
+    channels = ChannelSet.parse("DNA@461nm+ER=+AGP=")
+    model = timm.create_model(
+        "dwg_test_resnet", channel_set=channels, channel_names=("ER", "AGP")
+    ).eval()
+    timm_varchan.set_channels(model, "ER+AGP")
+    assert model(torch.randn(1, 2, 32, 32)).isfinite().all()
+    with pytest.raises(ValueError, match="'Golgi'"):
+        timm_varchan.set_channels(model, "ER+Golgi")

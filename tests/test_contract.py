@@ -21,12 +21,10 @@ COUNTS = (1, 3, 5, 12)
 FEATURES = ("default", "list", "dict", "getter", "hook", "fx")
 #: Run in ONNX in the default part too; all are in the slow one.
 ONNX_DEFAULT = ("resnet18", "convnext_atto", "vit_tiny_patch16_224")
-#: Those whose depth no argument cuts are traced in the slow part.
+#: Compiled and exported in the default part; all are in the slow one.
+TRACED_DEFAULT = ("resnet18", "vit_tiny_patch16_224")
 TRACED = [
-    pytest.param(arch, marks=pytest.mark.slow)
-    if arch in ("densenet121", "efficientnet_b0")
-    else arch
-    for arch in ARCHS
+    arch if arch in TRACED_DEFAULT else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS
 ]
 SCRIPT = pytest.mark.filterwarnings(
     "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"

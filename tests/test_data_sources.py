@@ -418,7 +418,7 @@ def test_hub_data_by_its_name(monkeypatch):
     assert asked == ["timm/mini-imagenet"]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the data of the workplace is not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the 50-class subset of Tiny-ImageNet is not here")
 def test_real_photographs(load):
     data = load(REAL, splits={"train": None})
     assert (len(data.class_names), len(data.validation), data.train) == (50, 1250, None)

@@ -29,7 +29,6 @@ from timm_varchan.evaluation import (
     confusion_counts,
     evaluate_channel_sets,
     foretold,
-    has_stems,
     paired_difference,
     plan_sets,
     predict_channel_sets,
@@ -40,6 +39,7 @@ from timm_varchan.evaluation import (
     validate_channel_sets,
     wilson_interval,
 )
+from timm_varchan.models import has_stems
 from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")

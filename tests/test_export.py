@@ -75,6 +75,16 @@ def test_a_wrong_file_is_not_kept(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_onnxruntime_cannot_run_is_told_in_one_line(dtype, tmp_path):
+    plain = timm.create_model("test_resnet", num_classes=2).eval().to(dtype)
+    with pytest.raises(RuntimeError, match=r"model\.float\(\)") as caught:
+        export(plain, tmp_path / "m.onnx", img_size=32, dynamic_size=False)
+    assert type(caught.value) is RuntimeError
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_nan_is_no_agreement():
     assert not Check((1, 1, 1, 1), float("nan"), 1.0).passed
 
@@ -86,6 +96,7 @@ def test_refusals(model, tmp_path):
         (plain, "m.pt2", "GB", "has no stem"),
         (plain.train(), "m.pt2", None, "training mode"),
         (timm_varchan.share(model, [timm_varchan.RGB] * 2), "m.pt2", None, "mixed batch"),
+        (timm.create_model("dwg_test_resnet", features_only=True).eval(), "m.pt2", None, "a list"),
     ):
         with pytest.raises(ValueError, match=text):
             export(broken, tmp_path / path, channels=channels)

@@ -175,7 +175,9 @@ def test_timm_loads_it_alone(tmp_path, capsys):
             np.save(data / split / name / "0.npy", image)
     out = tmp_path / "folded"
     assert main(["fold", str(source), str(out), "--channels", "GB"]) == 1
-    assert "calibration" in capsys.readouterr().err
+    assert "--data FOLDER" in capsys.readouterr().err
+    assert main(["fold", str(source), str(out), "--channels", "GB", "--data", "DATA"]) == 1
+    assert "There is no file or folder DATA" in capsys.readouterr().err
     assert main(["fold", str(source), str(out), "--channels", "GB", "--data", str(data)]) == 0
     shown = capsys.readouterr().out
     assert "On 5 other images: logits change by" in shown

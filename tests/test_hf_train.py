@@ -1,5 +1,6 @@
 """`hf_train.py` in real processes, as users launch it."""
 
+import re
 import shlex
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import time
 
 import pytest
-from launching import ONE, ROOT, TINY_ARGS, TWO, environment, launched, results
+from launching import LAUNCHED_ONE, ONE, ROOT, TINY_ARGS, TWO, environment, launched, results
 
 from timm_varchan.training import launch
 
@@ -50,10 +51,16 @@ def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
     resumed = launched(ONE, flags)
     assert resumed.returncode == 0, resumed.stderr
     assert f"Everything is in {folder}/" in resumed.stdout
+    chance = 100 / len(results(folder)["data"]["class_names"])
+    assert f"chance is {chance:.1f} %" in resumed.stdout.splitlines()[-1]
+    for label in ("data", "channels", "images", "model", "training", "device", "folder"):
+        assert re.search(rf"^{label} +\S", resumed.stderr, re.M), label
+    assert "3: RGB, as --channels RGB says" in resumed.stderr
     assert "| RGB " in resumed.stdout
     history = results(folder)["training"]["history"]
     assert [entry["epoch"] for entry in history] == list(range(8))
     assert results(folder)["training"]["updates"] == 8 * (47 // 8)
+    assert (folder / "model" / "README.md").exists()
     for name in ("results.md", "summary.csv", "curves.png", "channel_sets.png", "model"):
         assert (folder / name).exists()
 
@@ -64,6 +71,24 @@ def test_two_processes_that_ignore_each_other_are_refused(tmp_path):
     assert "the launcher started 2 processes, but each works on its own" in done.stderr
     assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [ONE, LAUNCHED_ONE], ids=["python", "accelerate"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset", "./nowhere"], "There is no ./nowhere"),
+        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+    ],
+    ids=["data", "flag"],
+)
+def test_an_error_is_one_line_and_the_last(command, args, message, tmp_path):
+    done = launched(command, [*TINY_ARGS, *args, "--output-dir", str(tmp_path / "run")])
+    assert done.returncode != 0
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("hf_train: ")
+    assert message in last
+    assert done.stderr.count("hf_train: ") == 1
 
 
 @pytest.mark.parametrize(

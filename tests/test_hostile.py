@@ -476,7 +476,7 @@ def saved_models(case, saved_folder):
     assert all(isinstance(name, str) for name in saved.class_names)
     assert 0 < saved.crop_pct <= 1
     assert saved.img_size > 0
-    if timm_varchan.evaluation.has_stems(saved.model):
+    if timm_varchan.models.has_stems(saved.model):
         with torch.no_grad():
             timm_varchan.share(saved.model, None)(torch.randn(1, 3, 32, 32))
     assert ChannelSet.from_config(channels.to_config()) == channels

@@ -12,7 +12,7 @@ PACKAGE = Path(timm_varchan.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: A row imports only itself and rows before it. A new file must be given its place here.
 ROWS = (
-    {"version", "errors"},
+    {"version", "errors", "extras"},
     {"bands"},
     {"products"},
     {"channels"},
@@ -23,8 +23,9 @@ ROWS = (
     {"data"},
     {"complexity", "evaluation"},
     {"plots", "hub"},
+    {"cards"},
     {"training"},
-    {"cards", "export", "fold_change", "folding", "predict"},
+    {"export", "fold_change", "folding", "integrations", "predict", "programs"},
     {"scenes"},
     {"__main__"},
 )

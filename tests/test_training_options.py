@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
 import timm_varchan
-from timm_varchan.evaluation import has_stems
+from timm_varchan.models import has_stems
 from timm_varchan.models.adapt import stems
-from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run, to_args
+from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run
 from timm_varchan.training import loop as training_loop
 from timm_varchan.training.averaging import WeightAverage
 from timm_varchan.training.fine_tuning import choose_trained, train_mode
@@ -45,8 +45,6 @@ def runs(tmp_path, *changes):
 def test_flags_override_a_recipe_and_read_back():
     config = parse_args(["--recipe", "modern", "--clip-grad", "none", "--epochs", "7"])
     assert config == dataclasses.replace(RECIPES["modern"](), clip_grad=None, epochs=7)
-    assert parse_args(to_args(config)) == config
-    assert to_args(config) == ["--recipe", "modern", "--epochs", "7", "--clip-grad", "None"]
     for name, recipe in RECIPES.items():
         assert parse_args(["--recipe", name]) == recipe()
         assert recipe().recipe == name

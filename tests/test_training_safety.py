@@ -9,9 +9,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
 
-from timm_varchan.training import CheckpointError, SetupError, run, to_args
+from timm_varchan.training import CheckpointError, SetupError, run
 from timm_varchan.training import checkpoint as checkpoint_module
 from timm_varchan.training.checkpoint import Checkpoints, damage, read_progress
 
@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(finished, tmp_path
     # ... and the script says it in one line.
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "_seal", full)
-        args = to_args(dataclasses.replace(STEPS, output_dir=str(tmp_path / "script")))
+        args = flags_of(dataclasses.replace(STEPS, output_dir=str(tmp_path / "script")))
         with pytest.raises(SystemExit, match=r"^hf_train: A checkpoint cannot be written"):
             script().main(args)
 

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -294,18 +292,6 @@ def test_adapt_in_place(stem):
     assert str(stems(base)[0].channels) == "GB"
     assert ChannelSet.parse("anonymous") == ANONYMOUS
     assert timm_varchan.adapt is adapt
-
-
-def test_importing_costs_little():
-    code = (
-        "import time, timm; t = time.process_time(); import timm_varchan; "
-        "print(time.process_time() - t)"
-    )
-    for _ in range(3):
-        cost = float(subprocess.check_output([sys.executable, "-W", "ignore", "-c", code]))
-        if cost < 0.5:
-            break
-    assert cost < 0.5, "processor seconds above timm's own import"
 
 
 def test_virtual_channels_keep_a_bank_for_other_bands():

@@ -1,5 +1,7 @@
 """What the tests of training share: a run of seconds in this process."""
 
+import dataclasses
+
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -9,6 +11,22 @@ TINY = TrainConfig(
     channels="RG", limit=30, img_size=16, workers=0, epochs=2, batch_size=8, eval_batch_size=16,
     eval_modes=("named",), eval_orders=("in order",), model="dwg_test_resnet", warmup_epochs=0,
 )  # fmt: skip
+
+
+def flags_of(config):
+    """The flags of `hf_train.py` that differ from the usual."""
+    args = []
+    for field in dataclasses.fields(config):
+        name, value = "--" + field.name.replace("_", "-"), getattr(config, field.name)
+        if value == getattr(TrainConfig(), field.name):
+            continue
+        if isinstance(value, bool):
+            args.append(name if value else name.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            args += [name, *(f"{k}={v!r}" for k, v in value.items())]
+        else:
+            args += [name, *map(str, value if isinstance(value, tuple) else [value])]
+    return args
 
 
 def forget_accelerate():

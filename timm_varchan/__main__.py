@@ -1,4 +1,4 @@
-"""`python -m timm_varchan`: measure, predict, evaluate, export, fold, describe and push.
+"""`python -m timm_varchan`: measure, predict, evaluate, export, fold, push, run other programs.
 
 Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong arguments, 3 some image files
 could not be read.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from timm_varchan import hub
 from timm_varchan.errors import UserError
+from timm_varchan.extras import MissingExtraError
 
 if TYPE_CHECKING:
     from timm_varchan.channels import ChannelSet
@@ -200,25 +201,30 @@ def _channels(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    from timm_varchan.errors import ToolError
     from timm_varchan.export import export
 
     saved = _load(args)
     chosen = saved.select(args.channels) if args.channels else None
     img_size = args.img_size or saved.img_size
-    result = export(
-        saved.model,
-        args.output,
-        channels=chosen,
-        img_size=img_size,
-        dynamic_size=not args.fixed_size,
-        metadata={
-            "class_names": saved.class_names,
-            "channels": (chosen if chosen is not None else saved.channels).to_config(),
-            "value_scale": args.value_scale or saved.value_scale,
-            "img_size": img_size,
-            "crop_pct": saved.crop_pct,
-        },
-    )
+    metadata = {
+        "class_names": saved.class_names,
+        "channels": (chosen if chosen is not None else saved.channels).to_config(),
+        "value_scale": args.value_scale or saved.value_scale,
+        "img_size": img_size,
+        "crop_pct": saved.crop_pct,
+    }
+    try:
+        result = export(
+            saved.model,
+            args.output,
+            channels=chosen,
+            img_size=img_size,
+            dynamic_size=not args.fixed_size,
+            metadata=metadata,
+        )
+    except (ValueError, RuntimeError) as error:  # the two that it promises, whatever went wrong
+        raise ToolError(str(error)) from error
     for check in result.checks:
         shape = " x ".join(map(str, check.shape))
         print(f"input {shape:18}  largest difference {check.difference:.2e} of {check.scale:.2e}")
@@ -238,6 +244,7 @@ def _fold(args: argparse.Namespace) -> int:
     wanted = saved.select(args.channels)
     train = test = None
     if args.data:
+        _check_named(args.data)
         data = load_data(
             args.data,
             channels=saved.channels,
@@ -283,6 +290,16 @@ def _fold(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_named(data: str) -> None:
+    """Refuse what is no path before the hub is asked for it: without a network that takes long."""
+    from pathlib import Path
+
+    if not (data == "synthetic" or "/" in data or Path(data).exists()):
+        raise UserError(
+            f"There is no file or folder {data}. Give one, 'synthetic', or ORG/NAME of the hub."
+        )
+
+
 def _batches(
     split: ImageSplit, saved: hub.SavedModel, wanted: ChannelSet
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -324,9 +341,22 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_program(words: Sequence[str]) -> int:
+    from timm_varchan.programs import program
+
+    try:
+        start = program(words)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    start()
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m timm_varchan", description="Use a trained model."
+        prog="python -m timm_varchan",
+        description="Use a trained model, or run another program with the twins.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     model = argparse.ArgumentParser(add_help=False)
@@ -400,6 +430,10 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--public", action="store_true", help="a new repository is not private")
     push.add_argument("--revision", help="the branch (main)")
     push.add_argument("--message", default="Add model", help="of the commit")
+
+    run = commands.add_parser("run", help="run another program with the twins registered")
+    run.add_argument("program", metavar="SCRIPT | -m MODULE", help="as python would take it")
+    run.add_argument("arguments", nargs="*", metavar="ARGS", help="of the program")
     return parser
 
 
@@ -439,15 +473,17 @@ def _add_evaluate(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["measure"]:  # its own parser, so that nothing else imports what reads data
-        from timm_varchan.data.measure import main as measure
-
-        return measure(words[1:], prog="python -m timm_varchan measure")
-    args = _parser().parse_args(words)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
+        return _run_program(words[1:])
     try:
+        if words[:1] == ["measure"]:  # its own parser: nothing else imports what reads data
+            from timm_varchan.data.measure import main as measure
+
+            return measure(words[1:], prog="python -m timm_varchan measure")
+        args = _parser().parse_args(words)
         return int(args.run(args))
-    except (UserError, OSError) as error:
+    except (UserError, OSError, MissingExtraError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

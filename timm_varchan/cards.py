@@ -1,25 +1,25 @@
-"""Model cards in the sections of timm's: generated from results, never written by hand."""
+"""Model cards with timm's sections: generated from results, never written by hand."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models._hub import generate_readme
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import METRICS
 from timm_varchan.hub.folder import read_config
 
 __all__ = ["CITATION", "Card", "folder_card", "markdown_table", "usage", "write_card"]
 
 RESULTS, CARD = "results.json", "README.md"
+TEMPLATE = Path(__file__).parent / "card.md.jinja"
 TAGS = ["image-classification", "timm", "timm_varchan"]
 CITATION = """@misc{timm_varchan,
   title = {timm\\_varchan: any timm model on any number, order and subset of input channels},
@@ -32,6 +32,8 @@ TIMM_CITATION = """@misc{rw2019timm,
   doi = {10.5281/zenodo.4414861},
   howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
 }"""
+#: What a metric of a result is given as.
+ESTIMATE = {"value", "low", "high"}
 #: Rows of a table of results; a card is read by people.
 MAX_ROWS = 32
 
@@ -46,6 +48,8 @@ class Card:
         details: Text, a list of texts or a dictionary of texts by heading.
         usage: Markdown with code, from `usage`.
         comparison: Markdown with the tables of results.
+        evaluated: The results for the hub's own table (`model-index`).
+        datasets: Names on the hub of what it was trained on.
         limits: What the figures do not say, one text each.
         license: Of the weights, as the hub spells it; `"other"` with `license_name`.
         license_name: What another licence is called.
@@ -57,6 +61,8 @@ class Card:
     details: Mapping[str, Any]
     usage: str
     comparison: str = ""
+    evaluated: Sequence[EvalResult] = ()
+    datasets: Sequence[str] = ()
     limits: Sequence[str] = ()
     license: str = "apache-2.0"
     license_name: str | None = None
@@ -64,19 +70,22 @@ class Card:
 
     def render(self) -> str:
         """The card as Markdown with the hub's front matter."""
-        limits = "".join(f"- {text}\n" for text in self.limits)
-        content = {
-            "tags": TAGS,
-            "license": self.license,
-            "description": self.description,
-            "details": dict(self.details),
-            "usage": self.usage,
-            "comparison": self.comparison + (f"\n## Limits\n{limits}" if limits else ""),
-            "citation": list(self.citations),
-        }
-        if self.license_name is not None:
-            content["license_name"] = self.license_name
-        return generate_readme(content, self.name)
+        about = ModelCardData(
+            license=self.license,
+            license_name=self.license_name,
+            library_name="timm",
+            pipeline_tag="image-classification",
+            tags=list(TAGS),
+            datasets=list(self.datasets) or None,
+            model_name=self.name if self.evaluated else None,
+            eval_results=list(self.evaluated) or None,
+        )
+        card = ModelCard.from_template(
+            about,
+            template_path=str(TEMPLATE),
+            **{name.name: getattr(self, name.name) for name in fields(self)},
+        )
+        return f"{card}\n"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -148,12 +157,17 @@ embeddings = model(torch.randn({shape}))  # (1, num_features)
 
 
 def folder_card(
-    folder: str | Path, *, source: str | None = None, license: str | None = None
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    source: str | None = None,
+    license: str | None = None,
 ) -> Card:
     """The card of a saved model, from its `config.json` and, where a run left it, `results.json`.
 
     Args:
         folder: What `timm_varchan.hub.save` or a training run wrote.
+        name: What the card calls it; by default the last part of its source.
         source: Where the model will be loaded from, as `"hf-hub:ORG/NAME"`; the folder itself by
             default.
         license: Of the weights, as the hub spells it; by default what the configuration says.
@@ -175,7 +189,7 @@ def folder_card(
     channels = (
         ChannelSet.from_config(saved) if saved else ChannelSet.anonymous(cfg["input_size"][0])
     )
-    name = (source or str(folder.resolve())).rpartition("/")[2]
+    name = name or (source or str(folder.resolve())).rpartition("/")[2]
     details: dict[str, Any] = {
         "Model Type": f"Image classification, `{architecture}`",
         "Model Stats": _stats(config, results, img_size),
@@ -193,6 +207,8 @@ def folder_card(
             stem=architecture.startswith("dwg_"),
         ),
         comparison="" if results is None else _results_section(results),
+        evaluated=() if results is None else _evaluated(results),
+        datasets=() if results is None else _hub_datasets(results),
         limits=_limits(config, results),
         license=license or cfg.get("license") or "other",
     )  # fmt: skip
@@ -260,9 +276,7 @@ def _description(architecture: str, results: Mapping[str, Any] | None) -> str:
 def _data_details(results: Mapping[str, Any]) -> dict[str, Any]:
     config, data = results["config"], results["data"]
     counts = ", ".join(f"{n} {split}" for split, n in data["num_images"].items() if n)
-    # the hub links a `Dataset`, so only what can be one of its names goes there
-    is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", data["name"]) and not Path(data["name"]).exists()
-    details: dict[str, Any] = {"Dataset" if is_on_hub else "Data": data["name"], "Images": counts}
+    details: dict[str, Any] = {"Data": data["name"], "Images": counts}
     if results["training"] is not None:
         recipe = ("opt", "lr", "sched", "weight_decay", "batch_size", "smoothing", "channel_aug",
                   "channel_identity", "seed")  # fmt: skip
@@ -275,14 +289,46 @@ def _data_details(results: Mapping[str, Any]) -> dict[str, Any]:
     return details
 
 
+def _hub_datasets(results: Mapping[str, Any]) -> list[str]:
+    """The data, if its name can be one of the hub's, which links it."""
+    name = str(results["data"]["name"])
+    can_be = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()
+    return [name.lower()] if can_be else []
+
+
+def _evaluated(results: Mapping[str, Any]) -> list[EvalResult]:
+    """All metrics on all channels, accuracy on other channel sets, as the hub lists them."""
+    name, split = str(results["data"]["name"]), str(results["evaluation"]["split"])
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_config=f"channels {one['channels']}, {one['mode']}, {one['order']}",
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(one[metric]["value"], 4),
+        )
+        for number, one in enumerate(results["evaluation"]["sets"][:MAX_ROWS])
+        for metric in (_metrics(one) if number == 0 else ["accuracy"])
+    ]
+
+
+def _metrics(one: Mapping[str, Any]) -> list[str]:
+    """The names of the estimates in a result: accuracy and the macro averages."""
+    return [name for name, v in one.items() if isinstance(v, Mapping) and {*v} == ESTIMATE]
+
+
 def _results_section(results: Mapping[str, Any]) -> str:
     sets, evaluation = results["evaluation"]["sets"], results["evaluation"]
+    metrics = _metrics(sets[0])
     shown = [one for one in sets if one.get("kind") in ("all", "natural", "asked")]
     shown = sets if len(sets) <= MAX_ROWS else shown or sets[:MAX_ROWS]
-    head = ("channels", "mode", "order", *METRICS)
+    head = ("channels", "mode", "order", *metrics)
     rows = [
         [one.get("name", one["channels"]), one["mode"], one["order"],
-         *(with_interval(one[m]) for m in METRICS)]
+         *(with_interval(one[m]) for m in metrics)]
         for one in shown
     ]  # fmt: skip
     left = len(sets) - len(rows)

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
@@ -46,10 +46,13 @@ FILE_VERSION = 2
 MAX_TEXT_CHANNELS = 32
 
 
-def _unknown(name: str) -> UserError:
+def _unknown(name: str, own: Iterable[str]) -> UserError:
+    theirs, new = ", ".join(own), name.partition("@")[0] or "NAME"
     return UserError(
-        f"Unknown channel {name!r}. Known: {', '.join(known_channels())}. Make a name known by "
-        f"timm_varchan.register_channel({name!r}, wavelength_nm=...), or give a wavelength in nm."
+        f"Unknown channel {name!r}. Known: {theirs and theirs + ' (its own), '}"
+        f"{', '.join(known_channels())}. Declare a new one where you name it, as "
+        f"{new}@461nm, or {new}= without a wavelength, or once by "
+        f"timm_varchan.register_channel({name!r}, wavelength_nm=...)."
     )
 
 
@@ -60,7 +63,7 @@ def _channel_of(entry: dict[str, Any]) -> Channel:
     return Channel(**entry)
 
 
-def _channel(item: ChannelLike) -> Channel:
+def _channel(item: ChannelLike, own: Mapping[str, Channel]) -> Channel:
     if isinstance(item, Channel):
         return item
     if item is None:
@@ -68,10 +71,10 @@ def _channel(item: ChannelLike) -> Channel:
     if isinstance(item, dict):  # an entry of `ChannelSet.to_config`, as model arguments hold it
         return _channel_of(item)
     if isinstance(item, str):
-        known = known_channels()
-        if item not in known:
-            raise _unknown(item)
-        return known[item]
+        known = own.get(item) or known_channels().get(item) or _declared(item)
+        if known is None:
+            raise _unknown(item, own)
+        return known
     if isinstance(item, Real) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
     raise UserError(
@@ -80,18 +83,29 @@ def _channel(item: ChannelLike) -> Channel:
     )
 
 
-def _parse_text(text: str) -> list[Channel]:
-    known = known_channels()
+def _parse_text(text: str, own: Mapping[str, Channel], new_names: bool) -> list[Channel]:
+    known = known_channels() | dict(own)
     channels: list[Channel] = []
-    for part in re.split(r"[+,]", text):
-        part = part.strip()
+    for part in (part.strip() for part in re.split(r"[+,]", text)):
         if part in known:
             channels.append(known[part])
+        elif (declared := _declared(part)) is not None:
+            channels.append(declared)
         elif part and all(letter in known for letter in part):
             channels.extend(known[letter] for letter in part)
+        elif part and new_names:
+            channels.append(Channel(part))
         else:
-            raise _unknown(part)
+            raise _unknown(part, own)
     return channels
+
+
+def _declared(part: str) -> Channel | None:
+    """The channel that `name@461nm`, `name=` or `461nm` declares, or None."""
+    if part.endswith("="):
+        return Channel(part[:-1])
+    found = re.fullmatch(r"(?:([^@]+)@)?(\d+(?:\.\d+)?)nm", part)
+    return None if found is None else Channel(found[1], float(found[2]))
 
 
 def seeded_rng(*key: int | str) -> random.Random:
@@ -131,14 +145,19 @@ class ChannelSet:
             )
 
     @classmethod
-    def parse(cls, spec: ChannelSetLike) -> ChannelSet:
+    def parse(
+        cls, spec: ChannelSetLike, *, own: Iterable[Channel] = (), new_names: bool = False
+    ) -> ChannelSet:
         """Read a channel set from what people write.
 
         Args:
             spec: A text (`"RGB"`, `"GB"`, `"B02+B08"`, `"R,G,NIR"`; split at `+` or `,`, a part is
-                a known name, else a row of known single letters), a product (`"eurosat"`, see
-                `timm_varchan.products`), `"anonymous"`, or a sequence of names, wavelengths in nm,
-                `Channel` objects and None (anonymous), also mixed.
+                a known name, one that is declared where it stands (`DNA@461nm`, `phase=` without a
+                wavelength, `461nm` without a name), else a row of known single letters),
+                a product (`"eurosat"`, see `timm_varchan.products`), `"anonymous"`, or a sequence
+                of names, wavelengths in nm, `Channel` objects and None (anonymous), also mixed.
+            own: Channels that a model or data knows, before all others.
+            new_names: Take a name that nobody knows for a channel without a wavelength.
 
         Returns:
             The channel set.
@@ -150,16 +169,17 @@ class ChannelSet:
             return spec
         if isinstance(spec, dict):
             return cls.from_config(spec)
+        own_names = {c.name: c for c in own if c.name is not None}
         if isinstance(spec, str):
             if spec == "anonymous":
                 return ANONYMOUS
-            return cls(product_channels(spec) or tuple(_parse_text(spec)))
+            return cls(product_channels(spec) or tuple(_parse_text(spec, own_names, new_names)))
         if not isinstance(spec, Iterable):
             raise UserError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "
                 f"wavelengths in nm and None, not {type(spec).__name__} ({spec!r})."
             )
-        channels = tuple(_channel(item) for item in spec)
+        channels = tuple(_channel(item, own_names) for item in spec)
         if not channels:
             raise UserError("A channel set needs at least one channel.")
         return cls(channels)
@@ -486,11 +506,12 @@ def read_channel_file(path: str | Path) -> ChannelFile:
         ) from error
 
 
-def read_channels(spec: ChannelSetLike) -> ChannelSet:
+def read_channels(spec: ChannelSetLike, *, new_names: bool = False) -> ChannelSet:
     """A channel set as `ChannelSet.parse` takes it, or the path of a JSON file.
 
     Args:
         spec: Text that ends in `.json` is a file of `write_channels`.
+        new_names: Take a name that nobody knows for a channel without a wavelength.
 
     Returns:
         The channel set.
@@ -501,7 +522,7 @@ def read_channels(spec: ChannelSetLike) -> ChannelSet:
     if isinstance(spec, str) and spec.endswith(".json"):
         channels, value_scale = read_channel_file(spec)
         return replace(channels, value_scale=value_scale)
-    return ChannelSet.parse(spec)
+    return ChannelSet.parse(spec, new_names=new_names)
 
 
 ChannelSetLike = Union[ChannelSet, str, Sequence[ChannelLike], dict[str, Any]]

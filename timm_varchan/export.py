@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.errors import ToolError, UserError
+from timm_varchan.extras import needs
 from timm_varchan.models import share
 from timm_varchan.stems import Mixer
 
@@ -101,13 +102,15 @@ def export(
         What was written and checked.
 
     Raises:
-        UserError: Another ending, or channels that the model cannot serve.
-        ToolError: A package is missing, the model cannot be exported, or the file does not
-            answer as the model does.
+        ValueError: Another ending, channels that the model cannot serve, or a model that answers
+            with anything else than one tensor.
+        MissingExtraError: A package is missing.
+        RuntimeError: The model cannot be exported, the file cannot be run, or it does not answer as
+            the model does.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
-        raise UserError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
+        raise ValueError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
     _require(["onnx", "onnxruntime", "onnxscript"] if path.suffix == ".onnx" else [])
     model = _for_channels(model, channels)
     counts = _counts(model)
@@ -127,7 +130,7 @@ def export(
         failed = [check for check in checks if not check.passed]
         if failed:
             worst = max(failed, key=lambda check: check.difference)
-            raise ToolError(
+            raise RuntimeError(
                 f"The exported model differs from the model by {worst.difference:.2g} (outputs up "
                 f"to {worst.scale:.2g}) for an input {worst.shape}; nothing was written. Try the "
                 f"other format of {', '.join(FORMATS)}, or fold the model first."
@@ -144,13 +147,9 @@ def export(
 
 
 def _require(packages: Sequence[str]) -> None:
-    for package in packages:
-        try:
+    with needs("export"):
+        for package in packages:
             importlib.import_module(package)
-        except ImportError as error:
-            raise ToolError(
-                f"Exporting to ONNX needs {package}: pip install 'timm-varchan[export]'."
-            ) from error
 
 
 def _mixer(model: nn.Module) -> Mixer | None:
@@ -162,15 +161,15 @@ def _for_channels(model: nn.Module, channels: ChannelSetLike | None) -> nn.Modul
     mixer = _mixer(model)
     if mixer is None:
         if channels is not None and len(ChannelSet.parse(channels)) != model.in_chans:
-            raise UserError(
+            raise ValueError(
                 f"The model takes {model.in_chans} channels and has no stem for others, but the "
                 f"channels are {ChannelSet.parse(channels)}. Export a dwg_ twin."
             )
         if model.training:
-            raise UserError("The model is in training mode. Call model.eval() first.")
+            raise ValueError("The model is in training mode. Call model.eval() first.")
         return model
     if channels is None and isinstance(mixer.channels, tuple):
-        raise UserError("The model is set to a mixed batch. Name one channel set to export.")
+        raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
     current = mixer.channels if channels is None else channels
     return share(model, current).eval()
 
@@ -209,11 +208,16 @@ def _sizes(
 @torch.no_grad()
 def _try(model: nn.Module, num_channels: int, size: tuple[int, int]) -> None:
     try:
-        model(_input(model, (1, num_channels, *size)))
+        answer = model(_input(model, (1, num_channels, *size)))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise UserError(
+        raise ValueError(
             f"The backbone does not take {size[0]} x {size[1]} px: {_line(error)}"
         ) from error
+    if not isinstance(answer, Tensor):
+        raise ValueError(
+            f"The model answers with a {type(answer).__name__}, and only models that answer with "
+            f"one tensor can be exported: create it without features_only=True, or wrap it."
+        )
 
 
 def _line(error: BaseException) -> str:
@@ -246,9 +250,12 @@ def _write(
     try:
         write(model, example, axes, path, metadata)
     except Exception as error:  # the exporters raise what the traced code raises
-        raise ToolError(
-            f"the model cannot be exported as {path.suffix} ({type(error).__name__}: "
-            f"{_line(error)})"
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own first lines are instructions
+            cause = cause.__cause__
+        raise RuntimeError(
+            f"the model cannot be exported as {path.suffix} ({type(cause).__name__}: "
+            f"{_line(cause)})"
         ) from error
 
 
@@ -280,15 +287,31 @@ def _checks(
     model: nn.Module, path: Path, counts: Sequence[int], sizes: Sequence[tuple[int, int]]
 ) -> Iterator[Check]:
     """Compare the written file with the model: every count at every size, batches of 1 and 3."""
-    answer = _reader(path)
+    with _running(model):
+        answer = _reader(path)
     for batch, size in zip((1, 3), (sizes[0], sizes[-1]), strict=True):
         for num_channels in counts:
             x = _input(model, (batch, num_channels, *size))
             with torch.no_grad():
                 expected = model(x)
-                actual = answer(x)
+                with _running(model):
+                    actual = answer(x)
             difference = (actual.to(expected) - expected).abs().max().item()
             yield Check(tuple(x.shape), difference, expected.abs().max().item())
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[None]:
+    """Errors of whatever runs the written file, which has exceptions of its own, in one line."""
+    try:
+        yield
+    except Exception as error:
+        dtype = next(model.parameters()).dtype
+        raise RuntimeError(
+            f"The exported file cannot be run ({type(error).__name__}: {_line(error)}); nothing "
+            f"was written. Try the other format of {', '.join(FORMATS)}"
+            + ("." if dtype == torch.float32 else f", or model.float(): its weights are {dtype}.")
+        ) from error
 
 
 def _reader(path: Path) -> Callable[[Tensor], Tensor]:

@@ -116,7 +116,8 @@ def _coefficients(
     if calibration is None:
         raise UserError(
             "The stem's coefficients depend on the content of the image. Give calibration images: "
-            "batches (B, C, H, W) of this channel set, normalised as for the model."
+            "batches (B, C, H, W) of this channel set, normalised as for the model; on the command "
+            "line --data FOLDER."
         )
     sums = [torch.zeros_like(a[0], dtype=torch.float64) for a in answers]
     count = 0

@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
@@ -24,8 +20,15 @@ from timm_varchan.evaluation import (
     rank_bands,
     summarise_sizes,
 )
+from timm_varchan.extras import needs
 from timm_varchan.models import share
 from timm_varchan.stems import Stem
+
+with needs("train"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "COLOURS",

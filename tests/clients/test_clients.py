@@ -1,4 +1,4 @@
-"""Other people's programs on our models: segmentation, detection, transformers, scikit-learn, W&B.
+"""Other people's programs on our models: segmentation, detection, scikit-learn, W&B.
 
 Run with `pip install ".[clients]" && pytest -m clients tests/clients`.
 """
@@ -47,6 +47,19 @@ def test_segmentation_models_pytorch_with_another_default():
         assert model(torch.randn(1, count, 64, 64)).shape == (1, 2, 64, 64)
 
 
+def test_segmentation_models_pytorch_with_a_channel_set(tmp_path):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[clients]'")
+    model = smp.Unet(
+        "tu-dwg_resnet18", encoder_weights=None, in_channels=4, channel_set="B02+B03+B04+B08"
+    )
+    model.save_pretrained(tmp_path)
+    x = torch.randn(1, 4, 64, 64)
+    again = smp.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(x), model.eval()(x))
+    with pytest.raises(ValueError, match=r"B02\+B03"):
+        again(x[:, :3])
+
+
 @pytest.mark.parametrize("feature_cls", ["list", "dict", "hook", "getter", "fx"])
 def test_feature_extraction_of_timm(feature_cls):
     kwargs = {} if feature_cls == "list" else {"feature_cls": feature_cls}
@@ -71,22 +84,6 @@ def test_feature_pyramid_of_torchvision():
         assert [v.shape for v in levels.values()] == [(2, 32, s, s) for s in (16, 8, 4, 2)]
         sum(v.mean() for v in levels.values()).backward()
         assert all(p.grad is not None for p in stems(body)[0].parameters())
-
-
-def test_timm_wrapper_of_transformers(tmp_path):
-    """It loads our architectures once timm_varchan is imported, from a folder of its own too."""
-    transformers = pytest.importorskip("transformers", reason="pip install '.[clients]'")
-    config = transformers.TimmWrapperConfig(architecture="dwg_resnet18", num_labels=4)
-    model = transformers.TimmWrapperForImageClassification(config).eval()
-    for count in COUNTS:
-        assert model(pixel_values=torch.randn(1, count, 64, 64)).logits.shape == (1, 4)
-    timm_varchan.set_channels(model, "GB")
-    x = torch.randn(1, 2, 64, 64)
-    expected = model(pixel_values=x).logits
-    model.save_pretrained(tmp_path)
-    again = transformers.TimmWrapperForImageClassification.from_pretrained(tmp_path).eval()
-    timm_varchan.set_channels(again, "GB")
-    torch.testing.assert_close(again(pixel_values=x).logits, expected)
 
 
 def test_embeddings_in_a_pipeline_of_sklearn():
@@ -116,3 +113,10 @@ def test_weights_and_biases_offline(tmp_path):
     for name in (b"eval/eval_accuracy_RGB", b"train/train_loss", b"run/images_per_second"):
         assert written.count(name) >= 2  # once an epoch
     assert b"hcs-sample" in written  # the configuration
+
+
+def test_snippet_of_segmentation_models_pytorch(run_snippet):
+    pytest.importorskip("segmentation_models_pytorch", reason="pip install '.[clients]'")
+    made = run_snippet("segmentation_models_pytorch")
+    assert made["masks"].shape == (2, 1, 64, 64)
+    assert str(stems(made["model"])[0].channels) == "B04+B08"

@@ -1,21 +1,24 @@
 """Data sets, transforms for any number of channels, and batches."""
 
-from timm_varchan.channels import read_channels, write_channels
-from timm_varchan.data.dataset import (
-    ImageData,
-    ImageSplit,
-    TransformedSplit,
-    cached,
-    channel_stats,
-    collate_padded,
-    load_data,
-    measure_split,
-)
-from timm_varchan.data.decode import NO_DATA, Reading, read_image
-from timm_varchan.data.sources import find_images
-from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
-from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
-from timm_varchan.data.transforms import eval_transform, scale_values, train_transform
+from timm_varchan.extras import needs
+
+with needs("train"):
+    from timm_varchan.channels import read_channels, write_channels
+    from timm_varchan.data.dataset import (
+        ImageData,
+        ImageSplit,
+        TransformedSplit,
+        cached,
+        channel_stats,
+        collate_padded,
+        load_data,
+        measure_split,
+    )
+    from timm_varchan.data.decode import NO_DATA, Reading, read_image
+    from timm_varchan.data.sources import find_images
+    from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
+    from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
+    from timm_varchan.data.transforms import eval_transform, scale_values, train_transform
 
 __all__ = [
     "NO_DATA",

@@ -1,48 +1,51 @@
 """Evaluation on sets of the channels."""
 
-from timm_varchan.evaluation.channel_sets import (
-    Evaluation,
-    OrderCheck,
-    SetResult,
-    Statistics,
-    Validation,
-    default_modes,
-    evaluate_channel_sets,
-    has_stems,
-    predict_channel_sets,
-    predicted_classes,
-    validate_channel_sets,
-)
-from timm_varchan.evaluation.metrics import (
-    METRICS,
-    NO_CLASS,
-    ChannelSetMetrics,
-    Difference,
-    Estimate,
-    classification_metrics,
-    confusion_counts,
-    paired_difference,
-    wilson_interval,
-)
-from timm_varchan.evaluation.sets import (
-    DEFAULT_BUDGET,
-    PlannedSet,
-    parse_sets,
-    plan_sets,
-    set_label,
-    spread,
-)
-from timm_varchan.evaluation.summary import (
-    Band,
-    Robustness,
-    SizeSummary,
-    foretold,
-    main_series,
-    rank_bands,
-    robustness,
-    summarise_sizes,
-)
-from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+from typing import Any
+
+from timm_varchan.extras import needs
+
+with needs("train"):
+    from timm_varchan.evaluation.channel_sets import (
+        Evaluation,
+        OrderCheck,
+        SetResult,
+        Statistics,
+        Validation,
+        default_modes,
+        evaluate_channel_sets,
+        predict_channel_sets,
+        predicted_classes,
+        validate_channel_sets,
+    )
+    from timm_varchan.evaluation.metrics import (
+        METRICS,
+        NO_CLASS,
+        Difference,
+        Estimate,
+        classification_metrics,
+        confusion_counts,
+        paired_difference,
+        wilson_interval,
+    )
+    from timm_varchan.evaluation.sets import (
+        DEFAULT_BUDGET,
+        PlannedSet,
+        parse_sets,
+        plan_sets,
+        set_label,
+        spread,
+    )
+    from timm_varchan.evaluation.summary import (
+        Band,
+        Robustness,
+        SizeSummary,
+        foretold,
+        main_series,
+        rank_bands,
+        robustness,
+        summarise_sizes,
+    )
+    from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
 
 __all__ = [
     "DEFAULT_BUDGET",
@@ -70,7 +73,6 @@ __all__ = [
     "default_modes",
     "evaluate_channel_sets",
     "foretold",
-    "has_stems",
     "main_series",
     "paired_difference",
     "parse_sets",
@@ -85,3 +87,11 @@ __all__ = [
     "validate_channel_sets",
     "wilson_interval",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ChannelSetMetrics":  # `evaluate` imports much that training does not need
+        from timm_varchan.evaluation.evaluate_module import ChannelSetMetrics
+
+        return ChannelSetMetrics
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,6 @@ __all__ = [
     "Validation",
     "default_modes",
     "evaluate_channel_sets",
-    "has_stems",
     "predict_channel_sets",
     "predicted_classes",
     "validate_channel_sets",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import datasets
-import evaluate
 import numpy as np
 from scipy import sparse, stats
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
@@ -16,11 +14,11 @@ from timm_varchan.errors import UserError
 __all__ = [
     "METRICS",
     "NO_CLASS",
-    "ChannelSetMetrics",
     "Difference",
     "Estimate",
     "classification_metrics",
     "confusion_counts",
+    "metric_values",
     "paired_difference",
     "wilson_interval",
 ]
@@ -50,33 +48,7 @@ class Difference(NamedTuple):
     p: float
 
 
-class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
-    """Accuracy and macro precision, recall and f1 as an `evaluate` module without the hub.
-
-    It lives in memory and in one process: gather predictions first, every process then computes the
-    same values. `compute` takes `num_classes`; a class that no image has counts as 0 in the means.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(keep_in_memory=True, num_process=1, **kwargs)
-
-    def _info(self) -> Any:
-        label = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description="Accuracy and macro-averaged precision, recall and f1.",
-            citation="",
-            inputs_description="Predicted and true class indices.",
-            features=datasets.Features({"predictions": label, "references": label}),
-        )
-
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], num_classes: int
-    ) -> dict[str, float]:
-        """The metrics by name (`METRICS`)."""
-        return _values(predictions, references, num_classes)
-
-
-def _values(
+def metric_values(
     predictions: Sequence[int] | np.ndarray,
     references: Sequence[int] | np.ndarray,
     num_classes: int,
@@ -171,7 +143,7 @@ def classification_metrics(
         raise UserError(
             f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
         )
-    values = _values(predictions, references, num_classes)
+    values = metric_values(predictions, references, num_classes)
     counts = confusion_counts(predictions, references, num_classes)
     draws = np.concatenate(list(_bootstrap(counts, seed)))
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)

@@ -16,9 +16,7 @@ from torch import nn
 
 from timm_varchan.channels import MAX_TEXT_CHANNELS, ChannelSet
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import has_stems
-from timm_varchan.models import set_channels
-from timm_varchan.models.adapt import stems
+from timm_varchan.models import has_stems, set_channels, stems
 from timm_varchan.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -88,12 +86,20 @@ def save(
             safe_serialization=True,
             data_config=data_config,
         )
+        _say_classes_once(new / CONFIG)
         for file in beside:
             shutil.copy(file, new / file.name)
         if folder.exists():
             shutil.move(folder, Path(temporary) / "old")
         os.replace(new, folder)
     return folder
+
+
+def _say_classes_once(file: Path) -> None:
+    """Leave `num_classes` out of the model's arguments: transformers would pass it twice."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)
+    file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _correlation(channels: ChannelSet) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +68,7 @@ class SavedModel:
         Raises:
             UserError: Unknown or doubled names.
         """
-        own = {c.name: c for c in self.channels if c.name is not None}
-        parts = [part.strip() for part in re.split("[+,]", spec)]
-        if all(part in own for part in parts):
-            return ChannelSet(tuple(own[part] for part in parts))
-        return ChannelSet(tuple(own.get(c.name or "", c) for c in ChannelSet.parse(spec)))
+        return ChannelSet.parse(spec, own=self.channels)
 
 
 def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: Any) -> SavedModel:

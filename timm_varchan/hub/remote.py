@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -29,9 +30,13 @@ from timm_varchan.hub.folder import (
 )
 from timm_varchan.version import __version__
 
-#: What the hub's client raises: its own errors, and those of the HTTP library below it.
+#: What name, token or network can cure: errors of the hub's client and of the HTTP library below
+#: it. Other OSErrors (a full disk, a folder that may not be read) speak for themselves.
 CLIENT_ERRORS: tuple[type[Exception], ...] = (
-    *HfHubHTTPError.__bases__, HfHubHTTPError, OSError, HFValidationError, EntryNotFoundError,
+    *(base for base in HfHubHTTPError.__bases__ if base is not OSError),
+    HfHubHTTPError, HFValidationError, EntryNotFoundError, FileMetadataError,
+    LocalTokenNotFoundError,
+    ConnectionError, TimeoutError,
 )  # fmt: skip
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,22 @@ default_cfgs: dict[str, DefaultCfg] = {}
 
 def base_architectures() -> list[str]:
     """List the architectures of timm that get a twin."""
+    return [name for name, _ in _base_cfgs()]
+
+
+def _base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
+    """The architectures that get a twin, with timm's configurations of each, default first.
+
+    One pass: timm hands out copies, and copying is most of what importing this package costs.
+    """
     linear = {name for family in LINEAR_FAMILIES for name in timm.list_models(module=family)}
-    return [
-        name
-        for name in timm.list_models()
-        if not name.startswith(PREFIX)
-        and name not in linear
-        and (cfg := get_pretrained_cfg(name)) is not None
-        and cfg.first_conv
-    ]
+    for name in timm.list_models():
+        if name.startswith(PREFIX) or name in linear:
+            continue
+        cfgs = get_arch_pretrained_cfgs(name)
+        default = next(iter(cfgs.values()), None)
+        if default is not None and default.first_conv:
+            yield name, cfgs
 
 
 def _split_twin_weights(
@@ -330,8 +337,7 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
 
 def register_twins() -> None:
     """Register the twins with timm, under the tags of their base architectures."""
-    for base in base_architectures():
-        cfgs = get_arch_pretrained_cfgs(base)
+    for base, cfgs in _base_cfgs():
         for cfg in cfgs.values():
             cfg.first_conv = ()  # type: ignore[assignment]  # not None: timm shall do no surgery on a stem
         tags = {name.partition(".")[2]: cfg for name, cfg in cfgs.items()}

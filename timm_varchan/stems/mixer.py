@@ -6,7 +6,7 @@ places of planes in a table, C channels, K virtual channels, H W pixels, D width
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -37,9 +37,9 @@ CORRELATION = "correlation"
 
 
 def _parse_channels(
-    channels: ChannelsLike | Sequence[ChannelSet],
+    channels: ChannelsLike | Sequence[ChannelSet], own: Callable[[], Iterable[Channel]]
 ) -> ChannelSet | tuple[ChannelSet, ...] | None:
-    """Tell the three things that `set_channels` takes apart."""
+    """Tell the three things that `set_channels` takes apart; own channels are known by name."""
     if channels is None:
         return None
     if isinstance(channels, (list, tuple)) and channels:
@@ -51,7 +51,7 @@ def _parse_channels(
                     "ChannelSet.anonymous(n) in place of 'anonymous'."
                 )
             return sets
-    return ChannelSet.parse(channels)  # type: ignore[arg-type]  # no channel sets in it
+    return ChannelSet.parse(channels, own=own())  # type: ignore[arg-type]  # no channel sets in it
 
 
 def _statistics(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet | None:
@@ -180,7 +180,7 @@ class Mixer(nn.Module):
         if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
             self.select(torch.arange(present.shape[-1]).expand_as(present), present)
             return
-        parsed = _parse_channels(channels)
+        parsed = _parse_channels(channels, self._own_channels)
         self._check_channels(parsed)
         self.channels = parsed
         sets = self._sets()
@@ -201,6 +201,14 @@ class Mixer(nn.Module):
             self.select(torch.arange(present.shape[-1]).expand_as(present), present)
         else:
             self._build_tables()
+
+    @torch.jit.ignore
+    def _own_channels(self) -> list[Channel]:
+        """Channels that this mixer knows by name, those with statistics last."""
+        sets = [self.virtual_channels, self.default_channels, *self._sets()]
+        sets += [] if self.measured is None else [self.measured]
+        words = [Channel(name) for name in getattr(self, "channel_names", ())]
+        return [*words, *(channel for channel_set in sets for channel in channel_set)]
 
     @torch.jit.ignore
     def select(self, index: Tensor, present: Tensor) -> None:

@@ -1,13 +1,18 @@
 """Training and evaluation of one run, under `accelerate`."""
 
-from timm_varchan.training.checkpoint import CheckpointError
-from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.flags import parse_args, to_args
-from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
-from timm_varchan.training.recipes import RECIPES
-from timm_varchan.training.results import markdown_report
-from timm_varchan.training.run import Outcome, SetupError, run
-from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
+from timm_varchan.extras import needs
+
+with needs("train"):
+    from timm_varchan.training.checkpoint import CheckpointError
+    from timm_varchan.training.configuration import TrainConfig
+    from timm_varchan.training.flags import parse_args
+    from timm_varchan.training.interruption import Interrupted, NonFiniteLossError
+    from timm_varchan.training.launch import stop
+    from timm_varchan.training.recipes import RECIPES
+    from timm_varchan.training.report import closing
+    from timm_varchan.training.results import markdown_report
+    from timm_varchan.training.run import Outcome, SetupError, run
+    from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
 __all__ = [
     "CHANNEL_AUGS",
@@ -19,9 +24,10 @@ __all__ = [
     "Outcome",
     "SetupError",
     "TrainConfig",
+    "closing",
     "draw_channels",
     "markdown_report",
     "parse_args",
     "run",
-    "to_args",
+    "stop",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from timm_varchan.channels import ChannelSet, read_channels
 from timm_varchan.data import NO_DATA
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import MODES, ORDERS
@@ -25,6 +26,8 @@ GROUPS = {
     "evaluation": "how every channel set is tested",
     "run": "folder, checkpoints, log",
 }
+#: The file of an output folder that holds the configuration of its run.
+MARK = "run.json"
 #: Height and width of the images where nothing else is said.
 DEFAULT_PIXELS = 64
 _SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "constant", "none")
@@ -56,6 +59,10 @@ class TrainConfig:
     channels: str | None = _data(
         None, "what the planes are, in order: RGB, B02+B08, ...; or a JSON file"
     )
+    new_names: bool = _data(
+        False, "let --channels say names that nobody knows: they are learned; or name=, name@461nm"
+    )
+    use: str | None = _data(None, "only these channels of the images, as B04+B03+B02")
     img_size: int | None = _data(None, "height and width; the saved model's, 64 to train")
     limit: int | None = _data(None, "at most so many images a split, as many of each class")
     image_column: str | None = _data(None, "column of the images")
@@ -64,7 +71,9 @@ class TrainConfig:
     validation_split: str | None = _data(None, "what it calls its validation split")
     test_split: str | None = _data(None, "what it calls its test split")
     validation_fraction: float = _data(0.1, "share of train set apart if there is no validation")
-    value_scale: float | None = _data(None, "what stored numbers are divided by (10000)")
+    value_scale: float | None = _data(
+        None, "divide stored numbers by this, such as 10000; by default by their type's largest"
+    )
     no_data: str = _data("refuse", "pixels that hold no data", NO_DATA)
     skip_corrupt: bool = _data(False, "leave out images that cannot be read")
     data_seed: int = _data(0, "of synthetic images, limit and validation fraction")
@@ -193,6 +202,11 @@ class TrainConfig:
             self._check_choice(field)
 
     def _check_streaming(self) -> None:
+        if self.streaming and self.use is not None:
+            raise UserError(
+                "--use takes planes out of images that are there: leave --streaming out, or name "
+                "only the planes that the stream has with --channels."
+            )
         if self.streaming and (self.epoch_images is None or self.cache):
             raise UserError(
                 "--streaming needs --epoch-images N (how long a stream is nobody knows before its "
@@ -216,6 +230,16 @@ class TrainConfig:
         if self.eval_max_sets is not None and self.eval_sets != "default":
             raise UserError("--eval-sets and --eval-max-sets say the same: leave one of them out.")
 
+    def channel_set(self) -> ChannelSet | None:
+        """What `channels` says, or None where it says nothing.
+
+        Raises:
+            UserError: What `read_channels` refuses.
+        """
+        if self.channels is None:
+            return None
+        return read_channels(self.channels, new_names=self.new_names)
+
     @property
     def pixels(self) -> int:
         """Height and width of the images."""
@@ -234,6 +258,21 @@ class TrainConfig:
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """What `to_json` gave, of this version or of an earlier one.
+
+        Raises:
+            ValueError: Values that no flag takes.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in known
+        }
+        return cls(**fields)
 
 
 def flag(name: str) -> str:

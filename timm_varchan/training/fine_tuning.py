@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import has_stems
-from timm_varchan.models.adapt import stems
+from timm_varchan.models import has_stems, stems
 
 __all__ = ["choose_trained", "train_mode"]
 

@@ -1,29 +1,31 @@
-"""From the command line to a configuration and back."""
+"""From the command line to a configuration."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
-from typing import Any, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
 
-from timm_varchan.training.configuration import GROUPS, TrainConfig, flag
+from timm_varchan.training.configuration import GROUPS, MARK, TrainConfig, flag
+from timm_varchan.training.launch import stop
 from timm_varchan.training.recipes import RECIPES
 
-__all__ = ["parse_args", "to_args"]
+__all__ = ["parse_args"]
 
 
 def parse_args(args: Sequence[str] | None = None) -> TrainConfig:
     """The configuration of a command line, `sys.argv` by default.
 
+    With `--resume` the flags of the run in the output folder hold where none is given.
+
     Raises:
         SystemExit: Wrong flags or values, after saying which.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    recipe = first.parse_known_args(args)[0].recipe
-    parser = _parser(RECIPES[recipe]() if recipe in RECIPES else TrainConfig())
+    parser = _parser(_defaults(args))
     values: dict[str, Any] = vars(parser.parse_args(args))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
@@ -32,28 +34,24 @@ def parse_args(args: Sequence[str] | None = None) -> TrainConfig:
         parser.error(str(error))
 
 
-def to_args(config: TrainConfig) -> list[str]:
-    """The flags that differ from the recipe's, which `parse_args` reads to the same."""
-    base = RECIPES[config.recipe]() if config.recipe is not None else TrainConfig()
-    args = [] if config.recipe is None else ["--recipe", config.recipe]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == getattr(base, field.name):
-            continue
-        if isinstance(value, bool):
-            args.append(flag(field.name) if value else flag(f"no_{field.name}"))
-        elif isinstance(value, dict):
-            args += [flag(field.name), *(f"{k}={v!r}" for k, v in value.items())]
-        elif isinstance(value, tuple):
-            args += [flag(field.name), *map(str, value)]
-        else:
-            args += [flag(field.name), str(value)]
-    return args
+def _defaults(args: Sequence[str] | None) -> TrainConfig:
+    """What holds where no flag says otherwise: the run to resume, a recipe, or the usual."""
+    first = _Parser(add_help=False, allow_abbrev=False)
+    for name in ("--recipe", "--resume", "--output-dir"):
+        first.add_argument(name)
+    given = first.parse_known_args(args)[0]
+    mark = Path(given.output_dir or TrainConfig.output_dir) / MARK
+    if given.resume not in (None, "none") and mark.is_file():
+        try:
+            return TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            first.error(f"{mark} holds no run ({error}). Choose another --output-dir.")
+    return RECIPES[given.recipe]() if given.recipe in RECIPES else TrainConfig()
 
 
 def _parser(defaults: TrainConfig) -> argparse.ArgumentParser:
     """An argument parser with a flag for every field."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         usage="%(prog)s [--recipe {" + ",".join(RECIPES) + "}] [--FLAG VALUE ...]",
         description="Train a model for any number of channels, then test it on every channel set.",
         formatter_class=_Help,
@@ -66,6 +64,13 @@ def _parser(defaults: TrainConfig) -> argparse.ArgumentParser:
         options["default"] = getattr(defaults, field.name)
         groups[field.metadata["group"]].add_argument(flag(field.name), **options)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, which is the last also under a launcher."""
+
+    def error(self, message: str) -> NoReturn:
+        stop(f"{message.rstrip('.')}. All flags: python hf_train.py --help", code=2)
 
 
 class _Help(argparse.HelpFormatter):

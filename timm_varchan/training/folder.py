@@ -15,13 +15,11 @@ from accelerate.utils import broadcast_object_list
 
 from timm_varchan.errors import UserError
 from timm_varchan.training.checkpoint import NUM_KEPT, Checkpoints
-from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.training.configuration import MARK, TrainConfig
 from timm_varchan.training.environment import environment, write_json
 
 __all__ = ["RunFolder", "check_folder"]
 
-#: The file that says whose a folder is.
-MARK = "run.json"
 #: Fields in which a resumed run may differ from the one that it continues.
 _FREE_FIELDS = frozenset(
     {
@@ -111,7 +109,8 @@ def _refusal(path: Path, config: TrainConfig) -> str | None:
                 f"{path} holds a run already. Continue it with --resume auto, or choose another "
                 f"--output-dir."
             )
-        return _difference(path, json.loads(mark.read_text()), config.to_json())
+        old = TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
+        return _difference(path, old.to_json(), config.to_json())
     return None
 
 

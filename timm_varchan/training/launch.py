@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
@@ -19,7 +22,7 @@ from accelerate.utils import (
 
 from timm_varchan.training.configuration import TrainConfig
 
-__all__ = ["create_accelerator", "is_sharded"]
+__all__ = ["create_accelerator", "is_sharded", "stop"]
 
 #: What may be asked for and silently not done, with the cure.
 _ASKED = {
@@ -33,6 +36,41 @@ _TWO_ON_CPU = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0 hf_train.py"
 )
+
+
+#: Prints an error once the launcher is gone: it has much to say of a process that failed.
+_LAST_WORD = """
+import sys, time, psutil
+end = time.monotonic() + 30
+try:
+    launcher = psutil.Process(int(sys.argv[1]))
+    while launcher.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        time.sleep(0.05)
+except psutil.Error:
+    pass
+sys.stderr.write(sys.argv[2])
+"""
+
+
+def stop(message: str, *, code: int = 1) -> NoReturn:
+    """End the process with one line, the last that is shown, also under a launcher.
+
+    Raises:
+        SystemExit: Always.
+    """
+    text, launcher = f"hf_train: {message}\n", psutil.Process(os.getppid())
+    try:
+        launched = any(name in " ".join(launcher.cmdline()) for name in ("accelerate", "torchrun"))
+    except psutil.Error:
+        launched = False
+    if launched and os.environ.get("RANK", "0") == "0":
+        command = [sys.executable, "-c", _LAST_WORD, str(launcher.pid), text]
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        raise SystemExit(code)
+    if code == 1:
+        raise SystemExit(text.strip())  # Python writes it and ends with 1
+    sys.stderr.write(text)
+    raise SystemExit(code)
 
 
 def create_accelerator(config: TrainConfig) -> Accelerator:
@@ -72,7 +110,9 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     if problem is not None:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
-        raise SystemExit(problem if os.environ.get("RANK", "0") == "0" else 1)
+        if os.environ.get("RANK", "0") == "0":
+            stop(problem)
+        raise SystemExit(1)
     if accelerator.state.deepspeed_plugin is not None:
         _configure_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, config)
     return accelerator

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
@@ -25,13 +26,12 @@ from timm_varchan.data import (
     eval_transform,
     load_data,
     measure_split,
-    read_channels,
     stream_data,
     train_transform,
 )
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import has_stems
 from timm_varchan.hub import SavedModel
+from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
 from timm_varchan.training.configuration import TrainConfig
 from timm_varchan.training.epoch_sampler import EpochSampler
@@ -110,10 +110,9 @@ def load_run_data(
     """
     named = {"train": config.train_split, "validation": config.validation_split}
     named["test"] = config.test_split
-    channels = None if config.channels is None else read_channels(config.channels)
+    channels = config.channel_set()
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
-        _check_order(saved, channels)
     common: dict[str, Any] = {
         "channels": channels,
         "image_column": config.image_column,
@@ -136,21 +135,30 @@ def load_run_data(
                 img_size=config.img_size,
                 **common,
             )
-    if saved is not None and data.channels.mean is None and saved.channels.mean is not None:
+    if config.channels is None and saved is None:
+        data = _with_names(data, accelerator)
+    if config.use is not None:
+        planes = data.channels.index(ChannelSet.parse(config.use, own=data.channels))
+        data = _seen(data, planes, data.channels.take(planes))
+        channels = channels.take(planes) if channels is not None and len(channels) else None
+    if saved is not None:
+        _check_saved(saved, data, channels or ANONYMOUS)
+    return _with_statistics(data, channels, accelerator)
+
+
+def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> None:
+    """Refuse data that a model was not made for: other classes, another scale, another order."""
+    _check_order(saved, channels)
+    if data.channels.mean is None and saved.channels.mean is not None:
         raise UserError(
             f"The images of {data.name} are on another scale than the model's, as the log says. "
             f"Say --value-scale."
         )
-    if saved is not None and saved.model.num_classes != len(data.class_names):
+    if saved.model.num_classes != len(data.class_names):
         raise UserError(
             f"The model has {saved.model.num_classes} classes, the data {len(data.class_names)}. "
             f"Evaluate on the data that it was trained for."
         )
-    known = products_with(len(data.channels))
-    unnamed = config.channels is None and data.channels.is_anonymous
-    if unnamed and known and accelerator.is_main_process:
-        logger.warning("The planes have no names. %s; name one with --channels.", known)
-    return _with_statistics(data, channels, accelerator)
 
 
 def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
@@ -161,6 +169,50 @@ def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
             f"The model has no stem and takes {saved.channels} in this order, but the data are "
             f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
         )
+
+
+class _Seen:
+    """Images of a split with some of their planes, or with other names for them.
+
+    Args:
+        split: The images.
+        planes: Their planes, in the order that is wanted.
+        channels: What these are.
+    """
+
+    def __init__(self, split: ImageSplit, planes: Sequence[int], channels: ChannelSet) -> None:
+        self._split, self._planes, self.channels = split, list(planes), channels
+
+    def __call__(self, row: int) -> Tensor:
+        image = self._split[row][0]
+        return image if self._planes == list(range(len(image))) else image[self._planes]
+
+
+def _seen(data: ImageData, planes: Sequence[int], channels: ChannelSet) -> ImageData:
+    """The data with these planes of its images alone."""
+    splits = {
+        name: None if split is None
+        else ImageSplit(_Seen(split, planes, channels), split.labels(), skipped=split.skipped)
+        for name, split in (("train", data.train), ("validation", data.validation),
+                            ("test", data.test))
+    }  # fmt: skip
+    return dataclasses.replace(data, channels=channels, **splits)  # type: ignore[arg-type]
+
+
+def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
+    """The data with names for planes of which nobody said anything: c0, c1, ... by their place."""
+    count = len(data.channels)
+    if not count or not data.channels.is_anonymous or data.stream is not None:
+        return data
+    names = tuple(replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
+    named = ChannelSet(names, data.channels.correlation)
+    if accelerator.is_main_process:
+        logger.warning(
+            "The %d planes of the images have no names: they are called %s, and learned by their "
+            "place. Say what they are with --channels. %s",
+            count, named, products_with(count) or "",
+        )  # fmt: skip
+    return _seen(data, range(count), named)
 
 
 def _with_statistics(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from timm_varchan.channels import read_channels
+from timm_varchan.cards import write_card
 from timm_varchan.data import ImageData
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import Evaluation
@@ -36,11 +37,14 @@ from timm_varchan.training.launch import create_accelerator
 from timm_varchan.training.loaders import load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels
 from timm_varchan.training.preparation import prepare
+from timm_varchan.training.report import opening
 from timm_varchan.training.results import build_results, markdown_report, write_sets
 from timm_varchan.training.sharding import check_sharding, whole_model
 from timm_varchan.training.tracking import check_trackers
 
 __all__ = ["Outcome", "SetupError", "run"]
+
+logger = logging.getLogger(__name__)
 
 
 class SetupError(UserError):
@@ -99,6 +103,7 @@ def run(config: TrainConfig) -> Outcome:
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 folder.claim(config)
+                logger.info("%s", opening(config, data, model, accelerator))
         if saved is not None:
             model = model.to(accelerator.device)
             return _finish(config, accelerator, model, data, folder, None, baseline)
@@ -112,8 +117,9 @@ def run(config: TrainConfig) -> Outcome:
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
     """The configuration with what the saved model says of its images where no flag does."""
     scale = config.value_scale or (None if saved is None else saved.value_scale)
-    if saved is None and config.channels is not None:
-        scale = read_channels(config.channels).scale_with(scale)
+    channels = config.channel_set()
+    if saved is None and channels is not None:
+        scale = channels.scale_with(scale)
     img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
     return dataclasses.replace(
         config,
@@ -214,6 +220,7 @@ def _write(
         # What may be pushed says nothing of this machine's folders.
         public = {**results, "config": {k: _name(v) for k, v in results["config"].items()}}
         write_json(public, path / "model" / "results.json")
+        write_card(path / "model", name=path.resolve().name)
 
 
 def _name(value: Any) -> Any:

@@ -76,8 +76,8 @@ class RunLog:
         )  # fmt: skip
 
     def _write_csv(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """One line an epoch, as timm's scripts write it."""
-        rows = [flat(entry) for entry in history]
+        """One line an epoch, counted from 1 as the log counts them."""
+        rows = [{**flat(entry), "epoch": entry["epoch"] + 1} for entry in history]
         with (self._folder / "summary.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()

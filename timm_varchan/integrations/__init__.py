@@ -1,0 +1,1 @@
+"""Small pieces that other people's frameworks name by their path."""
