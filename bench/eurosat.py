@@ -41,7 +41,7 @@ BANDS = "B01+B02+B03+B04+B05+B06+B07+B08+B09+B10+B11+B12+B8A"
 SMALL = {"channels": [32, 64, 128, 256], "stem_width": 16}
 K6 = "R+G+B+B06+B08+B11"
 COMMON: dict[str, Any] = {
-    "channels": BANDS, "value_scale": 10000.0, "img_size": 64, "epochs": 30, "batch_size": 16,
+    "channels": BANDS, "value_scale": 10000.0, "img_size": 64, "epochs": 60, "batch_size": 16,
     "workers": 0, "cache": True, "mixed_precision": "no", "vflip": 0.5, "crop_scale": (0.7, 1.0),
     "eval_max_sets": 13, "val_max_sets": 1, "eval_orders": ("in order",),
 }  # fmt: skip

@@ -22,15 +22,15 @@ def main(args: list[str] | None = None) -> None:
     torch.manual_seed(0)
     model = timm.create_model("dwg_resnet18", pretrained=pretrained).eval()
     images = torch.randn(3, 4, 64, 64)
-    alive = [(0, 1, 2, 3), (0, 1, 2), (3,)]  # the cameras that answered, for each image
-    batch = torch.full_like(images, float("nan"))
-    for sample, image, planes in zip(batch, images, alive, strict=True):
-        sample[: len(planes)] = image[list(planes)]  # the planes that are there come first
-    sets = [CHANNELS.take(planes) for planes in alive]
+    alive = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 1]]).bool()  # which answered
+    batch = images.masked_fill(~alive[:, :, None, None], float("nan"))
+    together = timm_varchan.share(model, CHANNELS)
+    timm_varchan.set_channels(together, CHANNELS, present=alive)
     with torch.inference_mode():
-        together = timm_varchan.share(model, sets)(batch)
-        for logits, image, channels in zip(together, images, sets, strict=True):
-            alone = timm_varchan.share(model, channels)(image[None, list(CHANNELS.index(channels))])
+        for logits, image, there in zip(together(batch), images, alive, strict=True):
+            planes = there.nonzero()[:, 0].tolist()
+            channels = CHANNELS.take(planes)
+            alone = timm_varchan.share(model, channels)(image[None, planes])
             same = torch.allclose(logits, alone[0], atol=1e-4)
             print(f"{channels}: class {logits.argmax()}, as alone: {same}")
 

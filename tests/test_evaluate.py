@@ -189,7 +189,7 @@ def test_two_flags_for_the_number_of_sets_are_refused():
 
 
 def test_no_checkpoint_is_chosen_for_answers_that_are_not_finite(tmp_path, arrays, caplog):
-    """Images of NaN in the first class: read as class 0 they would all be right."""
+    """Answers of NaN in the first class: read as class 0 they would all be right."""
     folder = tmp_path / "data"
     rng = np.random.default_rng(1)
     for split in ("train", "val"):
@@ -198,7 +198,7 @@ def test_no_checkpoint_is_chosen_for_answers_that_are_not_finite(tmp_path, array
             for i in range(8):
                 image = rng.random((4, 16, 16)).astype(np.float32)
                 if split == "val" and not label:
-                    image[0] = np.nan
+                    image[0] = 3e38  # finite, its answer is not
                 np.save(folder / split / name / f"{i}.npy", image)
     outcome = run(
         dataclasses.replace(

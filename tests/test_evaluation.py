@@ -1,8 +1,10 @@
 """Metrics, intervals and the evaluation of every channel set."""
 
 import collections
+import functools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -300,6 +302,22 @@ def test_a_stem_is_not_asked_what_is_equal_by_construction(twin):
         twin, batches(4, 13, size=32), EUROSAT, num_classes=4, progress=False
     )
     assert len(many) == many.num_passes <= 40
+
+
+@pytest.mark.parametrize("num_batches", [1, 3, 7])
+def test_the_bar_counts_sets_over_all_batches(twin, capfd, monkeypatch, num_batches):
+    every_step = functools.partial(channel_sets.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(channel_sets, "tqdm", every_step)
+    loader = batches(num_images=2 * num_batches, size=32, batch_size=2)
+    evaluate_channel_sets(twin, loader, RGB, num_classes=4, progress=True)
+    shown = re.findall(r"evaluating 7 channel sets: (\d+)/(\d+)", capfd.readouterr().err)
+    assert len(shown) >= 7
+    assert {total for _, total in shown} == {"7"}
+    counts = [int(count) for count, _ in shown]
+    assert counts == sorted(counts)
+    assert counts[-1] >= 6  # the last is wiped away
+    evaluate_channel_sets(twin, iter(loader), RGB, num_classes=4, progress=True)
+    assert "evaluating 7 channel sets" in capfd.readouterr().err
 
 
 def test_an_order_that_does_change_the_answer_is_told(twin, monkeypatch):

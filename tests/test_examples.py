@@ -11,6 +11,7 @@ SAYS = {
     "fluorescence": "DNA+phase: cosine similarity",
     "grayscale": "difference from timm: ",
     "look_into_a_model": "stem.png",
+    "missing_band": "NIR   17% of its variance",
     "sentinel2": "B02+B03+B04+B08+B11: ",
     "sklearn_embeddings": "100% right",
 }

@@ -31,6 +31,8 @@ __all__ = ["SceneRow", "predict_scene"]
 
 #: A window of which more than this holds no data gets no answer, filled or not.
 _MOST_MISSING = 0.5
+#: Of decoded blocks that GDAL keeps; its own choice is a twentieth of the machine's memory.
+_CACHE_MIB = 128
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class _Scene:
                 "Scenes are read by rasterio, which is not installed: pip install "
                 "'timm-varchan[geo]'."
             ) from error
+        self._environment = rasterio.Env(GDAL_CACHEMAX=_CACHE_MIB)
         try:
-            self.file: Any = rasterio.open(path)
+            with self._environment:
+                self.file: Any = rasterio.open(path)
         except rasterio.errors.RasterioIOError as error:
             raise UserError(f"Cannot open the scene {path}: {error}.") from error
         self.keeps = no_data == "keep"
@@ -116,8 +120,9 @@ class _Scene:
         """
         inside = min(height, self.height - top)
         window = ((top, top + inside), (0, self.width))
-        image = self.file.read(self.bands, window=window)
-        masks = self.file.read_masks(self.bands, window=window) != 0
+        with self._environment:
+            image = self.file.read(self.bands, window=window)
+            masks = self.file.read_masks(self.bands, window=window) != 0
         index = [band - 1 for band in self.bands]
         factor, offset = (
             np.asarray(x, np.float32)[index][:, None, None]

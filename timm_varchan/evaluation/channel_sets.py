@@ -228,7 +228,7 @@ class _Predictor:
         self.keys = [(v.indices, v.mode, v.order if len(v.indices) > 1 else "any") for v in views]
         self.views = dict(zip(self.keys, views, strict=True))
 
-    def __call__(self, x: Tensor, positions: range, bar: Any, share_of_data: float) -> list[Tensor]:
+    def __call__(self, x: Tensor, positions: range, bar: Any) -> list[Tensor]:
         """The logits `(B, classes)` of each view."""
         done: dict[Any, Tensor] = {}
         waiting = list(self.views)
@@ -244,7 +244,7 @@ class _Predictor:
                 continue
             done |= zip(group, logits, strict=True)
             waiting = waiting[len(group) :]
-            bar.update(len(group) * share_of_data)
+            bar.update(len(group))
         return [done[key] for key in self.keys]
 
     def _group(self, waiting: Sequence[Any], batch: int) -> list[Any]:
@@ -316,15 +316,14 @@ def _predict(
     losses: list[Tensor] = []
     checked: OrderCheck | None = None
     batch_size = 0
-    part = 1 / len(loader) if isinstance(loader, Sized) and len(loader) else 1.0
-    with _as_it_was(model), _bar(loader, views, progress) as bar:
-        predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
+    predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
+    with _as_it_was(model), _bar(loader, len(predictor.views), progress) as bar:
         for number, (x, labels) in enumerate(loader):
             batch_size = batch_size or len(x)
             start = (number * num_ranks + rank) * batch_size
             x, labels = x.to(device), labels.to(device)
             with precision():
-                logits = predictor(x, range(start, start + len(x)), bar, part)
+                logits = predictor(x, range(start, start + len(x)), bar)
                 if check_order and not number:
                     checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
             table = torch.stack([*map(predicted_classes, logits), labels], dim=1)
@@ -343,12 +342,13 @@ def _predict(
     )
 
 
-def _bar(loader: Loader, views: Sequence[SetView], progress: str | None) -> Any:
+def _bar(loader: Loader, views: int, progress: str | None) -> Any:
     """A bar of the sets done; each batch does a part of every set. None hides it."""
-    total = len(views) if isinstance(loader, Sized) else None
+    batches = len(loader) if isinstance(loader, Sized) else 0
+    done = "{n:.0f}/{total:.0f} [{bar}] {elapsed}, {remaining} left" if batches else "{elapsed}"
     return tqdm(
-        total=total, desc=progress, disable=progress is None, leave=False,
-        bar_format="{desc}: {n:.0f}/{total} [{bar}] {elapsed}, {remaining} left",
+        total=views * batches or None, desc=progress, disable=progress is None, leave=False,
+        unit_scale=1 / batches if batches else False, bar_format="{desc}: " + done,
     )  # fmt: skip
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from timm.models import FeatureGraphNet, is_model
 from torch import Tensor, nn
 
-from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, Channel, ChannelSet, ChannelSetLike
+from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
-from timm_varchan.stems.prior import SAME_BAND_NM, find_channel
+from timm_varchan.stems.prior import NUGGET, SAME_BAND_NM, correlation_table, find_channel
 
 __all__ = [
     "adapt",
@@ -313,7 +313,8 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     """Virtual channels for data of many channels.
 
     Data with wavelengths: R, G and B, which pretrained kernels are for, then, one by one, the band
-    farthest in the logarithm of the wavelength from all that are chosen. Data with names alone
+    from which most can be predicted of the others that the chosen ones do not predict yet, by
+    their correlation where it is known, else by that of the wavelengths. Data with names alone
     (stains): the data's own channels, each with its kernels. Other data: R, G and B.
 
     Args:
@@ -325,23 +326,32 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     """
     if all(c.name is not None and c.wavelength_nm is None for c in channels):
         return channels.standardised().without_correlation() if len(channels) > 1 else RGB
-    chosen = list(RGB)
-    rest = [c for c in channels if c.wavelength_nm is not None]
-    rest = [c for c in rest if find_channel(c, RGB.channels, SAME_BAND_NM) < 0]
-    if len(channels) <= len(RGB):
+    places = [i for i, c in enumerate(channels) if c.wavelength_nm is not None]
+    known = channels.take(places)
+    if len(channels) <= len(RGB) or not places:
         return RGB
-    while rest and len(chosen) < count:
-        farthest = max(rest, key=lambda c: min(_log_distance(c, other) for other in chosen))
-        rest.remove(farthest)
-        chosen.append(Channel(farthest.name, farthest.wavelength_nm))
-    return ChannelSet(tuple(chosen))
+    chosen = [i for i, c in enumerate(known) if find_channel(c, RGB.channels, SAME_BAND_NM) >= 0]
+    rest = [i for i in range(len(known)) if i not in chosen]
+    anchors: list[int] = []
+    table = correlation_table(known)
+    while rest and len(RGB) + len(anchors) < count:
+        gains = [_predicted(table, [*chosen, i], set(rest) - {i}) for i in rest]
+        own = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
+        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - own[i], -rest[i]))]
+        rest.remove(best)
+        chosen.append(best)
+        anchors.append(best)
+    others = sorted(anchors, key=lambda i: known.channels[i].wavelength_nm or 0.0)
+    return ChannelSet((*RGB.channels, *(known.standardised().channels[i] for i in others)))
 
 
-def _log_distance(one: Channel, other: Channel) -> float:
-    """How far two wavelengths are apart, as the logarithm of their ratio."""
-    assert one.wavelength_nm is not None
-    assert other.wavelength_nm is not None
-    return abs(math.log(one.wavelength_nm / other.wavelength_nm))
+def _predicted(table: Tensor, given: list[int], wanted: set[int]) -> float:
+    """How much of the variance of some channels others explain, summed."""
+    if not given or not wanted:
+        return 0.0
+    cross = table[given][:, sorted(wanted)]
+    block = table[given][:, given] + NUGGET * torch.eye(len(given)).to(table)
+    return float((cross * torch.linalg.solve(block, cross)).sum())
 
 
 def _stem_places(model: nn.Module) -> list[str]:

@@ -13,7 +13,15 @@ from torch import Tensor
 from timm_varchan.channels import Channel, ChannelSet
 from timm_varchan.errors import UserError
 
-__all__ = ["PRIORS", "SAME_BAND_NM", "SCALES", "Prior", "find_channel"]
+__all__ = [
+    "NUGGET",
+    "PRIORS",
+    "SAME_BAND_NM",
+    "SCALES",
+    "Prior",
+    "correlation_table",
+    "find_channel",
+]
 
 #: How an absent virtual channel is made of the others.
 PRIORS = ("measured", "spectral", "nearest", "mean")
@@ -145,6 +153,19 @@ def _measured(
     return system, ids, virtual_ids
 
 
+def _spectral_correlation(distance: Tensor) -> Tensor:
+    """Of bands whose wavelengths' logarithms are so far apart."""
+    return (-((distance.abs() / SPECTRAL_RANGE) ** SPECTRAL_POWER)).exp()
+
+
+def correlation_table(channels: ChannelSet) -> Tensor:
+    """The correlation `(N, N)` of channels: measured, else from their wavelengths (float64)."""
+    if channels.correlation is not None:
+        return torch.tensor(channels.correlation, dtype=torch.float64)
+    log = torch.tensor(channels.wavelengths_nm, dtype=torch.float64).log()
+    return _spectral_correlation(log[:, None] - log)
+
+
 def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
     """The system of a correlation that falls with the distance of the wavelengths."""
     # Bands of the same nanometre are one: hundreds of copies would outweigh the nugget.
@@ -154,13 +175,10 @@ def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
     log = torch.tensor(lengths, dtype=torch.float64).log()
     log_virtual = torch.tensor([nm or 1.0 for nm in virtual.wavelengths_nm]).double().log()
 
-    def correlation(distance: Tensor) -> Tensor:
-        return (-((distance.abs() / SPECTRAL_RANGE) ** SPECTRAL_POWER)).exp()
-
     return _System(
         member,
-        correlation(log[:, None] - log),
-        correlation(log[:, None] - log_virtual),
+        _spectral_correlation(log[:, None] - log),
+        _spectral_correlation(log[:, None] - log_virtual),
         torch.tensor([nm is not None for nm in virtual.wavelengths_nm]),
         torch.zeros(len(virtual), dtype=torch.bool),
         None,

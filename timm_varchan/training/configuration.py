@@ -116,7 +116,8 @@ class TrainConfig:
         "all", "'head' or 'stem': all else stays as it is", ("all", "head", "stem")
     )
     virtual_channels: str | None = _model(
-        None, "what the kernels of a new twin are for; RGB, or RGB and bands spread over the rest"
+        None,
+        "what a new twin's kernels are for; RGB, or RGB and bands that tell most of the rest",
     )
     drop_path: float = _model(0.0, "rate of stochastic depth, where the model has it")
 
