@@ -173,7 +173,9 @@ class ChannelSet:
         if isinstance(spec, str):
             if spec == "anonymous":
                 return ANONYMOUS
-            return cls(product_channels(spec) or tuple(_parse_text(spec, own_names, new_names)))
+            product = product_channels(spec) or ()
+            bands = tuple(own_names.get(band.name or "", band) for band in product)
+            return cls(bands or tuple(_parse_text(spec, own_names, new_names)))
         if not isinstance(spec, Iterable):
             raise UserError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "

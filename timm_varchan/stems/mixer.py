@@ -19,6 +19,7 @@ from timm_varchan.channels import (
     Channel,
     ChannelSet,
     ChannelSetLike,
+    known_channels,
 )
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SCALES, Prior
@@ -207,7 +208,8 @@ class Mixer(nn.Module):
         """Channels that this mixer knows by name, those with statistics last."""
         sets = [self.virtual_channels, self.default_channels, *self._sets()]
         sets += [] if self.measured is None else [self.measured]
-        words = [Channel(name) for name in getattr(self, "channel_names", ())]
+        known = known_channels()
+        words = [known.get(n, Channel(n)) for n in getattr(self, "channel_names", ())]
         return [*words, *(channel for channel_set in sets for channel in channel_set)]
 
     @torch.jit.ignore
