@@ -75,13 +75,21 @@ class Stem(nn.Module):
             RuntimeError: From the convolution: another floating-point type than its weights have,
                 or fewer pixels than its kernel.
         """
-        if not torch.jit.is_scripting():
-            if isinstance(x, torch.fx.Proxy):  # a tracer that does not know the stem for a leaf
-                return _as_leaf(self, x)
         x = self.mixer(x)
         if self.anchors is None:
             return self.bank(x)
         return self.bank(x[:, : self.num_bank]) + self.anchors(x[:, self.num_bank :])
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Forward; for any tracer of torch.fx one node of its graph, under the stem's own name."""
+        if isinstance(x, torch.fx.Proxy):
+            tracer: Any = x.tracer
+            path = tracer.path_of_module(self).removesuffix(".stem")
+            if getattr(tracer, "submodule_paths", None):
+                tracer.submodule_paths[self] = path
+            if not tracer.is_leaf_module(self, path):
+                return tracer.create_proxy("call_module", path, (x,), {})
+        return super().__call__(x, *args, **kwargs)
 
     __jit_unused_properties__ = ("stem",)
 
@@ -201,12 +209,6 @@ def like_bank(bank: nn.Conv2d, in_channels: int) -> nn.Conv2d:
 def _pads_same(bank: nn.Conv2d) -> bool:
     """Whether a convolution of timm pads as TensorFlow does, depending on the input's size."""
     return isinstance(bank, Conv2dSame) or bool(getattr(bank, "same_pad", False))
-
-
-def _as_leaf(stem: Stem, x: torch.fx.Proxy) -> Any:
-    """A call of the stem as one node of a graph."""
-    path = x.tracer.path_of_module(stem)  # type: ignore[attr-defined]
-    return x.tracer.create_proxy("call_module", path, (x,), {})
 
 
 def _keep_stem(parent: nn.Module, name: str, module: nn.Module | None) -> nn.Module | None:
