@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.models import _registry
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -251,15 +252,23 @@ def test_a_set_is_told_to_the_configuration_of_wrappers():
     assert "channel_set" not in wrapper.config.model_args
 
 
-def test_a_name_of_its_own_for_programs_that_know_models_by_name():
+@pytest.fixture
+def own_name():
+    """A name that is forgotten again."""
+    yield "dwg_test_resnet_s2"
+    _registry._clear_model_entries("dwg_test_resnet_s2")
+    _registry._model_entrypoints.pop("dwg_test_resnet_s2", None)
+
+
+def test_a_name_of_its_own_for_programs_that_know_models_by_name(own_name):
     timm_varchan.register_model(
-        "dwg_test_resnet_s2", "test_resnet", channel_set="B02+B03+B04+B08",
+        own_name, "test_resnet", channel_set="B02+B03+B04+B08",
         virtual_channels="RGB+NIR",
     )  # fmt: skip
-    model = timm.create_model("dwg_test_resnet_s2", num_classes=3)
+    model = timm.create_model(own_name, num_classes=3)
     assert str(stems(model)[0].channels) == "B02+B03+B04+B08"
     assert model(torch.randn(2, 4, 32, 32)).shape == (2, 3)
-    again = timm.create_model("dwg_test_resnet_s2", num_classes=3, channel_set="GB")
+    again = timm.create_model(own_name, num_classes=3, channel_set="GB")
     assert str(stems(again)[0].channels) == "GB"
     with pytest.raises(ValueError, match="knows a model"):
         timm_varchan.register_model("dwg_resnet18", "resnet18")

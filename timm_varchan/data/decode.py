@@ -457,6 +457,8 @@ def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndar
     """Planes `(C, H, W)` of an array whose axes the file names."""
     if "Y" not in axes or "X" not in axes:
         raise ImageError(f"axes {axes} are not those of an image")
+    if array.size == 0:
+        raise ImageError(f"it has no pixels: {array.shape}")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
     others = [a for a in axes if a not in "YX"]
     several = [f"{a} ({n})" for a, n in zip(others, array.shape, strict=False) if n > 1]
