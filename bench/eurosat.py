@@ -1,8 +1,8 @@
 """Thirteen real bands, some of them missing: EuroSAT in folds by place, trained by the product.
 
 `python bench/eurosat.py run --data FILE --output DIR` trains every arm on every fold with
-`timm_varchan.training.run` and keeps its answers on the held-out places; a run that is interrupted
-goes on where it was. `python bench/eurosat.py report --output DIR` prints the table. FILE is a
+`timm_varchan.training.run` and keeps its answers on the held-out places; arms whose answers are there
+already are not run again. `python bench/eurosat.py report --output DIR` prints the table. FILE is a
 Parquet file with the columns image (13-band TIFF), label, utm_zone, utm_x and utm_y.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import json
 import shutil
@@ -168,12 +167,10 @@ def run_arm(arm: str, folder: Path, fold: Path, seed: int) -> None:
     if overlay:
         file = {"file": str(folder / overlay["file"])}
         changes["model_kwargs"] = {"pretrained_cfg_overlay": file}
-    config = TrainConfig(
-        dataset=str(fold), output_dir=str(folder / "run"), seed=seed, resume="auto", **changes
-    )
+    config = TrainConfig(dataset=str(fold), output_dir=str(folder / "run"), seed=seed, **changes)
     shutil.rmtree(folder / "run", ignore_errors=True)
     with contextlib.redirect_stdout(io.StringIO()):
-        run(dataclasses.replace(config, resume=None))
+        run(config)
     forget_accelerate()
     saved = hub.load(folder / "run" / "model")
     data = load_data(str(fold), channels=saved.channels, value_scale=10000.0)
@@ -195,7 +192,7 @@ def run_arm(arm: str, folder: Path, fold: Path, seed: int) -> None:
 
 def _models(arm: str, saved: hub.SavedModel) -> Iterator[tuple[str, nn.Module]]:
     """The trained model, or, of one for a fixed count, what it becomes without training."""
-    if saved.model.num_classes and timm_varchan.models.has_stems(saved.model):
+    if timm_varchan.models.has_stems(saved.model):
         yield "trained", saved.model
         return
     weights = saved.model.state_dict()
