@@ -2,8 +2,8 @@
 
 `python bench/eurosat.py run --data FILE --output DIR` trains every arm on every fold with
 `timm_varchan.training.run` and keeps its answers on the held-out places; arms whose answers are
-there already are not run again. `python bench/eurosat.py report --output DIR` prints the table. FILE
-is a Parquet file with the columns image (13-band TIFF), label, utm_zone, utm_x and utm_y.
+there already are not run again. `python bench/eurosat.py report --output DIR` prints the table.
+FILE is a Parquet file with the columns image (13-band TIFF), label, utm_zone, utm_x and utm_y.
 """
 
 from __future__ import annotations
