@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 from torch import nn
 from torch.utils.data import DataLoader
@@ -51,6 +52,17 @@ def pretrained() -> nn.Module:
     weights = torch.load(file, weights_only=True).values()
     model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)))
     return model.eval()
+
+
+def lite0_file(folder: Path) -> Path:
+    """The same weights as safetensors in a folder, written once."""
+    file = folder / "lite0.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        save_file(pretrained().state_dict(), temporary)
+        temporary.replace(file)
+    return file
 
 
 def imagenet_rows(class_names: list[str]) -> list[int]:

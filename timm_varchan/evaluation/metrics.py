@@ -163,31 +163,39 @@ def paired_difference(
     The interval of Agresti and Min, Statistics in Medicine 24 (2005): Wald's after half an image is
     added to every cell. It holds its level where few images differ, which the interval of the
     binomial among those alone does not: their number is itself by chance. The test is McNemar's
-    exact one.
+    exact one; of shares its normal form.
 
     Args:
-        correct_a: Whether a was right, one value an image.
+        correct_a: Whether a was right, one value an image; or in which share of several channel
+            sets or seeds, in 0..1.
         correct_b: Whether b was, on the same images in the same order.
 
     Returns:
         The difference in accuracy (a - b), its 95 % interval and the two-sided p-value.
 
     Raises:
-        UserError: No images, or different numbers of them.
+        UserError: No images, different numbers of them, or values outside 0..1.
     """
-    a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
+    a, b = np.asarray(correct_a, dtype=float), np.asarray(correct_b, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or not a.size:
         raise UserError(
             f"Shapes {a.shape} and {b.shape} cannot be paired; give one value an image for the "
             f"same images in the same order."
         )
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    discordant = only_a + only_b
+    both = np.stack([a, b])
+    if not ((both >= 0) & (both <= 1)).all():
+        raise UserError("Whether an image was right is a value in 0..1; others came.")
+    total, squares = float((a - b).sum()), float(((a - b) ** 2).sum())
     n = a.size + 2
-    centre, difference = (only_a - only_b) / n, (only_a - only_b) / a.size
-    error = np.sqrt(discordant + 1 - (only_a - only_b) ** 2 / n) / n
+    centre, difference = total / n, total / a.size
+    error = np.sqrt(squares + 1 - total**2 / n) / n
     low, high = stats.norm.interval(0.95, centre, error)
-    p = float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0
+    if not squares:
+        p = 1.0
+    elif np.isin(both, (0, 1)).all():
+        p = float(stats.binomtest(int((a > b).sum()), int(squares)).pvalue)
+    else:
+        p = float(2 * stats.norm.sf(abs(total) / np.sqrt(squares)))
     # Shrunk towards 0, so that the estimate may lie outside near -1 and 1.
     low, high = max(-1.0, min(low, difference)), min(1.0, max(high, difference))
     return Difference(difference, float(low), float(high), p)

@@ -196,7 +196,8 @@ def adapt(
     num_bank = _source_channels(model)
     virtual = _virtual_channels(model, virtual_channels)
     default = virtual.take(range(num_bank))
-    if in_chans is not None and in_chans != len(default):
+    unknown = given is None or MIXERS[stem].supports_anonymous
+    if in_chans is not None and in_chans != len(default) and unknown:
         default = ChannelSet.anonymous(in_chans)
     like = model.get_submodule(_first_convs(model)[0]).weight
     home = {"device": like.device, "dtype": like.dtype}

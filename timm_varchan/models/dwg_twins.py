@@ -92,7 +92,8 @@ def _split_twin_weights(
         The base architecture's weights under its own names, and for each stem (by its path) the
         weights of its `mixer` and its `anchors`; no stems if the weights are those of a base.
     """
-    paths = {m[1] for key in state_dict if (m := re.match(r"(.+)\.mixer\.", key))}
+    # A mixer without weights of its own leaves the bank alone.
+    paths = {m[1] for key in state_dict if (m := re.match(r"(.+?)\.(?:mixer|bank)\.", key))}
     base: dict[str, Tensor] = {}
     added: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
     for key, value in state_dict.items():
@@ -144,6 +145,7 @@ def _build_twin(
     statistics: ChannelSetLike | None = None,
     prior: str | None = None,
     prior_scale: str = "plain",
+    stem: str = "dwg",
     **kwargs: Any,
 ) -> nn.Module:
     """Build the base architecture by its own function and put a stem into it.
@@ -167,6 +169,8 @@ def _build_twin(
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
+        stem: Which mechanism: one of `timm_varchan.stems.MIXERS`; those beside `dwg` are what it is
+            compared with, and learn no names.
         **kwargs: Every other keyword of the base architecture.
     """
     cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
@@ -201,10 +205,12 @@ def _build_twin(
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
+    learns_names = stem in ("dwg", "depthwise")
+    words = {"channel_names": channel_names} if channel_names and learns_names else {}
     adapt(
-        model, "dwg", channels=channel_set, in_chans=in_chans, channel_names=channel_names,
-        virtual_channels=virtual_channels, statistics=_with_correlation(statistics, added),
-        prior=prior, prior_scale=prior_scale,
+        model, stem, channels=channel_set, in_chans=in_chans, virtual_channels=virtual_channels,
+        statistics=_with_correlation(statistics, added), prior=prior, prior_scale=prior_scale,
+        **words,
     )  # fmt: skip
     if not pretrained:
         _start_anchors(model)

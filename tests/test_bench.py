@@ -1,0 +1,150 @@
+"""The benchmark: arms trained by the package's own code, tidy results, documents made of them."""
+
+import io
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny_runs import fresh_accelerate  # noqa: F401
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+BENCH = Path(__file__).parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import arms  # noqa: E402
+import run as bench  # noqa: E402
+
+from timm_varchan.evaluation import wilson_interval  # noqa: E402
+from timm_varchan.training import TrainConfig  # noqa: E402
+
+TINY = {
+    "model": "test_resnet", "img_size": 16, "epochs": 2, "batch_size": 8, "workers": 0,
+    "warmup_epochs": 0, "mixed_precision": "no", "val_max_sets": 1, "eval_max_sets": 3,
+    "channel_aug": "none",
+}  # fmt: skip
+TWIN = {**TINY, "model": "dwg_test_resnet", "channel_aug": "hcs-sample"}
+ARMS = {
+    "expert-RGB": arms.Arm(TINY, ("trained", "zero", "measured")),
+    "expert-G": arms.Arm({**TINY, "use": "G"}, own=True),
+    "twin": arms.Arm(TWIN, ("trained", "anonymous"), against=("expert-{set}", "expert-RGB|zero")),
+    "zero_fill": arms.Arm({**TWIN, "model_kwargs": {"stem": "zero_fill"}}, against=("twin",)),
+}
+QUESTIONS = {"RGB": [(0, 1, 2)], "G": [(1,)], "pairs": [(0, 1), (0, 2), (1, 2)]}
+FIGURES = ("accuracy", "low", "high", "difference", "epochs", "train_images")
+TINY_BENCHMARK = arms.Benchmark("made-up", "RGB", QUESTIONS, ARMS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three classes by colour, 16 px."""
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Images
+
+    rng = np.random.default_rng(0)
+    features = Features({"image": Images(), "label": ClassLabel(names=["a", "b", "c"])})
+    for name, count in (("train", 24), ("validation", 12)):
+        labels = [i % 3 for i in range(count)]
+        images = []
+        for label in labels:
+            pixels = rng.integers(0, 100, (16, 16, 3), np.uint8)
+            pixels[..., label] += 100
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        table = Dataset.from_dict({"image": images, "label": labels}, features=features)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def start(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.BENCHMARKS, "tiny", TINY_BENCHMARK)
+
+    def run(*words):
+        csv = tmp_path / "tiny.csv"
+        bench.main(["tiny", f"--data={data}", f"--output={tmp_path}", f"--csv={csv}", *words])
+        return pd.read_csv(csv, keep_default_na=False)
+
+    return run
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_arms_are_trained_tested_and_compared_and_nothing_is_done_twice(start, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="no arm other: expert-RGB"):
+        start("--arms", "other")
+    assert not len(start("--no-train"))
+    table = start()
+    folder = tmp_path / "tiny"
+    assert {f.name for f in folder.glob("*.npz")} == {f"fold-0-0-{name}.npz" for name in ARMS}
+    assert not list(folder.glob("*/checkpoints"))
+
+    found = dict(np.load(folder / "fold-0-0-twin.npz"))
+    (row,) = table.query(
+        "arm == 'twin' and way == 'trained' and question == 'G' and reference == 'expert-{set}'"
+    ).to_dict("records")
+    right = found["trained|G|0"] == found["labels"]
+    row = {name: float(row[name] or "nan") for name in FIGURES} | {"version": row["version"]}
+    assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-4)
+    assert (row["low"], row["high"]) == pytest.approx(wilson_interval(right.sum(), 12), abs=1e-4)
+    expert = dict(np.load(folder / "fold-0-0-expert-G.npz"))
+    assert set(expert) == {"trained|G|0", "labels"}
+    gap = right.mean() - (expert["trained|G|0"] == expert["labels"]).mean()
+    assert row["difference"] == pytest.approx(gap, abs=1e-4)
+    assert (row["epochs"], row["train_images"], row["version"] != "") == (2, 24, True)
+    pairs = table.query("arm == 'twin' and question == 'pairs' and way == 'trained'")
+    assert list(pairs.reference_accuracy.astype(bool)) == [False, True]  # no experts for pairs
+
+    (folder / "fold-0-0-twin.npz").unlink()
+    before = (folder / "fold-0-0-twin" / "results.json").stat().st_mtime_ns
+    again = start()
+    pd.testing.assert_frame_equal(again, table)
+    assert (folder / "fold-0-0-twin" / "results.json").stat().st_mtime_ns == before
+
+    (folder / "fold-0-0-twin.npz").unlink()
+    with pytest.raises(SystemExit, match=r"holds another run \(lr 0.002, not 0.1\)"):
+        start("--set", "lr=0.1", "--arms", "twin")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_an_interrupted_run_goes_on_and_one_trained_elsewhere_is_taken(start, tmp_path):
+    steps = []
+
+    def count(module, args):
+        if isinstance(module, nn.Linear) and module.out_features == 3 and module.training:
+            steps.append(len(args[0]))
+            if len(steps) == 4:
+                signal.raise_signal(signal.SIGTERM)
+
+    with register_module_forward_pre_hook(count):
+        with pytest.raises(SystemExit, match="The same command goes on"):
+            start("--arms", "expert-RGB")
+        bench.forget_accelerate()
+        assert len(steps) == 4
+        start("--arms", "expert-RGB")
+        assert len(steps) == 6, "two epochs of three steps, none of them twice"
+
+    shutil.move(tmp_path / "tiny" / "fold-0-0-expert-RGB", tmp_path / "elsewhere")
+    (tmp_path / "tiny" / "fold-0-0-expert-RGB.npz").unlink()
+    (tmp_path / "tiny" / "fold-0-0-expert-RGB").symlink_to(tmp_path / "elsewhere")
+    assert set(start("--arms", "expert-RGB", "--no-train").arm) == {"expert-RGB"}
+
+
+def test_every_arm_is_a_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "lite0_file", lambda folder: folder / "lite0.safetensors")
+    for name, benchmark in arms.BENCHMARKS.items():
+        for arm_name, arm in benchmark.arms.items():
+            config = bench.configuration(arm, tmp_path, tmp_path, f"fold-0-0-{arm_name}", {})
+            assert isinstance(config, TrainConfig), name
+            assert "{" not in str(config.model_kwargs) + config.model or arm.config["model_kwargs"]
+            for reference in arm.against:
+                of = reference.partition("|")[0]
+                wanted = [of.replace("{set}", str(benchmark.channel_set().take(s)))
+                          for s in benchmark.questions.get("every set", [()])]  # fmt: skip
+                assert set(wanted) <= set(benchmark.arms), (name, arm_name, reference)
