@@ -142,7 +142,8 @@ def test_every_arm_is_a_configuration(tmp_path, monkeypatch):
         for arm_name, arm in benchmark.arms.items():
             config = bench.configuration(arm, tmp_path, tmp_path, f"fold-0-0-{arm_name}", {})
             assert isinstance(config, TrainConfig), name
-            assert "{" not in str(config.model_kwargs) + config.model or arm.config["model_kwargs"]
+            assert "{lite0}" not in str(config)
+            assert "{run:" not in str(config)
             for reference in arm.against:
                 of = reference.partition("|")[0]
                 wanted = [of.replace("{set}", str(benchmark.channel_set().take(s)))
