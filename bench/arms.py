@@ -6,7 +6,7 @@ An arm is the keyword arguments of a `TrainConfig`; `run.py` trains it by the pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -29,11 +29,13 @@ class Way:
         order: One of `ORDERS`.
         adapted: Arguments of `adapt` that put a stem into a plain model, which is not trained
             further; `statistics=True` hands it those of its training images.
+        estimated: BatchNorm's statistics are estimated anew for each set, on training images.
     """
 
     mode: str = "named"
     order: str = "in order"
     adapted: Mapping[str, Any] | None = None
+    estimated: bool = False
 
 
 WAYS: dict[str, Way] = {
@@ -41,6 +43,7 @@ WAYS: dict[str, Way] = {
     "anonymous": Way("anonymous", "shuffled"),
     "mask": Way("mask"),
     "zero": Way(adapted={"stem": "slice"}),
+    "gray": Way(adapted={"stem": "gray"}),
     "mean": Way(adapted={"stem": "prior", "prior": "mean"}),
     "nearest": Way(adapted={"stem": "prior", "prior": "nearest"}),
     "spectral": Way(adapted={"stem": "prior", "prior": "spectral"}),
@@ -51,6 +54,9 @@ WAYS: dict[str, Way] = {
         }
     ),
 }  # fmt: skip
+WAYS |= {
+    f"{name}, estimated": replace(way, estimated=True) for name, way in WAYS.items() if way.adapted
+}
 #: What a plain model can become without further training.
 UNTRAINED = ("zero", "mean", "nearest", "spectral", "measured", "measured-matched")
 
@@ -64,6 +70,8 @@ class Arm:
             weights and `{run:ARM}` the saved model of another arm of the same seed and fold.
         ways: Keys of `WAYS`: how it is tested.
         own: Tested on the set of all its channels alone.
+        untrained: Nothing is trained: the classes of the data out of ImageNet's; of `config` only
+            `img_size` counts.
         against: Arms that it is compared with on the same images: `ARM` or `ARM|WAY`, in which
             `{set}` is the channel set.
     """
@@ -71,6 +79,7 @@ class Arm:
     config: Mapping[str, Any]
     ways: tuple[str, ...] = ("trained",)
     own: bool = False
+    untrained: bool = False
     against: tuple[str, ...] = ()
 
 
@@ -223,7 +232,7 @@ finetune = Benchmark(
     channels="RGB",
     questions=every_subset("RGB"),
     arms={
-        **experts(FINETUNE, "RGB", ("trained", "mask", *UNTRAINED)),
+        **experts(FINETUNE, "RGB", ("trained", "mask", "zero", "mean", "measured")),
         **{
             f"twin-{budget}x": Arm(fine_tuned(budget), against=TO_EXPERTS) for budget in (1, 2, 3)
         },
@@ -240,6 +249,20 @@ finetune = Benchmark(
             },
             against=TO_EXPERTS,
         ),
+    },
+)  # fmt: skip
+
+FILLS = ("zero", "gray", "mean", "nearest", "spectral", "measured", "measured-matched")
+transfer = Benchmark(
+    conditions="tinyimagenet50-160px-imagenet",
+    channels="RGB",
+    questions=every_subset("RGB"),
+    arms={
+        "lite0": Arm(
+            {"img_size": 160},
+            ("trained", "mask", *FILLS, *(f"{fill}, estimated" for fill in FILLS)),
+            untrained=True, against=("lite0|zero",),
+        )
     },
 )  # fmt: skip
 
@@ -404,6 +427,7 @@ task2 = Benchmark(
 )  # fmt: skip
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "transfer": transfer,
     "task1": task1,
     "flagship": flagship,
     "finetune": finetune,

