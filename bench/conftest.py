@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from bench_options import EMPTY_ROWS, LatencyOptions
+from cost import EMPTY_ROWS, LatencyOptions
 
 import timm_varchan
 

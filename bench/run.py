@@ -526,7 +526,7 @@ def tidy(name: str, folder: Path, arms: Sequence[str]) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, file: Path) -> None:
-    """Shares with four digits after the point, counts as whole numbers."""
+    """Five digits of each number; counts are whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     shown = table.copy()
     for column in shown.columns:
@@ -538,7 +538,7 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, float):
-        return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.4g}"
+        return f"{value:.0f}" if value == int(value) and abs(value) > 1 else f"{value:.5g}"
     return str(value)
 
 

@@ -8,13 +8,21 @@ ratio of the times of a round, in `extra_info` with its spread; absolute times a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import timm
 import torch
-from bench_options import EMPTY_ROWS, LatencyOptions
-from timing import is_out_of_memory, peak_mib, race, ratios, spread
+from cost import (
+    EMPTY_ROWS,
+    Clock,
+    LatencyOptions,
+    is_out_of_memory,
+    peak_mib,
+    ratios,
+    spread,
+)
 from torch import Tensor, nn
 
 import timm_varchan
@@ -58,6 +66,41 @@ def images(options: LatencyOptions, batch_size: int, num_channels: int) -> Tenso
     shape = (batch_size, num_channels, options.img_size, options.img_size)
     x = torch.randn(shape, device=options.device, dtype=getattr(torch, options.precision))
     return x.to(memory_format=torch.channels_last) if options.channels_last else x
+
+
+def race(
+    benchmark: Any, models: Mapping[str, nn.Module], x: Tensor, *, rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    """Time the first model with pytest-benchmark and, before each of its steps, the others.
+
+    So every round holds one step of each model, in the same order, and whatever slows the machine
+    down slows all of them.
+
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        models: What to time; the first is the benchmark, the others are its baselines.
+        x: The input of all.
+        rounds: Timed steps of each model.
+        warmup: Steps of each before that count for nothing.
+
+    Returns:
+        Seconds of each step, by model: `rounds` of them, or one where benchmarks are disabled.
+    """
+    own, *baselines = models
+    clock = Clock(x.device)
+    steps: dict[str, list[float]] = {name: [] for name in models}
+
+    def step(name: str) -> None:
+        steps[name].append(clock(lambda: models[name](x)))
+
+    def setup() -> None:
+        for name in baselines:
+            step(name)
+
+    benchmark.pedantic(step, args=(own,), setup=setup, rounds=rounds, warmup_rounds=warmup)
+    timed = 1 if benchmark.disabled else rounds
+    return {name: seconds[warmup : warmup + timed] if not benchmark.disabled else seconds
+            for name, seconds in steps.items()}  # fmt: skip
 
 
 def test_latency(
