@@ -162,7 +162,7 @@ def comparison(
     """
     found = Results(read(name))
     rows = []
-    if found.experts(questions[-1]) is not None:
+    if any(found.experts(question) for question in questions):
         cells = [percent(found.experts(question)) for question in questions]
         rows.append(["an expert for each set", "", "", "", *cells, *[""] * len(minus)])
     for arm, way, seed in found.ways():

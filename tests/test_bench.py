@@ -19,6 +19,9 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import arms  # noqa: E402
+import cards  # noqa: E402
+import cost  # noqa: E402
+import report  # noqa: E402
 import run as bench  # noqa: E402
 
 from timm_varchan.evaluation import wilson_interval  # noqa: E402
@@ -156,3 +159,86 @@ def test_every_arm_is_a_configuration(tmp_path, monkeypatch):
                 wanted = [of.replace("{set}", str(benchmark.channel_set().take(s)))
                           for s in benchmark.questions.get("every set", [()])]  # fmt: skip
                 assert set(wanted) <= set(benchmark.arms), (name, arm_name, reference)
+
+
+MADE_UP = """\
+benchmark,arm,way,order,question,channels,seed,folds,images,accuracy,low,high,precision,recall,f1,\
+sd_seeds,reference,reference_accuracy,difference,difference_low,difference_high,p,epochs,\
+train_images,train_seconds,params,macs,forward_backward_mb,version
+finetune,expert-RGB,trained,in order,RGB,3,0,1,100,0.8,0.7,0.9,,,,,,,,,,,8,50,,,,,9.9
+finetune,expert-RGB,zero,in order,one,1,0,1,100,0.1,0.05,0.2,,,,,,,,,,,8,50,,,,,9.9
+finetune,twin-1x,trained,in order,RGB,3,0,1,100,0.7,0.6,0.8,,,,,expert-{set},0.8,-0.1,-0.15,-0.05,\
+0.01,8,50,,,,,9.9
+finetune,twin-1x,trained,in order,RGB,3,1,1,100,0.9,0.8,0.95,,,,,expert-{set},0.8,0.1,0.05,0.15,\
+0.01,8,50,,,,,9.9
+finetune,twin-1x,trained,in order,RGB,3,0+1,1,100,0.8,0.72,0.88,,,,0.1414,expert-{set},0.8,0.0,\
+-0.04,0.04,1,8,50,,,,,9.9
+finetune,twin-1x,trained,in order,every set,,0+1,1,100,0.65,0.6,0.7,,,,0.01,expert-{set},0.66,\
+-0.01,-0.02,0.005,1,8,50,,,,,9.9
+"""
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    (tmp_path / "finetune-made-up.csv").write_text(MADE_UP)
+    return tmp_path
+
+
+def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
+    lines = report.made("finetune").splitlines()
+    assert lines[2] == "| an expert for each set |  |  |  | 80.0 |  |  | 66.0 |  |  |"
+    assert lines[5] == (
+        "| twin-1x | trained | 0+1 | 8 | 80.0 (72.0 to 88.0) ± 14.1 |  |  | "
+        "65.0 (60.0 to 70.0) ± 1.0 | +0.0 (-4.0 to +4.0) | -1.0 (-2.0 to +0.5) |"
+    )
+    assert "test images: 100; training images: 50; folds: 1; timm_varchan: 9.9." in lines
+    assert (
+        report.made("eurosat") == "Not measured yet: `python bench/run.py eurosat --data DATA`.\n"
+    )
+    document = (
+        "a\n<!-- table: finetune -->\nold\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
+    )
+    filled = report.fill(document)
+    assert "old" not in filled
+    assert filled.endswith("<!-- table: x -->\nb\n<!-- /table -->")
+    assert report.fill(filled) == filled
+
+
+def test_the_picture_shows_every_series_that_was_measured(made_up):
+    rows, series = report.read("finetune"), report.SERIES["finetune"]
+    file = report.draw_channels_left(rows, series, report.FEW, made_up / "p" / "finetune.png")
+    assert Image.open(file).size[0] > 500
+    assert report.draw_channels_left(rows, {"other": ("other", "x")}, report.FEW, file) is None
+
+
+@pytest.mark.parametrize("path", [p for p in report.DOCUMENTS if p.name != "README.md"], ids=str)
+def test_documents_hold_what_the_results_say(path):
+    text = path.read_text()
+    assert report.fill(text) == text, "run python bench/report.py"
+    unknown = [m[2] for m in report.BLOCK.finditer(text) if m[2] not in report.TABLES]
+    assert not unknown
+
+
+def test_cards_hold_what_the_results_say():
+    for name, make in cards.CARDS.items():
+        text = (BENCH.parent / "model_cards" / f"{name}.md").read_text()
+        assert make().render() == text, "run python bench/cards.py --output model_cards"
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_costs_are_measured_in_turns(tmp_path):
+    def measure(*words):
+        cost.main([*words, f"--output={tmp_path / 'cost.csv'}"])
+        return pd.read_csv(tmp_path / "cost.csv")
+
+    read = measure("loading", "--num-images", "6", "--rounds", "3")
+    assert list(read.format) == [
+        ".npy files", "TIFF files", "TIFF files, deflate", "Parquet, bytes of .npy"
+    ]  # fmt: skip
+    assert (read.of_plain_low <= read.of_plain).all()
+    assert ((read.ours / read.plain / read.of_plain).between(0.2, 5)).all()
+    words = ("--arch=test_resnet", "--img-size=16", "--batch-size=8", "--num-images=40")
+    loops = measure("throughput", *words, "--epochs=2", "--rounds=2", "--workers=0")
+    assert len(loops) == 4
+    assert (loops.of_plain[0], loops.of_plain_low[0], loops.of_plain_high[0]) == (1, 1, 1)

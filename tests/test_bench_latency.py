@@ -1,5 +1,6 @@
 """The latency benchmark: as many interleaved steps as asked for, refusals, empty rows."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -16,9 +17,9 @@ from torch import nn
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
+import cost  # noqa: E402
 import test_latency as latency  # noqa: E402
-import timing  # noqa: E402
-from bench_options import EMPTY_ROWS, LatencyOptions  # noqa: E402
+from cost import EMPTY_ROWS, LatencyOptions  # noqa: E402
 
 OPTIONS = {
     "--model": "dwg_test_resnet", "--counts": "1,3", "--batches": "2", "--img-size": 32,
@@ -92,7 +93,7 @@ def test_every_model_is_timed_as_often_as_asked_and_in_turn(benchmark, monkeypat
             return x
 
     models = {name: Recorder(name) for name in ("own", "timm", "folded")}
-    steps = timing.race(benchmark, models, torch.zeros(1), rounds=rounds, warmup=warmup)
+    steps = latency.race(benchmark, models, torch.zeros(1), rounds=rounds, warmup=warmup)
     assert calls == ["timm", "folded", "own"] * (rounds + warmup)
     assert {name: len(seconds) for name, seconds in steps.items()} == dict.fromkeys(models, rounds)
     assert benchmark.stats.stats.rounds == rounds
@@ -101,7 +102,7 @@ def test_every_model_is_timed_as_often_as_asked_and_in_turn(benchmark, monkeypat
 
 def test_ratios_are_taken_round_by_round():
     steps = {"own": [2.0, 40.0, 3.0], "timm": [1.0, 20.0, 2.0]}
-    ratio = timing.ratios(steps)["timm"]
+    ratio = cost.ratios(steps)["timm"]
     assert ratio["median"] == 2.0, "one slow round slows both"
     assert (ratio["low"], ratio["high"]) == (1.5, 2.0)
 
@@ -110,7 +111,7 @@ def test_the_interval_of_a_median_covers_it():
     rng = np.random.default_rng(0)
     covered = [
         s["low"] <= 0 <= s["high"]
-        for s in (timing.spread(rng.standard_normal(20).tolist()) for _ in range(500))
+        for s in (cost.spread(rng.standard_normal(20).tolist()) for _ in range(500))
     ]
     assert 0.94 <= np.mean(covered) <= 0.985  # exactly 0.959 for 20 values
 
@@ -123,7 +124,7 @@ def test_peak_memory_is_that_of_the_largest_moment():
             del y
             return z.sum()
 
-    assert timing.peak_mib(TwoAtOnce(), torch.zeros(2**18)) == pytest.approx(3, abs=0.01)
+    assert cost.peak_mib(TwoAtOnce(), torch.zeros(2**18)) == pytest.approx(3, abs=0.01)
 
 
 def test_memory_that_runs_out_gives_an_empty_row(monkeypatch):
@@ -139,8 +140,8 @@ def test_memory_that_runs_out_gives_an_empty_row(monkeypatch):
     (row,) = config.stash[EMPTY_ROWS]
     assert row["batch_size"] == 2
     assert row["reason"] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    assert not timing.is_out_of_memory(RuntimeError("shapes do not fit"))
-    assert timing.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not cost.is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert cost.is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
 
 
 @pytest.mark.slow
@@ -156,10 +157,13 @@ def test_the_command_writes_ratios_to_baselines(tmp_path):
     assert "node" not in result["machine_info"]
     assert result["machine_info"]["torch"] == torch.__version__
     assert result["empty_rows"] == []
-    rows = [b["extra_info"] for b in result["benchmarks"]]
-    assert [(r["num_channels"], r["batch_size"]) for r in rows] == [(1, 2), (3, 2)]
+    cost.main(["latency", f"--json={target}", f"--output={tmp_path / 'latency.csv'}"])
+    with (tmp_path / "latency.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["channels"], row["batch"]) for row in rows] == [("1", "2"), ("3", "2")]
     for row, timed in zip(rows, result["benchmarks"], strict=True):
-        assert timed["stats"]["rounds"] == row["rounds"] == 5
-        assert set(row["ratios"]) == {"timm", "folded"}
-        assert all(r["low"] <= r["median"] <= r["high"] for r in row["ratios"].values())
-        assert set(row["ms"]) == set(row["peak_mib"]) == {"dwg_test_resnet", "timm", "folded"}
+        assert timed["stats"]["rounds"] == int(row["rounds"]) == 5
+        for baseline in ("to_timm", "to_folded"):
+            low, middle, high = (float(row[baseline + end]) for end in ("_low", "", "_high"))
+            assert low <= middle <= high
+        assert float(row["twin_mib"]) > 0
