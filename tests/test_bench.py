@@ -197,10 +197,10 @@ def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
         report.made("eurosat") == "Not measured yet: `python bench/run.py eurosat --data DATA`.\n"
     )
     document = (
-        "a\n<!-- table: finetune -->\nold\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
+        "a\n<!-- table: finetune -->\nstale\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
     )
     filled = report.fill(document)
-    assert "old" not in filled
+    assert "stale" not in filled
     assert filled.endswith("<!-- table: x -->\nb\n<!-- /table -->")
     assert report.fill(filled) == filled
 
