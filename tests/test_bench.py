@@ -208,7 +208,8 @@ def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
 def test_the_picture_shows_every_series_that_was_measured(made_up):
     rows, series = report.read("finetune"), report.SERIES["finetune"]
     file = report.draw_channels_left(rows, series, report.FEW, made_up / "p" / "finetune.png")
-    assert Image.open(file).size[0] > 500
+    with Image.open(file) as picture:
+        assert picture.size[0] > 500
     assert report.draw_channels_left(rows, {"other": ("other", "x")}, report.FEW, file) is None
 
 
