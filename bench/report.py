@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -24,6 +25,7 @@ BENCH = Path(__file__).parent
 ROOT = BENCH.parent
 RESULTS = BENCH / "results"
 REPORT = BENCH / "REPORT.md"
+PICTURE = ROOT / "docs" / "channels_left.png"
 DOCUMENTS = (REPORT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
@@ -34,28 +36,40 @@ FEW = ("RGB", "all but one", "one", "every set")
 MANY = ("all", "all but one", "RGB+NIR", "RGB", "one", "random")
 CONTRASTS = ("brightfield+DNA+darkfield", *FEW[1:])
 EXPERTS = "expert-{set}"
-#: Accuracy against the channels that are left: label -> arm and way.
-SERIES: dict[str, dict[str, tuple[str, str]]] = {
-    "transfer": {
-        "plain timm, zeros": ("lite0", "zero"),
-        "zeros, rescaled": ("lite0", "mask"),
-        "mean of the others": ("lite0", "mean"),
-        "predicted (ours)": ("lite0", "measured"),
-    },
-    "finetune": {
-        "plain timm, zeros": ("expert-RGB", "zero"),
-        "zero-fill, trained with it": ("zero-fill", "trained"),
-        "mean-fill, trained with it": ("mean-fill", "trained"),
-        "twin (ours), equal budget": ("twin-1x", "trained"),
-        "twin (ours), three budgets": ("twin-3x", "trained"),
-    },
-    "eurosat": {
-        "plain timm, zeros": ("plain", "zero"),
-        "zero-fill, trained with it": ("zero_fill", "trained"),
-        "mean-fill, trained with it": ("mean-fill", "trained"),
-        "plain, predicted (ours, no training)": ("plain", "measured"),
-        "twin (ours)": ("k6", "trained"),
-    },
+#: What the picture and README's table show of a benchmark: title, questions, arm and way by label.
+SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
+    "transfer": (
+        "ImageNet weights, nothing trained",
+        FEW[:3],
+        {
+            "plain timm, zeros": ("lite0", "zero"),
+            "zeros, the others times C/m": ("lite0", "mask"),
+            "mean of the others": ("lite0", "mean"),
+            "predicted (ours)": ("lite0", "measured"),
+        },
+    ),
+    "finetune": (
+        "ImageNet weights, fine-tuned",
+        FEW[:3],
+        {
+            "plain timm, zeros": ("expert-RGB", "zero"),
+            "trained with zeros": ("zero-fill", "trained"),
+            "trained with the mean of the others": ("mean-fill", "trained"),
+            "twin (ours), the same budget": ("twin-1x", "trained"),
+            "twin (ours), three times the budget": ("twin-3x", "trained"),
+        },
+    ),
+    "eurosat": (
+        "13 bands of Sentinel-2",
+        MANY[:5],
+        {
+            "plain timm, zeros": ("plain", "zero"),
+            "trained with zeros": ("zero_fill", "trained"),
+            "trained with the mean of the others": ("mean-fill", "trained"),
+            "plain, predicted (ours), nothing trained": ("plain", "measured"),
+            "twin (ours)": ("k6", "trained"),
+        },
+    ),
 }
 #: As printed in Chia-Ming Lee, Deep Learning Assignment II; units as there.
 PRINTED = {
@@ -268,6 +282,19 @@ def versus_table(name: str, arm: str) -> str:
     return table((f"minus {arm}", "tested", "seeds", *FEW), rows)
 
 
+def readme_table() -> str:
+    """What is left with all channels, without one, and with one alone, by benchmark."""
+    rows = []
+    for name, (title, questions, series) in SERIES.items():
+        found = Results(read(name))
+        for label, (arm, way) in series.items():
+            of = [found.get(arm, way, q) for q in (questions[0], "all but one", "one")]
+            if any(row is not None for row in of):
+                rows.append((title, label, *map(percent, of)))
+    header = ("", "missing channels are", "all channels", "one missing", "one left")
+    return table(header, rows)
+
+
 def plain_table(name: str, columns: Mapping[str, Callable[[Row], str]]) -> str:
     """A row for each row of a file."""
     return table(tuple(columns), [[make(row) for make in columns.values()] for row in read(name)])
@@ -297,6 +324,7 @@ def ratio(key: str) -> Callable[[Row], str]:
 
 #: The tables by name: which results they need, and how they are made.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "readme": (" ".join(SERIES), readme_table),
     "transfer": (
         "transfer",
         partial(
@@ -452,8 +480,9 @@ COST = ("complexity", "stems", "latency", "throughput", "loading")
 def made(name: str) -> str:
     """A table, or the command that it waits for."""
     results, make = TABLES[name]
-    if read(results):
+    if any(read(one) for one in results.split()):
         return make()
+    results = results.split()[0]
     script = f"cost.py {results}" if results in COST else f"run.py {results} --data DATA"
     return f"Not measured yet: `python bench/{script}`.\n"
 
@@ -468,49 +497,48 @@ def fill(document: str) -> str:
     return BLOCK.sub(put, document)
 
 
-def draw_channels_left(
-    rows: Sequence[Row], series: Mapping[str, tuple[str, str]], questions: Sequence[str], file: Path
-) -> Path | None:
-    """Accuracy against the number of channels that are left, with 95 % intervals.
+def draw_channels_left(file: Path) -> Path | None:
+    """Accuracy against the number of channels that are left, a panel for each benchmark.
 
     Args:
-        rows: Of one benchmark.
-        series: Arm and way by label; those without results are left out.
-        questions: What is drawn: the mean over the sets of a size.
         file: A picture.
 
     Returns:
-        The file, or None without results.
+        The file, or None where nothing of `SERIES` was measured.
     """
-    found = Results(rows)
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for label, (arm, way) in series.items():
-        cells = [row for q in questions if (row := found.get(arm, way, q)) and row["channels"]]
-        cells += [row for row in [found.get(arm, "trained", questions[0])] if row and not any(
-            cell["channels"] == row["channels"] for cell in cells)]  # fmt: skip
-        cells.sort(key=lambda row: int(row["channels"]))
-        if not cells:
-            continue
-        values = [[100 * float(row[key]) for row in cells] for key in ("accuracy", "low", "high")]
-        middle, low, high = values
-        spread = [[m - a for m, a in zip(middle, low, strict=True)],
-                  [b - m for m, b in zip(middle, high, strict=True)]]  # fmt: skip
-        style = {"linewidth": 2.4} if "ours" in label else {"linewidth": 1.2, "linestyle": "--"}
-        counts = [int(row["channels"]) for row in cells]
-        axes.errorbar(counts, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
-    if not axes.lines:
+    panels = [name for name in SERIES if read(name)]
+    if not panels:
         return None
-    axes.set_xlabel("channels that are left")
-    axes.set_ylabel("accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        title, questions, series = SERIES[name]
+        found = Results(read(name))
+        for label, (arm, way) in series.items():
+            draw_series(axes, label, [found.get(arm, way, question) for question in questions])
+        axes.set(title=title, xlabel="channels that are left", ylabel="accuracy (%)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     return file
+
+
+def draw_series(axes: Axes, label: str, cells: Sequence[Row | None]) -> None:
+    """One line with its intervals, of those questions that were asked."""
+    known = sorted((row for row in cells if row is not None), key=lambda row: int(row["channels"]))
+    if not known:
+        return
+    middle, low, high = (
+        [100 * float(row[k]) for row in known] for k in ("accuracy", "low", "high")
+    )
+    spread = [[m - a for m, a in zip(middle, low, strict=True)],
+              [b - m for m, b in zip(middle, high, strict=True)]]  # fmt: skip
+    style = {"linewidth": 2.4} if "ours" in label else {"linewidth": 1.2, "linestyle": "--"}
+    counts = [int(row["channels"]) for row in known]
+    axes.errorbar(counts, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
 
 
 def main() -> None:
@@ -524,11 +552,8 @@ def main() -> None:
         unknown = [m[2] for m in BLOCK.finditer(old) if m[2] not in TABLES]
         print(f"{path.relative_to(ROOT)}: {'changed' if new != old else 'as it was'}"
               + (f"; nobody knows {unknown}" if unknown else ""))  # fmt: skip
-    for name, series in SERIES.items():
-        questions = MANY[:-1] if name == "eurosat" else FEW[:-1]
-        file = RESULTS / f"{name}.png"
-        drawn = draw_channels_left(read(name), series, questions, file)
-        print(f"{file.relative_to(ROOT)}: {'drawn' if drawn else 'no results'}")
+    drawn = draw_channels_left(PICTURE)
+    print(f"{PICTURE.relative_to(ROOT)}: {'drawn' if drawn else 'no results'}")
 
 
 if __name__ == "__main__":
