@@ -64,10 +64,10 @@ SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
         MANY[:5],
         {
             "plain timm, zeros": ("plain", "zero"),
-            "trained with zeros": ("zero_fill", "trained"),
+            "trained with zeros": ("zero-fill", "trained"),
             "trained with the mean of the others": ("mean-fill", "trained"),
             "plain, predicted (ours), nothing trained": ("plain", "measured"),
-            "twin (ours)": ("k6", "trained"),
+            "twin (ours)": ("k13", "trained"),
         },
     ),
 }

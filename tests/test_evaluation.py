@@ -141,6 +141,26 @@ def test_paired_difference_is_the_exact_mcnemar_test():
         paired_difference(a, b[1:])
 
 
+def test_paired_difference_takes_shares_of_several_sets():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2, (2, 5, 200)).astype(bool)
+    one, same = paired_difference(a[0], b[0]), paired_difference(a[:1].mean(0), b[:1].mean(0))
+    assert one == same, "one set is no mean"
+    shares = paired_difference(a.mean(0), b.mean(0))
+    assert shares.difference == pytest.approx(a.mean() - b.mean())
+    assert shares.high - shares.low < 0.7 * (one.high - one.low)
+    assert shares.p == pytest.approx(stats.ttest_rel(a.mean(0), b.mean(0)).pvalue, abs=0.02)
+    # The interval covers: means of five sets whose images are right with the same probability.
+    covered = 0
+    for _ in range(400):
+        x, y = rng.random((2, 5, 100)) < rng.random(100)
+        found = paired_difference(x.mean(0), y.mean(0))
+        covered += found.low <= 0 <= found.high
+    assert 0.92 < covered / 400 < 0.99
+    with pytest.raises(ValueError, match=r"in 0\.\.1"):
+        paired_difference([50.0, 0.0], [0.0, 1.0])
+
+
 def test_no_answer_is_wrong_for_every_class():
     references = np.array([0, 0, 1, 1])
     metrics = classification_metrics([NO_CLASS, 0, NO_CLASS, 1], references, 2)

@@ -16,6 +16,7 @@ from timm_varchan import hub
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
 from timm_varchan.models import adapt, set_channels, stems
 from timm_varchan.models.dwg_twins import base_architectures
+from timm_varchan.stems import MIXERS
 
 PARAMETERS = json.loads((Path(__file__).parent / "parameters.json").read_text())
 PRETRAINED = ("resnet18", "efficientnet_b0", "vit_tiny_patch16_224", "nfnet_l0", "mobileone_s0")
@@ -328,6 +329,18 @@ def test_adapted_models_are_saved_as_twins(tmp_path):
     other = timm_varchan.adapt(small_model("resnet18"), "prior")
     with pytest.raises(ValueError, match="cannot build again"):
         hub.save(other, tmp_path / "n", class_names="abcdefg", channels=RGB, img_size=64)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"stem": "zero_fill"}, {"stem": "prior", "prior": "mean"}, {"stem": "hyper"}]
+)
+def test_a_twin_with_another_stem_is_saved_with_it(tmp_path, kwargs):
+    model = small_model("dwg_resnet18", **kwargs)
+    set_channels(model, "GB")
+    hub.save(model, tmp_path / "m", class_names="abcdefg", channels=RGB, img_size=64)
+    loaded = hub.load(tmp_path / "m").model
+    assert type(stems(loaded)[0]) is MIXERS[kwargs["stem"]]
+    assert_same(loaded(images(2)), model(images(2)))
 
 
 def test_a_saved_set_gives_way_to_what_is_asked_for(tmp_path):
