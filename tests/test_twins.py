@@ -149,7 +149,7 @@ def test_weights_with_other_stems_are_refused(tmp_path, pair):
     ],
 )
 def test_channels_at_creation(kwargs, channels, count):
-    model = small_model("dwg_resnet18", **kwargs)
+    model, x = small_model("dwg_resnet18", **kwargs), images(2)
     mixer = stems(model)[0]
     assert mixer.channels == (None if channels is None else ChannelSet.parse(channels))
     assert model.in_chans == count
@@ -335,12 +335,12 @@ def test_adapted_models_are_saved_as_twins(tmp_path):
     "kwargs", [{"stem": "zero_fill"}, {"stem": "prior", "prior": "mean"}, {"stem": "hyper"}]
 )
 def test_a_twin_with_another_stem_is_saved_with_it(tmp_path, kwargs):
-    model = small_model("dwg_resnet18", **kwargs)
+    model, x = small_model("dwg_resnet18", **kwargs), images(2)
     set_channels(model, "GB")
     hub.save(model, tmp_path / "m", class_names="abcdefg", channels=RGB, img_size=64)
     loaded = hub.load(tmp_path / "m").model
     assert type(stems(loaded)[0]) is MIXERS[kwargs["stem"]]
-    assert_same(loaded(images(2)), model(images(2)))
+    assert_same(loaded(x), model(x))
 
 
 def test_a_saved_set_gives_way_to_what_is_asked_for(tmp_path):
