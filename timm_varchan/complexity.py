@@ -154,9 +154,20 @@ def _run(
         set_channels(model, ChannelSet.anonymous(shape[1]))
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.empty(shape, device="meta", dtype=like.dtype)
+    # Not the counter's counts a module: a stem stands under another name than its own.
+    marks: list[int] = []
     sizes: list[int] = []
-    hooks = [
-        module.register_forward_hook(lambda _, inputs, output: sizes.append(_num_bytes(output)))
+
+    def mark(*_: Any) -> None:
+        marks.append(counter.get_total_flops())
+
+    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.append(_num_bytes(output))
+
+    hooks = [module.register_forward_pre_hook(mark) for module in first]
+    hooks += [module.register_forward_hook(mark) for module in first]
+    hooks += [
+        module.register_forward_hook(measure)
         for module in model.modules()
         if any(parameter is not None for parameter in module._parameters.values())
     ]
@@ -165,9 +176,7 @@ def _run(
         model(x)
     for hook in hooks:
         hook.remove()
-    flops, root = counter.get_flop_counts(), type(model).__name__
-    names = [name for name, module in model.named_modules() if module in first]
-    first_flops = sum(sum(flops[f"{root}.{name}".rstrip(".")].values()) for name in names)
+    first_flops = sum(marks[1::2]) - sum(marks[::2])
     return _Counts(counter.get_total_flops() // 2, first_flops // 2, sum(sizes))
 
 

@@ -268,7 +268,7 @@ def predict_scene(
         places = (missing.float().mean((1, 2)) <= most).nonzero().flatten()
         parts = [
             _probabilities(ready, torch.stack([transform(windows[i]) for i in part]))
-            for part in places.split(batch_size)
+            for part in torch.split(places, batch_size)
             if len(part)
         ]
         return (torch.cat(parts) if parts else None), places.numpy()
