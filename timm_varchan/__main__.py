@@ -21,10 +21,14 @@ from timm_varchan.errors import UserError
 from timm_varchan.extras import MissingExtraError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from timm_varchan.channels import ChannelSet
     from timm_varchan.data import ImageSplit
 
 _UNREADABLE = 3
+#: Unexplained share of a virtual channel's variance from which `predict` names it.
+_POOR = 0.05
 
 
 def _load(args: argparse.Namespace) -> tuple[hub.SavedModel, ChannelSet | None]:
@@ -55,6 +59,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.output:
         return _predict_scene(args, saved, settings)
     files = find_images(args.files)
+    _tell_expected_error(saved.model, settings["channels"])
     predictions = predict(
         saved.model,
         files,
@@ -80,6 +85,25 @@ def _predict(args: argparse.Namespace) -> int:
     if unreadable:
         print(f"{unreadable} of {len(files)} files could not be read.", file=sys.stderr)
     return _UNREADABLE if unreadable else 0
+
+
+def _tell_expected_error(model: nn.Module, channels: ChannelSet) -> None:
+    """Say on the error stream what the channels that are missing cost, where that is known."""
+    from timm_varchan.channels import ANONYMOUS
+    from timm_varchan.models import expected_error, has_stems, stems
+
+    told = has_stems(model) and stems(model)[0].channels != ANONYMOUS
+    if not told or channels.is_anonymous:
+        return
+    shares = expected_error(model, channels)
+    poor = {name: share for name, share in shares.items() if share >= _POOR}
+    if poor:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in poor.items())
+        print(
+            f"{channels} cannot tell all of the model's virtual channels; share of the variance "
+            f"that stays unknown: {shown}.",
+            file=sys.stderr,
+        )
 
 
 def _predict_scene(
