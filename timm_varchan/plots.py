@@ -174,7 +174,7 @@ def plot_channel_sets(
 
 def _draw_sets(axes: Axes, series: Mapping[str, Sequence[SetResult]]) -> None:
     """Horizontal bars, largest sets on top."""
-    names = {r.indices: r.name or r.channels for group in series.values() for r in group}
+    names = {r.indices: r.label for group in series.values() for r in group}
     places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
     thickness = 0.8 / len(series)
     for number, (label, group) in enumerate(series.items()):
@@ -217,7 +217,7 @@ def _draw_sizes(
     axes.set_xlim(0.4, last + 0.6)
     for result in results if dots else ():
         known = result.kind in ("natural", "asked")
-        accuracy = 100 * result.metrics["accuracy"].value
+        accuracy = 100 * result.accuracy
         axes.plot(
             result.size, accuracy, "D" if known else ".", color=COLOURS[6 if known else 0],
             markersize=5 if known else 3, alpha=1 if known else 0.5,
@@ -259,7 +259,7 @@ def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") 
     left.set_xlabel("lost without it (points)")
     right.set_xlabel("accuracy of it alone (%)")
     right.set_xlim(0, 100)
-    everything = 100 * main_series(results)[0].metrics["accuracy"].value
+    everything = 100 * main_series(results)[0].accuracy
     right.axvline(everything, color="black", linestyle=":", label="all channels")
     right.legend(loc="lower right", fontsize=8)
     left.set_yticks(range(len(bands)), [_short(band.name) for band in bands])
@@ -316,7 +316,7 @@ def plot_confusion(
         axes.set_yticks(range(num), class_names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (rows add up to 100 %)")
-    heading = f"{result.name or result.channels}: {100 * result.metrics['accuracy'].value:.1f} %"
+    heading = f"{result.label}: {100 * result.accuracy:.1f} %"
     axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=10)
     return _saved(figure, path)
 

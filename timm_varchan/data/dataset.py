@@ -890,9 +890,8 @@ def measure_split(
     moments = ChannelMoments()
     for index in sorted(chosen):
         values = scale_values(split[index][0])
-        missing = values.isnan() if values.is_floating_point() else None
-        is_whole = missing is None or not bool(missing.any())
-        moments.update(values, None if is_whole or missing is None else ~missing)
+        missing = values.isnan()
+        moments.update(values, ~missing if bool(missing.any()) else None)
     return moments.result(split.channels), moments.invalid_share
 
 

@@ -219,6 +219,7 @@ def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 train_transform = TrainTransform
+"""`TrainTransform`, by the name that goes with `eval_transform`."""
 
 
 def eval_transform(

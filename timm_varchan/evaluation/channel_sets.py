@@ -86,6 +86,16 @@ class SetResult:
         return len(self.indices)
 
     @property
+    def accuracy(self) -> float:
+        """Share of the images that were classified correctly."""
+        return self.metrics["accuracy"].value
+
+    @property
+    def label(self) -> str:
+        """What to call the set."""
+        return self.name or self.channels
+
+    @property
     def correct(self) -> np.ndarray:
         """Whether each image was classified correctly."""
         return self.predictions == self.references
@@ -101,7 +111,7 @@ class SetResult:
             "channels": self.channels,
             "indices": list(self.indices),
             "size": self.size,
-            "name": self.name or self.channels,
+            "name": self.label,
             "kind": self.kind,
             "mode": self.mode,
             "order": self.order,
