@@ -164,12 +164,6 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
         if mean is not None and std is not None:
             means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
             channels = channels.with_stats(means, stds)
-        if channels.mean is None:
-            without = [c.label for c in channels if c.mean is None]
-            raise UserError(
-                f"There are no mean and std for the channels {', '.join(without)}. Give mean and "
-                f"std (--mean, --std), one for all or one each, in units of the scaled values."
-            )
         return eval_transform(
             self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.no_data
         )

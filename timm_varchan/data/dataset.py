@@ -121,10 +121,25 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         taken._labels = [self._labels[i] for i in indices]
         return taken
 
-    def problem(self, index: int) -> str | None:
-        """Why an image cannot be read, None if it can."""
+    def without_unreadable(self) -> ImageSplit:
+        """The split without the images that cannot be read: every one is decoded once, in threads.
+
+        Returns:
+            A split whose `skipped` tells what was left out; a warning in the log does too.
+        """
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
+            problems = list(threads.map(self._problem, self._rows))
+        left = self.take([i for i, problem in enumerate(problems) if problem is None])
+        left.skipped += tuple(problem for problem in problems if problem is not None)
+        if left.skipped:
+            shown = "; ".join(left.skipped[:NUM_NAMED])
+            more = "; ..." if left.num_skipped > NUM_NAMED else ""
+            logger.warning("%d images skipped: %s%s", left.num_skipped, shown, more)
+        return left
+
+    def _problem(self, row: int) -> str | None:
         try:
-            self._reader(self._rows[index])
+            self._reader(row)
         except UserError as error:
             return str(error).removesuffix(ROW_CURE)
         return None
@@ -713,29 +728,12 @@ def _split_off(
 
 
 def readable(name: str, split: ImageSplit) -> ImageSplit:
-    """The images of a split that can be read: every one is decoded once, in threads.
-
-    Returns:
-        A split whose `skipped` tells what was left out; a warning in the log does too.
-
-    Raises:
-        UserError: None is left.
-    """
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        problems = list(threads.map(split.problem, range(len(split))))
-    left = split.take([i for i, problem in enumerate(problems) if problem is None])
-    left.skipped += tuple(problem for problem in problems if problem is not None)
+    """The images of a split that can be read; a `UserError` where none is left."""
+    left = split.without_unreadable()
     if len(left) == 0:
         raise UserError(
             f"Nothing of {name} is left: {left.num_skipped} rows cannot be read or have no "
             f"valid label, the first: {left.skipped[0]}"
-        )
-    if left.num_skipped:
-        logger.warning(
-            "%d images skipped: %s%s",
-            left.num_skipped,
-            "; ".join(left.skipped[:NUM_NAMED]),
-            "; ..." if left.num_skipped > NUM_NAMED else "",
         )
     return left
 

@@ -85,10 +85,11 @@ class NormalizePlanes(nn.Module):
                 f"pixels. Measure it (python -m timm_varchan measure), or take --no-data mean."
             )
         if channels.mean is None or channels.std is None:
-            without = [c.label for c in channels if c.mean is None]
+            without = [c.label for c in channels if c.mean is None or c.std is None]
             raise UserError(
-                f"Channels {channels}: no mean and std for {', '.join(without) or 'any channel'}. "
-                f"Measure them: channels.with_stats(*channel_stats(split))."
+                f"There are no mean and std for the channels {', '.join(without) or channels}. "
+                f"Measure them (channels.with_stats(*channel_stats(split))), or give mean and std "
+                f"(--mean, --std), one for all or one each, in units of the scaled values."
             )
         means, stds = torch.tensor([channels.mean, channels.std], dtype=torch.float64)
         self.register_buffer("factor", (1 / stds).view(-1, 1, 1))
