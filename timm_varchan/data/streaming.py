@@ -194,19 +194,10 @@ def stream_data(
     no_data: str = "refuse",
     skip_corrupt: bool = False,
 ) -> ImageData:
-    """Open data that is not downloaded as a whole.
+    """Open data that is not downloaded as a whole; the arguments are those of `load_data`.
 
-    Args:
-        source: A name on the hub, a folder of Parquet files or one such file; its images are in the
-            rows, its labels are `ClassLabel`.
-        channels: See `load_data`.
-        image_column: Likewise.
-        label_column: Likewise.
-        splits: Likewise.
-        limit: At most so many images of validation and test, the first ones.
-        value_scale: See `load_data`.
-        no_data: Likewise.
-        skip_corrupt: Likewise; of the stream, `ImageStream` skips them.
+    The source is a name on the hub, a folder of Parquet files or one such file; its images are in
+    the rows, its labels are `ClassLabel`. A limit takes the first images of validation and test.
 
     Returns:
         The data: of the training split a sample and the stream; the other splits are kept encoded

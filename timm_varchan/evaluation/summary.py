@@ -136,9 +136,9 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
             Band(
                 name=alone.channels if alone else _left_out(full, place),
                 index=place,
-                loss_without=without and paired_difference(full.correct, without.correct),
-                alone=alone and alone.metrics["accuracy"],
-                loss_alone=alone and paired_difference(full.correct, alone.correct),
+                loss_without=_loss(full, without),
+                alone=alone.metrics["accuracy"] if alone else None,
+                loss_alone=_loss(full, alone),
             )
         )
 
@@ -147,6 +147,10 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
         return loss, band.alone.value if band.alone else -math.inf
 
     return sorted(bands, key=worth, reverse=True)
+
+
+def _loss(full: SetResult, other: SetResult | None) -> Difference | None:
+    return paired_difference(full.correct, other.correct) if other else None
 
 
 def _left_out(full: SetResult, place: int) -> str:
