@@ -72,20 +72,24 @@ class Tables:
     """The rows of every split.
 
     Args:
-        splits: Rows by `train`, `validation`, `test`.
+        splits: `Rows` by `train`, `validation`, `test`.
         folder: What relative paths in the rows start from.
         name: What the data is called in results.
         row_names: What errors call the rows of a split, where these are only some of the source's.
     """
 
-    splits: dict[str, Rows]
+    splits: dict[str, Any]
     folder: Path
     name: str
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def load_tables(
-    source: str, splits: Mapping[str, str | None], cache_dir: str | Path | None = None
+    source: str,
+    splits: Mapping[str, str | None],
+    cache_dir: str | Path | None = None,
+    *,
+    streaming: bool = False,
 ) -> Tables:
     """Find out what a source is and read its rows.
 
@@ -94,9 +98,10 @@ def load_tables(
         splits: What the splits are called in the source where it is none of `SPLIT_ALIASES`; None
             leaves a split out. `"."` is a folder of class folders itself.
         cache_dir: Where `datasets` keeps its copies; its own default without it.
+        streaming: Read rows as they come, of Parquet files or from the hub.
 
     Returns:
-        The tables.
+        The tables, of `datasets.IterableDataset` where they are streamed.
 
     Raises:
         FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
@@ -109,11 +114,13 @@ def load_tables(
         )
     path = Path(source).expanduser()
     cache = None if cache_dir is None else str(cache_dir)
+    options: dict[str, Any] = {"streaming": True} if streaming else {"cache_dir": cache}
     if path.is_dir():
-        return Tables(_load_folder(path, splits, cache), path, path.resolve().name)
+        return Tables(_load_folder(path, splits, options), path, path.resolve().name)
     if path.is_file() and path.suffix == ".parquet":
-        tables = _load_parquet([path], splits, cache_dir=cache)
-        return Tables(tables, path.parent, path.stem)
+        return Tables(_load_parquet([path], splits, **options), path.parent, path.stem)
+    if path.is_file() and streaming:
+        raise _nothing_to_stream(path)
     if path.is_file() and path.suffix == ".txt":
         lists = _read_lists(choose_splits({path.stem: path}, splits, source))
         return Tables(dict(lists), path.parent, path.resolve().parent.name)
@@ -122,7 +129,7 @@ def load_tables(
     if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt"):
         raise FileNotFoundError(f"There is no {source}. Check the path, or give {_KNOWN}.")
     name = HUB_ALIASES.get(source, source)
-    return Tables(_load_hub(name, splits, cache_dir=cache), Path(), name)
+    return Tables(_load_hub(name, splits, **options), Path(), name)
 
 
 def choose_splits(
@@ -270,10 +277,15 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def _nothing_to_stream(path: Path) -> UserError:
+    return UserError(f"{path} holds no Parquet files, which --streaming reads. Leave it out.")
+
+
 def _load_folder(
-    folder: Path, splits: Mapping[str, str | None], cache_dir: str | None
+    folder: Path, splits: Mapping[str, str | None], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    is_saved = any((folder / f"dataset_{name}.json").is_file() for name in ("dict", "info"))
+    if is_saved and "streaming" not in options:
         saved = datasets.load_from_disk(str(folder))
         return choose_splits(
             saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, splits, folder
@@ -283,6 +295,8 @@ def _load_folder(
     named = _split_names() | _split_names(splits.values())
     texts = (Path(p[0]) for p in found if len(p) == 1 and _suffix(p[0]) == ".txt")
     lists = {file.stem: folder / file for file in texts if file.stem.lower() in named}
+    if not tables and "streaming" in options:
+        raise _nothing_to_stream(folder)
     if not tables and not lists:
         _say_left_out(folder, found)
         return dict(_load_class_folders(folder, found, splits))
@@ -290,7 +304,7 @@ def _load_folder(
     if tables:
         if images:
             logger.warning("%s: left out %d images beside the Parquet files", folder, images)
-        return _load_parquet(tables, splits, folder, cache_dir=cache_dir)
+        return _load_parquet(tables, splits, folder, **options)
     return dict(_read_lists(choose_splits(lists, splits, folder)))
 
 
@@ -483,32 +497,6 @@ def _parquet_splits(
         name = file.parent.name if stem.lower() not in known and inside else stem
         found.setdefault(name, []).append(str(file))
     return choose_splits(found, splits, folder or files[0])
-
-
-def open_streams(
-    source: str, splits: Mapping[str, str | None]
-) -> tuple[str, dict[str, datasets.IterableDataset]]:
-    """The rows of every split of a hub name or of Parquet files, read as they come.
-
-    Returns:
-        What the data is called, and the rows by `train`, `validation`, `test`.
-
-    Raises:
-        FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
-        UserError: A folder without Parquet files, splits that are not there.
-    """
-    path = Path(source).expanduser()
-    if path.exists():
-        found = [path.joinpath(*parts) for parts in walk(path)] if path.is_dir() else [path]
-        files = [file for file in found if file.suffix.lower() == ".parquet"]
-        if not files:
-            raise UserError(
-                f"{source} holds no Parquet files, which --streaming reads. Leave it out."
-            )
-        folder = path if path.is_dir() else None
-        return path.resolve().stem, _load_parquet(files, splits, folder, streaming=True)
-    name = HUB_ALIASES.get(source, source)
-    return name, _load_hub(name, splits, streaming=True)
 
 
 def _num_rows(file: str) -> int:

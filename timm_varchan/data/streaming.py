@@ -32,7 +32,7 @@ from timm_varchan.data.dataset import (
     stored_bytes,
 )
 from timm_varchan.data.decode import Reading
-from timm_varchan.data.sources import Tables, open_streams
+from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,8 @@ def stream_data(
             the rows or, among those that are kept, cannot be read.
     """
     reading = reading_for(channels, value_scale, no_data)
-    name, streams = open_streams(source, splits or {})
+    opened = load_tables(source, splits or {}, streaming=True)
+    name, streams = opened.name, opened.splits
     if "train" not in streams:
         raise UserError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
     columns = (
