@@ -332,14 +332,14 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     known = channels.take(places)
     if len(channels) <= len(RGB) or not places:
         return RGB
-    chosen = [i for i, c in enumerate(known) if find_channel(c, RGB.channels, SAME_BAND_NM) >= 0]
+    chosen = sorted({find_channel(c, known.channels, SAME_BAND_NM) for c in RGB} - {-1})
     rest = [i for i in range(len(known)) if i not in chosen]
     anchors: list[int] = []
     table = correlation_table(known)
     while rest and len(RGB) + len(anchors) < count:
         gains = [_predicted(table, [*chosen, i], set(rest) - {i}) for i in rest]
-        own = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
-        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - own[i], -rest[i]))]
+        before = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
+        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - before[i], -rest[i]))]
         rest.remove(best)
         chosen.append(best)
         anchors.append(best)
