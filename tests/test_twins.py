@@ -149,7 +149,7 @@ def test_weights_with_other_stems_are_refused(tmp_path, pair):
     ],
 )
 def test_channels_at_creation(kwargs, channels, count):
-    model, x = small_model("dwg_resnet18", **kwargs), images(2)
+    model = small_model("dwg_resnet18", **kwargs)
     mixer = stems(model)[0]
     assert mixer.channels == (None if channels is None else ChannelSet.parse(channels))
     assert model.in_chans == count
