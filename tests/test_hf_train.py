@@ -108,5 +108,5 @@ def test_the_launcher_is_checked(monkeypatch, env, processes, expected, message)
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    problem = launch._problem(processes, expected)
+    problem = launch._wrong_processes(processes, expected)
     assert (problem is None) if message is None else message in problem

@@ -32,8 +32,7 @@ from timm_varchan.training import (
 )
 from timm_varchan.training import loop as training_loop
 from timm_varchan.training.checkpoint import Checkpoints, Progress, read_progress
-from timm_varchan.training.epoch_sampler import EpochSampler
-from timm_varchan.training.loaders import epoch_batches
+from timm_varchan.training.loaders import EpochSampler, epoch_batches
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
 

@@ -12,7 +12,7 @@ import timm_varchan
 from timm_varchan import Channel, ChannelSet
 from timm_varchan.hub import save
 from timm_varchan.training import SetupError, run
-from timm_varchan.training.building import build_model
+from timm_varchan.training.build import build_model
 
 STAINS = ChannelSet((Channel("DNA"), Channel("ER"))).with_stats((0.5, 0.5), (0.25, 0.25))
 

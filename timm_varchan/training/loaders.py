@@ -6,16 +6,15 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from timm_varchan.channels import ANONYMOUS, ChannelSet
+from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
@@ -33,10 +32,11 @@ from timm_varchan.errors import UserError
 from timm_varchan.hub import SavedModel
 from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
-from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.epoch_sampler import EpochSampler
+from timm_varchan.training.config import TrainConfig
 
 __all__ = [
+    "EpochSampler",
+    "Loader",
     "StreamLoader",
     "epoch_batches",
     "eval_loader",
@@ -48,6 +48,32 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]
+
+
+class EpochSampler(Sampler[int]):
+    """Images in an order that depends on seed and epoch alone.
+
+    Args:
+        num_images: Size of the data.
+        seed: Of the order.
+        num_drawn: How many of them an epoch has, others in every epoch; all by default.
+    """
+
+    def __init__(self, num_images: int, seed: int, num_drawn: int | None = None) -> None:
+        self.num_images, self.seed, self.epoch = num_images, seed, 0
+        self.num_drawn = num_images if num_drawn is None else num_drawn
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_drawn
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.num_images))
+        seeded_rng("order", self.seed, self.epoch).shuffle(order)
+        return iter(order[: self.num_drawn])
 
 
 class StreamLoader:
@@ -204,7 +230,7 @@ def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
     count = len(data.channels)
     if not count or not data.channels.is_anonymous or data.stream is not None:
         return data
-    names = tuple(replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
+    names = tuple(dataclasses.replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
     named = ChannelSet(names, data.channels.correlation)
     if accelerator.is_main_process:
         logger.warning(
