@@ -122,12 +122,7 @@ class Checkpoints:
     def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> None:
         """Write a checkpoint under another name and rename it; keep the newest and the best.
 
-        Call it on every process.
-
-        Args:
-            accelerator: Saves what it prepared.
-            progress: How far training is.
-            own: What this process alone knows.
+        Call it on every process, with what the accelerator does not know of it.
 
         Raises:
             CheckpointError: It cannot be written; those before it are as they were.

@@ -269,8 +269,8 @@ class TrainConfig:
         return self.mixup > 0 or self.cutmix > 0
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        """What JSON gives back: a configuration that was written and read compares equal."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -279,11 +279,10 @@ class TrainConfig:
         Raises:
             ValueError: Values that no flag takes.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} & set(values)
         fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in known
+            name: tuple(values[name]) if isinstance(values[name], list) else values[name]
+            for name in known
         }
         return cls(**fields)
 
@@ -291,13 +290,6 @@ class TrainConfig:
 def flag(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
-
-
-def _plain(value: Any) -> Any:
-    """What JSON gives back: a configuration that was written and read compares equal."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def report() -> TrainConfig:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -54,7 +54,6 @@ _TWO_ON_CPU = (
     "--mixed_precision no --dynamo_backend no --main_process_port 0 hf_train.py"
 )
 
-
 #: Prints an error once the launcher is gone: it has much to say of a process that failed.
 _LAST_WORD = """
 import sys, time, psutil
@@ -96,12 +95,6 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     DDP does not broadcast buffers: it would send the first process's channel tables to all others,
     whose batches have other channel sets; BatchNorm's statistics are averaged each epoch instead.
 
-    Args:
-        config: Precision, accumulation, clipping, trackers, and how many processes are expected.
-
-    Returns:
-        The accelerator.
-
     Raises:
         SystemExit: Processes that do not know of each other, fewer than expected, or DeepSpeed,
             FSDP or fp16 that was asked for and is not on.
@@ -120,8 +113,7 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
         project_config=ProjectConfiguration(str(config.folder), str(config.folder / "tensorboard")),
         kwargs_handlers=handlers,
     )
-    problem = _wrong_processes(accelerator.num_processes, config.expect_processes)
-    problem = problem or _not_as_asked(accelerator)
+    problem = next(_problems(accelerator, config.expect_processes), None)
     if problem is not None:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
@@ -139,44 +131,38 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def _not_as_asked(accelerator: Accelerator) -> str | None:
-    """What is wrong with how the processes work together or with the precision, and the cure."""
-    got = accelerator.distributed_type
-    for wanted, cure in _ASKED.items():
-        asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
-        if asked and got != wanted:
-            return f"{wanted.name} was asked for, but the launcher set up {got.value}. {cure}"
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        return (
-            "fp16 was asked for, but on a CPU accelerate computes in float32 without a word. Give "
-            "--mixed-precision bf16 or no."
-        )
-    return None
-
-
-def _wrong_processes(num_processes: int, expected: int | None) -> str | None:
-    """What is wrong with the number of processes, and the cure."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != num_processes:
-        return (
-            f"the launcher started {started} processes, but each works on its own "
-            f"({num_processes} of {num_processes}): they would do the same work and overwrite each "
-            f"other's files. Without a GPU launch as: {_TWO_ON_CPU.format(n=started)}"
-        )
-    if expected is not None and expected != num_processes:
-        return (
-            f"{expected} processes were expected, but {num_processes} run. `accelerate launch "
-            f"--cpu` starts only one; launch as: {_TWO_ON_CPU.format(n=expected)}"
-        )
+def _problems(accelerator: Accelerator, expected: int | None) -> Iterator[str]:
+    """What the launcher did otherwise than it was asked, and the cure."""
+    started, running = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
     # accelerate sets the address for several processes, then starts one if it is given --cpu.
     launched_alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if started != running:
+        yield (
+            f"the launcher started {started} processes, but each works on its own ({running} of "
+            f"{running}): they would do the same work and overwrite each other's files. Without a "
+            f"GPU launch as: {_TWO_ON_CPU.format(n=started)}"
+        )
+    if expected not in (None, running):
+        yield (
+            f"{expected} processes were expected, but {running} run. `accelerate launch --cpu` "
+            f"starts only one; launch as: {_TWO_ON_CPU.format(n=expected)}"
+        )
     if expected is None and launched_alone and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return (
+        yield (
             f"accelerate was asked for several processes, but started one, as it does with --cpu. "
             f"Launch as: {_TWO_ON_CPU.format(n=2)} - or, if one process is right, say "
             f"--expect-processes 1"
         )
-    return None
+    for wanted, cure in _ASKED.items():
+        asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
+        if asked and accelerator.distributed_type != wanted:
+            got = accelerator.distributed_type.value
+            yield f"{wanted.name} was asked for, but the launcher set up {got}. {cure}"
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        yield (
+            "fp16 was asked for, but on a CPU accelerate computes in float32 without a word. Give "
+            "--mixed-precision bf16 or no."
+        )
 
 
 def _is_sharded(accelerator: Accelerator) -> bool:

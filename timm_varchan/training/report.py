@@ -1,51 +1,4 @@
-"""What a run says and leaves behind: first and last words, epochs, results for programs and people.
-
-`results.json`, version 1 of the schema (every key is always there; None where it does not apply):
-
-    schema_version  1
-    created         time, ISO 8601, UTC
-    config          the fields of `TrainConfig`
-    seeds           list of the seeds that took part
-    model           name, num_parameters, folder (in the output folder)
-    data            name, class_names, channels (as `ChannelSet.to_config`),
-                    num_images {train (None if streamed), validation, test, evaluated},
-                    num_skipped, value_scale (what stored numbers were divided by, or None: by the
-                    range of their type), no_data (as the flag), invalid_share (of the pixels of the
-                    measured images, without data)
-    training        None if nothing was trained, else epochs, updates, seconds, images_per_second
-                    (median over epochs), history: one entry an epoch with epoch (from 0),
-                    train_loss, train_accuracy, eval_loss, eval_accuracy, lr, seconds,
-                    loader_share (of the seconds, 0..1), images_per_second, eval_sets (accuracy by
-                    name of the channel set), eval_not_finite (logits that are not finite, images
-                    over all sets)
-    evaluation      split, checkpoint, seconds, planned (`--eval-sets`), num_passes over the data;
-                    sets: one entry a channel set, mode and order, largest sets first, with
-                    channels, indices, size, name, kind (see `PlannedSet`), mode, order, num_images,
-                    num_not_finite (images of which a logit is not finite: they count as wrong), and
-                    for each of accuracy, precision_macro, recall_macro, f1_macro {value, low, high}
-                    in 0..1 (95 %; Wilson for accuracy, bootstrap for the macro means);
-                    loss: all channels minus this set on the same images {difference, low, high, p},
-                    None for all channels; expected_error: share of the variance of the virtual
-                    channels that the set does not explain (the mean of what
-                    `timm_varchan.expected_error` tells), None where nothing is known of it;
-                    baseline: None or
-                    {accuracy, difference: this model minus the baseline};
-                    sizes: one entry a size, mode and order with size, mode, order, num_sets,
-                    num_possible, mean, std (between sets, not seeds), worst, worst_set, best,
-                    best_set (accuracy; sets that somebody chose count only where no others are);
-                    bands: one entry a channel, the greatest loss without it first, with name,
-                    index, loss_without, alone, loss_alone (first mode);
-                    robustness: see `Robustness`, None for one channel or a few sets;
-                    foretold: rank correlation of expected_error with the loss, or None;
-                    order_check: None or num_images, difference, scale, equal: logits of a model
-                    with a stem, its planes in another order;
-                    confusion: images by true (row) and predicted class on all channels, the last
-                    column those without a finite answer;
-                    baseline: None or name, sizes, robustness
-    machine         platform, processor, device, num_processes, distributed_type
-    versions        python, timm_varchan, timm, torch, accelerate, datasets, evaluate, numpy
-    git_commit      of the working folder, or None
-"""
+"""What a run says and leaves behind: first and last words, epochs, results, tables for people."""
 
 from __future__ import annotations
 
@@ -109,43 +62,27 @@ _DRAW_EVERY = 30.0
 def opening(
     config: TrainConfig, data: ImageData, model: nn.Module, accelerator: Accelerator
 ) -> str:
-    """What is about to be done with what, a line for each, before it takes time.
-
-    Args:
-        config: The run.
-        data: Its images; channels with mean and standard deviation.
-        model: The model, wrapped or not.
-        accelerator: Its processes.
-
-    Returns:
-        Lines of a label and a text.
-    """
-    counts = [
-        f"{len(split):,} {name}"
-        for name, split in (
-            ("training", data.train), ("validation", data.validation), ("test", data.test),
-        )
-        if split is not None
-    ]  # fmt: skip
+    """What is about to be done with what, a line for each, before it takes time."""
+    splits = {"training": data.train, "validation": data.validation, "test": data.test}
+    counts = [f"{len(split):,} {name}" for name, split in splits.items() if split is not None]
     if data.stream is not None:
         counts.insert(0, "streamed training")
-    divided = (
-        f"divided by {config.value_scale:g}" if config.value_scale else "of their type's range"
-    )
+    scale, precision = config.value_scale, accelerator.mixed_precision
     parameters = sum(p.numel() for p in model.parameters())
     start = "pretrained" if config.pretrained else "random"
     start = "its own" if config.eval_only or ":" in config.model else start
     lines = {
         "data": f"{data.name}, {' + '.join(counts)} images, {len(data.class_names)} classes",
         "channels": _channels(config, data.channels),
-        "images": f"{config.pixels} x {config.pixels} px, numbers {divided}",
+        "images": f"{config.pixels} x {config.pixels} px, numbers "
+        + (f"divided by {scale:g}" if scale else "of their type's range"),
         "model": f"{config.eval_only or config.model}, {parameters / 1e6:.2f} M parameters, "
         f"{start} weights",
         "training": f"{config.epochs} epochs, batches of {config.batch_size}, channels "
         f"{config.channel_aug} and {config.channel_identity}, seed {config.seed}",
         "device": f"{accelerator.num_processes} x {accelerator.device.type}, precision "
-        f"{'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}",
-        "folder": str(config.output_dir),
+        f"{'float32' if precision == 'no' else precision}",
+        "folder": config.output_dir,
     }
     if config.eval_only:
         del lines["training"]
@@ -176,12 +113,7 @@ def _channels(config: TrainConfig, channels: ChannelSet) -> str:
 
 
 def closing(results: Mapping[str, Any], folder: Path) -> str:
-    """One sentence of what was achieved, and where to look.
-
-    Args:
-        results: The content of `results.json`.
-        folder: Of the run.
-    """
+    """One sentence of what was achieved, and where to look."""
     whole, data = results["evaluation"]["sets"][0], results["data"]
     value, low, high = (100 * whole["accuracy"][key] for key in ("value", "low", "high"))
     classes = len(data["class_names"])
@@ -299,7 +231,7 @@ def build_results(
     checkpoint: str | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """The content of `results.json`; see the module for the schema.
+    """The content of `results.json`; the schema stands in `docs/evaluation.md`.
 
     Args:
         config: The run.
@@ -311,6 +243,8 @@ def build_results(
         checkpoint: Name of the one that was evaluated.
         seconds: That the evaluation took.
     """
+    sets, device, check = evaluated.sets, accelerator.device, evaluated.sets.order_check
+    own, baseline = _summary(sets), evaluated.baseline
     return {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -324,13 +258,22 @@ def build_results(
             "checkpoint": checkpoint,
             "seconds": seconds,
             "planned": config.planned_sets,
-            **_evaluation_entry(evaluated, len(data.class_names)),
-            "baseline": _baseline_entry(evaluated),
+            "num_passes": sets.num_passes,
+            "sets": _set_entries(evaluated),
+            "sizes": own["sizes"],
+            "bands": [band.to_json() for band in rank_bands(sets)],
+            "robustness": own["robustness"],
+            "foretold": foretold(sets, evaluated.expected_errors),
+            "order_check": None if check is None else {**check._asdict(), "equal": check.equal},
+            "confusion": confusion_counts(
+                sets[0].predictions, sets[0].references, len(data.class_names)
+            ).tolist(),
+            "baseline": baseline and {"name": evaluated.baseline_name, **_summary(baseline)},
         },
         "machine": {
             "platform": platform.platform(),
             "processor": processor(),
-            "device": _device_name(accelerator.device),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "num_processes": accelerator.num_processes,
             "distributed_type": str(accelerator.distributed_type.value),
         },
@@ -338,31 +281,20 @@ def build_results(
     }
 
 
-def _evaluation_entry(evaluated: Evaluated, num_classes: int) -> dict[str, Any]:
-    """What the results of all sets come to."""
-    sets = evaluated.sets
-    errors = evaluated.expected_errors
-    score, check = robustness(sets), sets.order_check
+def _summary(sets: Evaluation) -> dict[str, Any]:
+    """What the results of a model's sets come to: by size, and in one number."""
+    score = robustness(sets)
     return {
-        "num_passes": sets.num_passes,
-        "sets": _set_entries(sets, errors, evaluated.baseline),
         "sizes": [dataclasses.asdict(summary) for summary in summarise_sizes(sets)],
-        "bands": [band.to_json() for band in rank_bands(sets)],
         "robustness": None if score is None else score.to_json(),
-        "foretold": foretold(sets, errors),
-        "order_check": None if check is None else {**check._asdict(), "equal": check.equal},
-        "confusion": confusion_counts(
-            sets[0].predictions, sets[0].references, num_classes
-        ).tolist(),
     }
 
 
-def _set_entries(
-    sets: Evaluation, errors: Sequence[float | None], baseline: Evaluation | None
-) -> list[dict[str, Any]]:
+def _set_entries(evaluated: Evaluated) -> list[dict[str, Any]]:
     """Every result with its paired differences: to all channels, and to the baseline's answer."""
+    sets, errors = evaluated.sets, evaluated.expected_errors
     whole = {r.mode: r for r in reversed(sets) if r.kind == "all" and r.order == "in order"}
-    theirs = {result.indices: result for result in baseline or ()}
+    theirs = {result.indices: result for result in evaluated.baseline or ()}
     entries = []
     for result, error in zip(sets, errors, strict=True):
         entry = {**result.to_json(), "loss": None, "expected_error": error, "baseline": None}
@@ -378,23 +310,9 @@ def _set_entries(
     return entries
 
 
-def _baseline_entry(evaluated: Evaluated) -> dict[str, Any] | None:
-    """What the baseline's own sets come to."""
-    if evaluated.baseline is None:
-        return None
-    score = robustness(evaluated.baseline)
-    return {
-        "name": evaluated.baseline_name,
-        "sizes": [dataclasses.asdict(s) for s in summarise_sizes(evaluated.baseline)],
-        "robustness": None if score is None else score.to_json(),
-    }
-
-
 def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    num_images: dict[str, int | None] = {
-        name: len(split) if split else 0 for name, split in splits.items()
-    }
+    num_images: dict[str, Any] = {n: len(split) if split else 0 for n, split in splits.items()}
     reading = data.reading
     if data.stream is not None:
         num_images["train"] = None  # nobody counted
@@ -418,10 +336,6 @@ def _training_entry(progress: Progress) -> dict[str, Any]:
         "images_per_second": statistics.median(e["images_per_second"] for e in progress.history),
         "history": progress.history,
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -452,16 +366,12 @@ def _points(difference: Mapping[str, float] | None) -> str:
     return f"{value + 0.0:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _shown(sets: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The results of which people see everything: all, natural and wanted sets; or all if few."""
-    if len(sets) <= MAX_SETS_SHOWN:
-        return list(sets)
-    return [s for s in sets if s["kind"] in ("all", "natural", "asked")][:MAX_SETS_SHOWN]
-
-
 def metrics_table(evaluation: Mapping[str, Any]) -> str:
     """The four metrics in per cent with their intervals, and what is lost against all channels."""
     sets, baseline = evaluation["sets"], evaluation["baseline"]
+    shown = sets
+    if len(sets) > MAX_SETS_SHOWN:
+        shown = [s for s in sets if s["kind"] in ("all", "natural", "asked")][:MAX_SETS_SHOWN]
     foretell = any(s["expected_error"] is not None for s in sets)
     extra = ["expected error"] if foretell else []
     extra += ["minus baseline"] if baseline else []
@@ -470,10 +380,10 @@ def metrics_table(evaluation: Mapping[str, Any]) -> str:
             _row_name(s, sets),
             *(_percent(s[name]) for name in METRICS),
             _points(s["loss"]),
-            *([_error(s["expected_error"])] if foretell else []),
+            *(["" if (e := s["expected_error"]) is None else f"{e:.2f}"] if foretell else []),
             *([_points((s["baseline"] or {}).get("difference"))] if baseline else []),
         ]
-        for s in _shown(sets)
+        for s in shown
     ]
     head = ["channels", "accuracy", "precision", "recall", "f1", "lost against all", *extra]
     return _markdown(head, rows)
@@ -485,10 +395,6 @@ def _row_name(one: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
     parts += [one["mode"]] if len({s["mode"] for s in sets}) > 1 else []
     parts += [one["order"]] if one["order"] != sets[0]["order"] else []
     return ", ".join(parts)
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def bands_table(bands: Sequence[Mapping[str, Any]]) -> str:
@@ -511,7 +417,8 @@ def bands_table(bands: Sequence[Mapping[str, Any]]) -> str:
 def size_table(evaluation: Mapping[str, Any]) -> str:
     """Accuracy in per cent by number of channels: mean, worst and best set, and which."""
     first = evaluation["sets"][0]
-    own = [s for s in evaluation["sizes"] if (s["mode"], s["order"]) == _series(first)]
+    series = first["mode"], first["order"]
+    own = [s for s in evaluation["sizes"] if (s["mode"], s["order"]) == series]
     baseline = {s["size"]: s["mean"] for s in (evaluation["baseline"] or {}).get("sizes", ())}
     rows = [
         [
@@ -526,20 +433,12 @@ def size_table(evaluation: Mapping[str, Any]) -> str:
     return _markdown(["number", "sets", "mean", "worst to best", "worst set", *extra], rows)
 
 
-def _series(one: Mapping[str, Any]) -> tuple[str, str]:
-    return one["mode"], one["order"]
-
-
 def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:22]}..."
 
 
 def markdown_report(results: Mapping[str, Any]) -> str:
-    """`results.md`: what a person reads, at most 60 lines for 13 channels.
-
-    Args:
-        results: The content of `results.json`.
-    """
+    """`results.md` from the content of `results.json`: at most 60 lines for 13 channels."""
     data, evaluation, machine = results["data"], results["evaluation"], results["machine"]
     seen, training = data["num_images"]["evaluated"], results["training"]
     trained = ""
