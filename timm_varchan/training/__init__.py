@@ -1,6 +1,6 @@
 """Training and evaluation of one run, under `accelerate`."""
 
-from timm_varchan.extras import needs
+from timm_varchan.errors import needs
 
 with needs("train"):
     from timm_varchan.training.checkpoint import CheckpointError
