@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from scipy.sparse import coo_matrix
@@ -195,12 +195,9 @@ def _models(arm: str, saved: hub.SavedModel) -> Iterator[tuple[str, nn.Module]]:
     if timm_varchan.models.has_stems(saved.model):
         yield "trained", saved.model
         return
-    weights = saved.model.state_dict()
     known = saved.channels.standardised()
-    kwargs = saved.model._model_args
     for name, arguments in UNTRAINED.items():
-        plain = timm.create_model(saved.model.pretrained_cfg["architecture"], **kwargs)
-        plain.load_state_dict(weights)
+        plain = copy.deepcopy(saved.model)
         given = dict(arguments)
         if given.get("prior") == "measured":
             given["statistics"] = known

@@ -8,7 +8,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 #: Shown under their own paths; of other files only what these pages show.
-PAGES = ("bench/REPORT.md", "bench/README.md", "configs/README.md")
+PAGES = ("README.md", "bench/REPORT.md", "bench/README.md", "configs/README.md")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 

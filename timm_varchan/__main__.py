@@ -21,10 +21,14 @@ from timm_varchan import hub
 from timm_varchan.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from timm_varchan.channels import ChannelSet
     from timm_varchan.data import ImageSplit
 
 _UNREADABLE = 3
+#: Unexplained share of a virtual channel's variance from which `predict` names it.
+_POOR = 0.05
 
 
 def _load(args: argparse.Namespace) -> hub.SavedModel:
@@ -40,10 +44,12 @@ def _predict(args: argparse.Namespace) -> int:
     if args.output:
         return _predict_scene(args, saved)
     files = find_images(args.files)
+    channels = saved.select(args.channels) if args.channels else saved.channels
+    _tell_expected_error(saved.model, channels)
     predictions = predict(
         saved.model,
         files,
-        channels=saved.select(args.channels) if args.channels else saved.channels,
+        channels=channels,
         img_size=args.img_size or saved.img_size,
         class_names=saved.class_names,
         crop_pct=saved.crop_pct,
@@ -70,6 +76,25 @@ def _predict(args: argparse.Namespace) -> int:
     if unreadable:
         print(f"{unreadable} of {len(files)} files could not be read.", file=sys.stderr)
     return _UNREADABLE if unreadable else 0
+
+
+def _tell_expected_error(model: nn.Module, channels: ChannelSet) -> None:
+    """Say on the error stream what the channels that are missing cost, where that is known."""
+    from timm_varchan.channels import ANONYMOUS
+    from timm_varchan.models import expected_error, has_stems, stems
+
+    told = has_stems(model) and stems(model)[0].channels != ANONYMOUS
+    if not told or channels.is_anonymous:
+        return
+    shares = expected_error(model, channels)
+    poor = {name: share for name, share in shares.items() if share >= _POOR}
+    if poor:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in poor.items())
+        print(
+            f"{channels} cannot tell all of the model's virtual channels; share of the variance "
+            f"that stays unknown: {shown}.",
+            file=sys.stderr,
+        )
 
 
 def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
