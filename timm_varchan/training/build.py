@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -167,39 +166,23 @@ def prepare(
     if config.ema_decay is not None:
         average = ModelEmaV3(unwrap_model(model), decay=config.ema_decay, use_warmup=True)
     scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.sched,
-        num_epochs=config.epochs,
-        min_lr=config.min_lr,
-        warmup_lr=config.lr / 100,
-        warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-        step_on_epochs=False,
-        updates_per_epoch=len(loader) // config.grad_accum_steps,
-    )
+        optimizer, sched=config.sched, num_epochs=config.epochs, min_lr=config.min_lr,
+        warmup_lr=config.lr / 100, warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+        step_on_epochs=False, updates_per_epoch=len(loader) // config.grad_accum_steps,
+    )  # fmt: skip
     mixup = Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=config.smoothing,
+        config.mixup, config.cutmix, label_smoothing=config.smoothing,
         num_classes=len(data.class_names),
-    )
+    )  # fmt: skip
     sets = spread(plan_sets(data.channels, seed=config.seed), max(2, config.val_max_sets))
     # From here on only what differs between processes anyway (dropout) draws from generators.
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(
-        config=config,
-        accelerator=accelerator,
-        model=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        loader=loader,
-        validation=validation,
-        validation_sets=sets[: max(1, config.val_max_sets)],
-        channels=data.channels,
-        checkpoints=checkpoints,
-        log=RunLog(accelerator, config),
-        mixup=mixup if config.mixes else None,
-        average=average,
-    )
+        config, accelerator, model, optimizer, scheduler, loader,
+        validation=validation, validation_sets=sets[: max(1, config.val_max_sets)],
+        channels=data.channels, checkpoints=checkpoints, log=RunLog(accelerator, config),
+        mixup=mixup if config.mixes else None, average=average,
+    )  # fmt: skip
     return trainer, _resume(trainer)
 
 
@@ -215,36 +198,29 @@ def choose_trained(model: nn.Module, part: str) -> None:
     """
     if part == "all":
         return
+    if part == "stem":
+        found: list[nn.Module] = [*stems(model)] if has_stems(model) else []
+    else:
+        heads = model.get_classifier()  # type: ignore[operator]  # every timm model has it
+        found = [head for head in (heads if isinstance(heads, tuple) else (heads,)) if head]
+    if not any(list(module.parameters()) for module in found):
+        other = "head" if part == "stem" else "stem"
+        raise UserError(
+            f"{type(model).__name__} has no {part} to train alone. Choose another model (a dwg_ "
+            f"twin has a stem), or --train-only {other}."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for module in _parts(model, part):
+    for module in found:
         module.requires_grad_(True)
-
-
-def _parts(model: nn.Module, part: str) -> Iterable[nn.Module]:
-    name = type(model).__name__
-    if part == "stem":
-        if not has_stems(model):
-            raise UserError(
-                f"{name} has no stem to train alone. Choose a dwg_ model, or --train-only head."
-            )
-        return stems(model)
-    heads = model.get_classifier()  # type: ignore[operator]  # every timm model has it
-    found = [head for head in (heads if isinstance(heads, tuple) else (heads,)) if head is not None]
-    if not any(list(head.parameters()) for head in found):
-        raise UserError(f"{name} has no classifier to train alone.")
-    return found
 
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     try:
         return create_optimizer_v2(
-            model,
-            opt=config.opt,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
+            model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
-        )
+        )  # fmt: skip
     except ValueError as error:  # timm's word for an unknown name
         raise UserError(f"--opt {config.opt}: {error}") from error
 
