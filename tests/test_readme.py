@@ -19,12 +19,8 @@ def test_the_python_runs_word_for_word():
     missing = images.masked_fill(~present[:, :, None, None], float("nan"))
     own, plain = (code for code in re.findall(r"```python\n(.*?)```", README, re.S)[1:])
 
-    names = {
-        "timm": timm,
-        "torch": torch,
-        "complete": [images],
-        "loader": [(missing, present, labels)],
-    }
+    names = {"timm": timm, "torch": torch}
+    names |= {"complete": [images], "loader": [(missing, present, labels)]}
     exec("import timm_varchan\n" + own, names)
     assert names["loss"].isfinite()
     assert all(p.isfinite().all() for p in names["model"].parameters())

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from conftest import assert_same
 from torch import nn
 
-from timm_varchan.models.rrdb import RRDB
-from timm_varchan.models.rrdb_blocks import DenseBlock
-from timm_varchan.models.rrdb_recurrence import GATINGS, ConvRecurrence
+from timm_varchan.models.rrdb import GATINGS, RRDB, ConvRecurrence, DenseBlock
 
 NAMES = ("rrdb_small", "rrdb_base", "rrdb_rnn_small", "rrdb_rnn_base")
 #: Options that change the model, and with the default of each architecture argument another one.

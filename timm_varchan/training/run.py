@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +117,7 @@ def run(config: TrainConfig) -> Outcome:
             model = build_model(config, data) if saved is None else saved.model
             _check_evaluation(config, model, data)
             baseline = _load_baseline(config, accelerator, data)
+            import_module("timm_varchan.plots")  # slow, so only here: before anything is trained
             if saved is None:
                 trainer, progress = prepare(config, accelerator, model, data)
             accelerator.wait_for_everyone()
