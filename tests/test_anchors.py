@@ -125,12 +125,17 @@ def test_other_channels_build_the_bank_for_all_of_them():
 
 
 def test_the_rule_for_virtual_channels():
-    chosen = choose_virtual_channels(EUROSAT)
+    every = choose_virtual_channels(EUROSAT)
+    assert str(every.take([0, 1, 2])) == "RGB"
+    assert set(every.names[3:]) == set(EUROSAT.names) - {"B02", "B03", "B04"}
+    chosen = choose_virtual_channels(EUROSAT, 6)
     assert len(chosen) == 6
-    assert str(chosen.take([0, 1, 2])) == "RGB"
-    assert set(chosen.names[3:]) <= set(EUROSAT.names)
+    assert set(chosen.names) < set(every.names)
+    hyper = ChannelSet.parse([400.0 + 5 * i for i in range(200)])
+    assert len(choose_virtual_channels(hyper)) == 16
     shuffled = EUROSAT.take([5, 12, 0, 3, 9, 1, 7, 2, 11, 4, 10, 8, 6])
-    assert choose_virtual_channels(shuffled) == chosen
+    assert choose_virtual_channels(shuffled, 6) == chosen
+    assert choose_virtual_channels(shuffled) == every
     for few in ("RGB", "G", "B04+B08"):
         assert str(choose_virtual_channels(ChannelSet.parse(few))) == "RGB"
     assert str(choose_virtual_channels(ChannelSet.parse("RGB+NIR"))) == "R+G+B+NIR"

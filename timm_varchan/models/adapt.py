@@ -23,8 +23,8 @@ __all__ = [
     "stems",
 ]
 
-#: Virtual channels of data with many bands.
-NUM_VIRTUAL = 6
+#: Virtual channels of data with many bands, at most; a satellite's bands have one each.
+NUM_VIRTUAL = 16
 
 #: What a twin takes and its base does not.
 TWIN_ARGUMENTS = frozenset(
@@ -312,9 +312,10 @@ def with_rgb_first(virtual: ChannelSet) -> ChannelSet | None:
 def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> ChannelSet:
     """Virtual channels for data of many channels.
 
-    Data with wavelengths: R, G and B, which pretrained kernels are for, then, one by one, the band
-    from which most can be predicted of the others that the chosen ones do not predict yet, by
-    their correlation where it is known, else by that of the wavelengths. Data with names alone
+    Data with wavelengths: R, G and B, which pretrained kernels are for, and each further band; of
+    more than `count`, one by one, that from which most can be predicted of the others that the
+    chosen ones do not predict yet, by their correlation where it is known, else by that of the
+    wavelengths. Data with names alone
     (stains): the data's own channels, each with its kernels. Other data: R, G and B.
 
     Args:
@@ -330,14 +331,14 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     known = channels.take(places)
     if len(channels) <= len(RGB) or not places:
         return RGB
-    chosen = [i for i, c in enumerate(known) if find_channel(c, RGB.channels, SAME_BAND_NM) >= 0]
+    chosen = sorted({find_channel(c, known.channels, SAME_BAND_NM) for c in RGB} - {-1})
     rest = [i for i in range(len(known)) if i not in chosen]
     anchors: list[int] = []
     table = correlation_table(known)
     while rest and len(RGB) + len(anchors) < count:
         gains = [_predicted(table, [*chosen, i], set(rest) - {i}) for i in rest]
-        own = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
-        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - own[i], -rest[i]))]
+        before = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
+        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - before[i], -rest[i]))]
         rest.remove(best)
         chosen.append(best)
         anchors.append(best)

@@ -137,7 +137,7 @@ class TrainConfig:
     )
     virtual_channels: str | None = _model(
         None,
-        "what a new twin's kernels are for; RGB, or RGB and bands that tell most of the rest",
+        "what a new twin's kernels are for; RGB and every further band, 16 at most",
     )
     drop_path: float = _model(
         0.0, "rate of stochastic depth, where the model has it", must=_BELOW_1
