@@ -144,7 +144,7 @@ def main() -> None:
     """Parse the command line and sweep."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="CSV file, appended to")
-    parser.add_argument("--filter", default="dwg_*", help="which models, by wildcard")
+    parser.add_argument("--filter", nargs="+", default=["dwg_*"], help="models, by wildcards")
     parser.add_argument("--max-params", type=int, default=100_000_000, help="largest real forward")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, help="use these, run nothing")

@@ -3,6 +3,8 @@
 import copy
 import functools
 import os
+import sys
+from pathlib import Path
 
 # Several test processes at once (pytest -n): one thread each, also in what they start. More threads
 # than cores wait for each other, which made tests of seconds last minutes.
@@ -12,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.models.byobnet import model_cfgs
 
 import timm_varchan
@@ -97,6 +100,27 @@ def _pair(arch):
     twin = small_model(f"dwg_{arch}")
     twin.load_state_dict(base.state_dict())
     return base, twin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures(request):
+    """Pictures of runs are drawn but not rendered, which takes longer than such a run.
+
+    Those of the modules that test pictures are, and those of processes that tests start.
+    """
+    plots = sys.modules.get("timm_varchan.plots")
+    if plots is None or request.module.__name__ in ("test_evaluation", "test_look"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_saved", lambda figure, path: write_picture(path))
+        yield
+
+
+def write_picture(path):
+    """A picture of one pixel."""
+    Image.new("RGB", (1, 1)).save(path, "PNG")
+    return Path(path)
 
 
 @pytest.fixture

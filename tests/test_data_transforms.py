@@ -71,7 +71,7 @@ def test_normalisation_goes_by_channel():
 
 @pytest.mark.parametrize("make", [train_transform, eval_transform])
 def test_channels_without_stats_or_of_other_count_are_refused(make):
-    with pytest.raises(ValueError, match=r"no mean and std for B08.*channel_stats"):
+    with pytest.raises(ValueError, match=r"no mean and std for the channels B08.*channel_stats"):
         make(16, ChannelSet.parse("R+B08"))
     with pytest.raises(ValueError, match=r"\(3, 20, 20\), but the channels are \?\?"):
         make(16, channels_of(2))(torch.zeros(3, 20, 20))

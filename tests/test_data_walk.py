@@ -58,7 +58,7 @@ def test_splits_are_found_in_any_case(tmp_path, splits, expected):
 def test_folders_that_look_like_splits_are_refused_with_the_flags_that_say_which(tmp_path):
     for split in ("seg_train", "seg_test"):
         class_folders(tmp_path / split / split, "forest", "sea")
-    with pytest.raises(UserError, match=r"seg_test, seg_train look like splits.*--train-split"):
+    with pytest.raises(UserError, match=r"seg_test and seg_train look like splits.*--train-split"):
         load_data(str(tmp_path))
     data = load_data(str(tmp_path), splits={"train": "seg_train", "test": "seg_test"})
     assert data.class_names == ("forest", "sea")
@@ -69,7 +69,7 @@ def test_folders_that_look_like_splits_are_refused_with_the_flags_that_say_which
 def test_classes_that_hold_the_same_folders_are_refused(tmp_path):
     for fold in ("part1", "part2"):
         class_folders(tmp_path / fold, "cat", "dog")
-    with pytest.raises(UserError, match=r"part1 and part2 would be classes.*cat, dog"):
+    with pytest.raises(UserError, match=r"part1 and part2 look like splits.*cat, dog"):
         load_data(str(tmp_path))
     assert load_data(str(tmp_path), splits={"train": "."}).class_names == ("part1", "part2")
     assert len(load_data(str(tmp_path), splits={"train": "part1", "test": "part2"}).test) == 4

@@ -75,7 +75,9 @@ def test_a_wrong_file_is_not_kept(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float64, marks=pytest.mark.slow)]
+)
 def test_what_onnxruntime_cannot_run_is_told_in_one_line(dtype, tmp_path):
     plain = timm.create_model("test_resnet", num_classes=2).eval().to(dtype)
     with pytest.raises(RuntimeError, match=r"model\.float\(\)") as caught:

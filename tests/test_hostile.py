@@ -72,7 +72,7 @@ specs = st.one_of(
 )
 
 
-@prop(specs, 200, 3000)
+@prop(specs, 100, 3000)
 def channel_sets(spec):
     """What people write for channels is read or refused; what is read survives a file."""
     try:
@@ -143,7 +143,7 @@ def fits(mixer, spec, x):
     return x.shape[1] == (3 if spec is None else len(ChannelSet.parse(spec)))
 
 
-@prop(stem_cases, 200, 3000)
+@prop(stem_cases, 100, 3000)
 def stems(case):
     """Any shape, type and content, with any stem told any channel set."""
     name, spec, dtype, drawn = case

@@ -1,9 +1,6 @@
-"""Predictions of real files, also by the command in a process of its own."""
+"""Predictions of real files, also by the command."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -117,15 +114,11 @@ def test_refusals(model, tmp_path):
     assert not_finite.error == "100.0% of its values hold no data (they are not finite)"
 
 
-def test_command_in_a_process(saved, images):
-    done = subprocess.run(
-        [sys.executable, "-m", "timm_varchan", "predict", str(saved), str(images), "--json"],
-        capture_output=True, text=True, check=False, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 3, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "1 of 5 files could not be read" in done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+def test_command_with_json(saved, images, capsys):
+    assert main(["predict", str(saved), str(images), "--json"]) == 3
+    shown = capsys.readouterr()
+    assert "1 of 5 files could not be read" in shown.err
+    lines = [json.loads(line) for line in shown.out.splitlines()]
     assert len(lines) == 5
     assert {c["name"] for c in lines[0]["classes"]} == set(NAMES)
     assert [bool(line["error"]) for line in lines].count(True) == 1

@@ -77,7 +77,7 @@ def expected(model, array, tile, stride, img_size=32):
     return total[:rows, :columns] / covered[:rows, :columns, None]
 
 
-@pytest.mark.parametrize(("tile", "stride"), [(32, 16), (48, 16), (32, 32), (200, 100)])
+@pytest.mark.parametrize(("tile", "stride"), [(48, 16), (32, 32), (200, 100)])
 def test_windows_of_a_scene_are_those_of_the_images(model, tmp_path, tile, stride):
     array = scene()
     path = write(tmp_path / "s.tif", array, tiled=True, blockxsize=64, blockysize=64)
@@ -100,9 +100,9 @@ def test_windows_of_a_scene_are_those_of_the_images(model, tmp_path, tile, strid
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 6])
+@pytest.mark.parametrize("stop_after", [1, 4])
 def test_a_stopped_run_goes_on(model, tmp_path, stop_after):
-    path = write(tmp_path / "s.tif", scene())
+    path = write(tmp_path / "s.tif", scene(90, 70))
     options = {**OPTIONS, "tile": 32, "stride": 8}
     whole, halved = tmp_path / "whole.csv", tmp_path / "halved.csv"
     total = len(list(predict_scene(model, path, whole, **options)))

@@ -12,7 +12,9 @@ import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -31,8 +33,15 @@ _UNREADABLE = 3
 _POOR = 0.05
 
 
-def _load(args: argparse.Namespace) -> hub.SavedModel:
-    return hub.load(args.model, pretrained=not args.no_pretrained)
+def _load(args: argparse.Namespace) -> tuple[hub.SavedModel, ChannelSet | None]:
+    """The model with what the flags say of size and scale, and the channels that they name."""
+    saved = hub.load(args.model, pretrained=not args.no_pretrained)
+    saved = replace(
+        saved,
+        img_size=args.img_size or saved.img_size,
+        value_scale=args.value_scale or saved.value_scale,
+    )
+    return saved, saved.select(args.channels) if args.channels else None
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -40,26 +49,28 @@ def _predict(args: argparse.Namespace) -> int:
 
     from timm_varchan.predict import find_images, predict
 
-    saved = _load(args)
+    saved, channels = _load(args)
+    settings: dict[str, Any] = {
+        "channels": channels or saved.channels,
+        "img_size": saved.img_size,
+        "class_names": saved.class_names,
+        "value_scale": saved.value_scale,
+        "no_data": args.no_data,
+        "batch_size": args.batch_size,
+    }
     if args.output:
-        return _predict_scene(args, saved)
+        return _predict_scene(args, saved, settings)
     files = find_images(args.files)
-    channels = saved.select(args.channels) if args.channels else saved.channels
-    _tell_expected_error(saved.model, channels)
+    _tell_expected_error(saved.model, settings["channels"])
     predictions = predict(
         saved.model,
         files,
-        channels=channels,
-        img_size=args.img_size or saved.img_size,
-        class_names=saved.class_names,
         crop_pct=saved.crop_pct,
         mean=args.mean,
         std=args.std,
-        value_scale=args.value_scale or saved.value_scale,
-        no_data=args.no_data,
         top=args.top,
-        batch_size=args.batch_size,
         num_workers=args.workers,
+        **settings,
     )
     unreadable = 0
     for one in tqdm(predictions, total=len(files), unit="file", disable=len(files) == 1):
@@ -97,7 +108,9 @@ def _tell_expected_error(model: nn.Module, channels: ChannelSet) -> None:
         )
 
 
-def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
+def _predict_scene(
+    args: argparse.Namespace, saved: hub.SavedModel, settings: dict[str, Any]
+) -> int:
     """Windows of one large scene into a raster or table of classes."""
     from tqdm import tqdm
 
@@ -105,21 +118,10 @@ def _predict_scene(args: argparse.Namespace, saved: hub.SavedModel) -> int:
 
     if len(args.files) != 1:
         raise UserError(f"--output is for one scene, {len(args.files)} files came.")
-    channels = saved.select(args.channels) if args.channels else saved.channels
     if args.mean and args.std:
-        channels = channels.with_stats(args.mean, args.std)
+        settings["channels"] = settings["channels"].with_stats(args.mean, args.std)
     rows = predict_scene(
-        saved.model,
-        args.files[0],
-        args.output,
-        channels=channels,
-        img_size=args.img_size or saved.img_size,
-        class_names=saved.class_names,
-        tile=args.tile,
-        stride=args.stride,
-        value_scale=args.value_scale or saved.value_scale,
-        no_data=args.no_data,
-        batch_size=args.batch_size,
+        saved.model, args.files[0], args.output, tile=args.tile, stride=args.stride, **settings
     )
     invalid = 0.0
     with tqdm(unit="row") as bar:
@@ -137,15 +139,14 @@ def _look(args: argparse.Namespace) -> int:
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
-    saved = _load(args)
-    channels = saved.select(args.channels) if args.channels else saved.channels
+    saved, channels = _load(args)
+    channels = channels or saved.channels
     files = find_images(args.files)[: args.limit]
-    size = (args.img_size or saved.img_size, saved.crop_pct)
-    scale = args.value_scale or saved.value_scale
-    reading = Reading(channels, scale, args.no_data)
+    reading = Reading(channels, saved.value_scale, args.no_data)
+    size = (saved.img_size, saved.crop_pct)
     reader = ImageFiles(files, reading, (args.mean, args.std), size)
     names, images = [], []
-    for file, image in map(reader.__getitem__, range(len(files))):
+    for file, image in (reader[i] for i in range(len(files))):
         if isinstance(image, str):
             print(f"{file}: not read, {image}", file=sys.stderr)
         else:
@@ -199,8 +200,6 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _split_of(args: argparse.Namespace) -> dict[str, Any]:
     """How images are set apart: as somebody asks, as training on the same data did, or not."""
-    from pathlib import Path
-
     fraction, seed = args.validation_fraction, args.data_seed
     trained = Path(args.model.removeprefix("local-dir:")) / "results.json"
     if fraction is None and trained.is_file():
@@ -231,14 +230,12 @@ def _export(args: argparse.Namespace) -> int:
     from timm_varchan.errors import ToolError
     from timm_varchan.export import export
 
-    saved = _load(args)
-    chosen = saved.select(args.channels) if args.channels else None
-    img_size = args.img_size or saved.img_size
+    saved, chosen = _load(args)
     metadata = {
         "class_names": saved.class_names,
-        "channels": (chosen if chosen is not None else saved.channels).to_config(),
-        "value_scale": args.value_scale or saved.value_scale,
-        "img_size": img_size,
+        "channels": (chosen or saved.channels).to_config(),
+        "value_scale": saved.value_scale,
+        "img_size": saved.img_size,
         "crop_pct": saved.crop_pct,
     }
     try:
@@ -246,7 +243,7 @@ def _export(args: argparse.Namespace) -> int:
             saved.model,
             args.output,
             channels=chosen,
-            img_size=img_size,
+            img_size=saved.img_size,
             dynamic_size=not args.fixed_size,
             metadata=metadata,
         )
@@ -266,17 +263,22 @@ def _fold(args: argparse.Namespace) -> int:
     from timm_varchan.data import load_data
     from timm_varchan.folding import fold, measure_change
 
-    saved = _load(args)
+    saved, _ = _load(args)
     wanted = saved.select(args.channels)
     train = test = None
     if args.data:
-        _check_named(args.data)
+        # Without a network it takes long until the hub refuses what is no path.
+        if not (args.data == "synthetic" or "/" in args.data or Path(args.data).exists()):
+            raise UserError(
+                f"There is no file or folder {args.data}. Give one, 'synthetic', or ORG/NAME of "
+                f"the hub."
+            )
         data = load_data(
             args.data,
             channels=saved.channels,
             class_names=saved.class_names or None,
             limit=args.limit,
-            value_scale=args.value_scale or saved.value_scale,
+            value_scale=saved.value_scale,
         )
         train, test = data.train, data.validation or data.test
     images = None if train is None else (x for x, _ in _batches(train, saved, wanted))
@@ -316,16 +318,6 @@ def _fold(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_named(data: str) -> None:
-    """Refuse what is no path before the hub is asked for it: without a network that takes long."""
-    from pathlib import Path
-
-    if not (data == "synthetic" or "/" in data or Path(data).exists()):
-        raise UserError(
-            f"There is no file or folder {data}. Give one, 'synthetic', or ORG/NAME of the hub."
-        )
-
-
 def _batches(
     split: ImageSplit, saved: hub.SavedModel, wanted: ChannelSet
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -348,8 +340,6 @@ def _card(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from timm_varchan.cards import CARD, write_card
 
     card = Path(args.folder) / CARD

@@ -12,7 +12,7 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import Channel, ChannelSet
 from timm_varchan.errors import UserError
 from timm_varchan.hub import read_config
 
@@ -189,28 +189,46 @@ def folder_card(
     channels = (
         ChannelSet.from_config(saved) if saved else ChannelSet.anonymous(cfg["input_size"][0])
     )
-    name = name or (source or str(folder.resolve())).rpartition("/")[2]
     details: dict[str, Any] = {
         "Model Type": f"Image classification, `{architecture}`",
-        "Model Stats": _stats(config, results, img_size),
-        "Channels": [_channel_text(c, channels, i) for i, c in enumerate(channels)],
+        "Model Stats": {
+            "Image size": f"{img_size} x {img_size}", "Features": str(config["num_features"])
+        },
+        "Channels": [_channel_text(c, i) for i, c in enumerate(channels, start=1)],
         "Classes": ", ".join(config.get("label_names") or ()) or str(config["num_classes"]),
-    }
+    }  # fmt: skip
+    scale = config.get("value_scale")
+    divided = f"divided by {scale:g} and then " if scale else ""
+    limits = [
+        f"Images must be {divided}normalised by the means and deviations above, channel by channel."
+    ]
+    measured: dict[str, Any] = {}
     if results is not None:
+        size = f"{results['model']['num_parameters'] / 1e6:.2f}"
+        details["Model Stats"]["Params (M)"] = size
         details |= _data_details(results)
+        seeds = ", ".join(map(str, results["seeds"]))
+        limits.append(f"Intervals cover the choice of test images, not of seeds (seed {seeds}).")
+        measured = {
+            "comparison": _results_section(results),
+            "evaluated": _evaluated(results),
+            "datasets": _hub_datasets(results),
+        }
+    limits.append(
+        f"Made with timm {timm.__version__}; `import timm_varchan` first: timm alone does not know "
+        f"the architecture."
+    )
     return Card(
-        name=name,
+        name=name or (source or str(folder.resolve())).rpartition("/")[2],
         description=_description(architecture, results),
         details=details,
         usage=usage(
             source or f"local-dir:{folder}", channels, img_size,
             stem=architecture.startswith("dwg_"),
         ),
-        comparison="" if results is None else _results_section(results),
-        evaluated=() if results is None else _evaluated(results),
-        datasets=() if results is None else _hub_datasets(results),
-        limits=_limits(config, results),
+        limits=limits,
         license=license or cfg.get("license") or "other",
+        **measured,
     )  # fmt: skip
 
 
@@ -240,23 +258,12 @@ def _read_results(path: Path) -> dict[str, Any] | None:
     return results
 
 
-def _stats(
-    config: Mapping[str, Any], results: Mapping[str, Any] | None, img_size: int
-) -> dict[str, str]:
-    stats = {"Image size": f"{img_size} x {img_size}", "Features": str(config["num_features"])}
-    if results is not None:
-        stats["Params (M)"] = f"{results['model']['num_parameters'] / 1e6:.2f}"
-    return stats
-
-
-def _channel_text(channel: Any, channels: ChannelSet, index: int) -> str:
-    parts = [channel.name or f"channel {index + 1}"]
+def _channel_text(channel: Channel, number: int) -> str:
+    parts = [channel.name or f"channel {number}"]
     if channel.wavelength_nm is not None:
         parts.append(f"{channel.wavelength_nm:g} nm")
-    if channels.mean is not None and channels.std is not None:
-        parts.append(
-            f"mean {channels.mean[index]:.4g}, standard deviation {channels.std[index]:.4g}"
-        )
+    if channel.mean is not None and channel.std is not None:
+        parts.append(f"mean {channel.mean:.4g}, standard deviation {channel.std:.4g}")
     return ", ".join(parts)
 
 
@@ -346,18 +353,3 @@ def _results_section(results: Mapping[str, Any]) -> str:
         f"Per cent with 95 % intervals on {results['data']['num_images']['evaluated']} images "
         f"({evaluation['split']}).\n\n{markdown_table(head, rows)}{more}{loss}\n"
     )
-
-
-def _limits(config: Mapping[str, Any], results: Mapping[str, Any] | None) -> list[str]:
-    scale = config.get("value_scale")
-    divided = f"divided by {scale:g} and then " if scale else ""
-    limits = [
-        f"Images must be {divided}normalised by the means and deviations above, channel by channel."
-    ]
-    if results is not None:
-        limits.append(
-            f"Intervals cover the choice of test images, not of seeds (seed "
-            f"{', '.join(map(str, results['seeds']))})."
-        )
-    return [*limits, f"Made with timm {timm.__version__}; `import timm_varchan` first: timm alone "
-            "does not know the architecture."]  # fmt: skip

@@ -340,18 +340,6 @@ class ChannelSet:
         """Every subset, largest first, or those with `size` channels."""
         return [self.take(indices) for indices in self.subset_indices(size)]
 
-    def sample_indices(self, rng: random.Random) -> tuple[int, ...]:
-        """Hierarchical channel sampling: draw the size uniformly, then the subset uniformly.
-
-        Source: ChannelViT, arXiv:2309.16108, section 3.3. The order of the planes is kept.
-        """
-        size = rng.randint(1, len(self))
-        return tuple(sorted(rng.sample(range(len(self)), size)))
-
-    def shuffled_indices(self, rng: random.Random) -> tuple[int, ...]:
-        """All positions in random order (channel shuffling)."""
-        return tuple(rng.sample(range(len(self)), len(self)))
-
     def to_config(self) -> list[dict[str, Any]]:
         """A JSON-serialisable form; `from_config` reads it, also where a name is not registered."""
         return [

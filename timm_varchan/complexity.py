@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
-from timm_varchan.models import set_channels
-from timm_varchan.stems import Mixer, Stem
+from timm_varchan.models import has_stems, set_channels, stems
+from timm_varchan.stems import Stem
 
 __all__ = ["Complexity", "count_complexity"]
 
@@ -86,7 +84,7 @@ def count_complexity(
     if not len(wanted):
         raise UserError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     twin = _on_meta(model)
-    mixers = [module for module in twin.modules() if isinstance(module, Mixer)]
+    mixers = stems(twin) if has_stems(twin) else []
     if not mixers and getattr(model, "in_chans", len(wanted)) != len(wanted):
         raise UserError(
             f"The model takes {model.in_chans} channels, the set {wanted} has {len(wanted)}. "
@@ -100,7 +98,7 @@ def count_complexity(
     growth = None
     if mixers and all(mixer.supports_anonymous for mixer in mixers):
         one, more = (
-            _run(_told(twin, count), (batch_size, count, img_size, img_size), first).macs
+            _run(twin, (batch_size, count, img_size, img_size), first, anonymous=True).macs
             for count in (len(wanted), len(wanted) + 1)
         )
         growth = more - one
@@ -122,11 +120,10 @@ def count_complexity(
     )
 
 
-@dataclass
-class _Counts:
-    macs: int = 0
-    first_macs: int = 0
-    output_bytes: int = 0
+class _Counts(NamedTuple):
+    macs: int
+    first_macs: int
+    output_bytes: int
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -138,53 +135,49 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _told(model: nn.Module, num_channels: int) -> nn.Module:
-    set_channels(model, ChannelSet.anonymous(num_channels))
-    return model
-
-
 def _first_layers(model: nn.Module) -> list[nn.Module]:
     """The stems, or what timm names as the first convolutions of a plain model."""
-    stems: list[nn.Module] = [module for module in model.modules() if isinstance(module, Stem)]
-    if stems:
-        return stems
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, Stem)]
+    if found:
+        return found
     names = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     names = (names,) if isinstance(names, str) else names
     modules = dict(model.named_modules())
     return [modules[name] for name in names if name in modules]
 
 
-def _run(model: nn.Module, shape: tuple[int, ...], first: list[nn.Module]) -> _Counts:
+def _run(
+    model: nn.Module, shape: tuple[int, ...], first: list[nn.Module], anonymous: bool = False
+) -> _Counts:
     """Run once and count."""
-    counts, start = _Counts(), 0
+    if anonymous:
+        set_channels(model, ChannelSet.anonymous(shape[1]))
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     x = torch.empty(shape, device="meta", dtype=like.dtype)
+    # Not the counter's counts a module: a stem stands under another name than its own.
+    marks: list[int] = []
+    sizes: list[int] = []
+
+    def mark(*_: Any) -> None:
+        marks.append(counter.get_total_flops())
+
+    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.append(_num_bytes(output))
+
+    hooks = [module.register_forward_pre_hook(mark) for module in first]
+    hooks += [module.register_forward_hook(mark) for module in first]
+    hooks += [
+        module.register_forward_hook(measure)
+        for module in model.modules()
+        if any(parameter is not None for parameter in module._parameters.values())
+    ]
     # With gradients: without, PyTorch's fast path hides transformer layers from the counter.
-    with ExitStack() as stack, torch.enable_grad():
-        counter = stack.enter_context(FlopCounterMode(display=False))
-
-        def enter(*_: Any) -> None:
-            nonlocal start
-            start = counter.get_total_flops()
-
-        def leave(*_: Any) -> None:
-            counts.first_macs += (counter.get_total_flops() - start) // 2
-
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            counts.output_bytes += _num_bytes(output)
-
-        def hook(add: Callable[[Any], Any], function: Callable[..., None]) -> None:
-            stack.callback(add(function).remove)
-
-        for module in first:
-            hook(module.register_forward_pre_hook, enter)
-            hook(module.register_forward_hook, leave)
-        for module in model.modules():
-            if module._parameters and any(p is not None for p in module._parameters.values()):
-                hook(module.register_forward_hook, note)
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(x)
-        counts.macs = counter.get_total_flops() // 2
-    return counts
+    for hook in hooks:
+        hook.remove()
+    first_flops = sum(marks[1::2]) - sum(marks[::2])
+    return _Counts(counter.get_total_flops() // 2, first_flops // 2, sum(sizes))
 
 
 def _num_bytes(output: Any) -> int:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import needs
-from timm_varchan.models import share
-from timm_varchan.stems import Mixer
+from timm_varchan.models import has_stems, share, stems
 
 __all__ = ["Check", "Exported", "export"]
 
@@ -111,9 +110,10 @@ def export(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ValueError(f"{path.name} ends in neither of {', '.join(FORMATS)}: name it so.")
-    _require(["onnx", "onnxruntime", "onnxscript"] if path.suffix == ".onnx" else [])
-    model = _for_channels(model, channels)
-    counts = _counts(model)
+    with needs("export"):
+        for package in ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ():
+            importlib.import_module(package)
+    model, counts = _for_channels(model, channels)
     sizes, because = _sizes(model, counts[-1], img_size, dynamic_size)
     text = json.dumps(dict(metadata or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,42 +146,28 @@ def export(
     )
 
 
-def _require(packages: Sequence[str]) -> None:
-    with needs("export"):
-        for package in packages:
-            importlib.import_module(package)
-
-
-def _mixer(model: nn.Module) -> Mixer | None:
-    return next((module for module in model.modules() if isinstance(module, Mixer)), None)
-
-
-def _for_channels(model: nn.Module, channels: ChannelSetLike | None) -> nn.Module:
-    """A copy over the same weights, in evaluation mode, told its channels."""
-    mixer = _mixer(model)
-    if mixer is None:
-        if channels is not None and len(ChannelSet.parse(channels)) != model.in_chans:
+def _for_channels(
+    model: nn.Module, channels: ChannelSetLike | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """A copy over the same weights, in evaluation mode, told its channels; the counts it takes."""
+    if not has_stems(model):
+        count = int(model.in_chans)  # type: ignore[arg-type]
+        if channels is not None and len(ChannelSet.parse(channels)) != count:
             raise ValueError(
-                f"The model takes {model.in_chans} channels and has no stem for others, but the "
-                f"channels are {ChannelSet.parse(channels)}. Export a dwg_ twin."
+                f"The model takes {count} channels and has no stem for others, but the channels "
+                f"are {ChannelSet.parse(channels)}. Export a dwg_ twin."
             )
         if model.training:
             raise ValueError("The model is in training mode. Call model.eval() first.")
-        return model
-    if channels is None and isinstance(mixer.channels, tuple):
+        return model, (count,)
+    told = stems(model)[0].channels
+    if channels is None and isinstance(told, tuple):
         raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
-    current = mixer.channels if channels is None else channels
-    return share(model, current).eval()
-
-
-def _counts(model: nn.Module) -> tuple[int, ...]:
-    """The numbers of channels that the model takes: one, or any."""
-    mixer = _mixer(model)
-    if mixer is None:
-        return (int(model.in_chans),)  # type: ignore[arg-type]
+    model = share(model, told if channels is None else channels).eval()
+    mixer = stems(model)[0]
     if isinstance(mixer.channels, ChannelSet) and len(mixer.channels):
-        return (len(mixer.channels),)
-    return CHECK_COUNTS if mixer.supports_anonymous else (len(mixer.default_channels),)
+        return model, (len(mixer.channels),)
+    return model, CHECK_COUNTS if mixer.supports_anonymous else (len(mixer.default_channels),)
 
 
 def _sizes(
@@ -246,9 +232,12 @@ def _write(
         axes[1] = torch.export.Dim("channels")
     if len(sizes) > 1:
         axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    write = _write_onnx if path.suffix == ".onnx" else _write_program
     try:
-        write(model, example, axes, path, metadata)
+        if path.suffix == ".onnx":
+            _write_onnx(model, example, axes, path, metadata)
+        else:
+            program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
+            torch.export.save(program, path, extra_files={"timm_varchan": metadata})
     except Exception as error:  # the exporters raise what the traced code raises
         cause: BaseException = error
         while cause.__cause__ is not None:  # the exporter's own first lines are instructions
@@ -257,13 +246,6 @@ def _write(
             f"the model cannot be exported as {path.suffix} ({type(cause).__name__}: "
             f"{_line(cause)})"
         ) from error
-
-
-def _write_program(
-    model: nn.Module, example: Tensor, axes: dict[int, Any], path: Path, metadata: str
-) -> None:
-    program = torch.export.export(model, (example,), dynamic_shapes=(axes,))
-    torch.export.save(program, path, extra_files={"timm_varchan": metadata})
 
 
 def _write_onnx(

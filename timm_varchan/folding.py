@@ -97,7 +97,7 @@ def fold(
     plain = True
     for (path, stem), a in zip(found, coefficients, strict=True):
         layer = _fold_stem(stem, a)
-        plain &= _same_kind(stem.bank, layer)
+        plain &= [*map(type, stem.bank.modules())] == [*map(type, layer.modules())]
         parent, _, name = path.rpartition(".")
         keep_stem_out(folded.get_submodule(parent), name, layer)
     _describe(folded, found[0][1].mixer, wanted, plain)
@@ -149,7 +149,8 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
     else:
         layer = copy.deepcopy(stem.bank)
         for path, conv in list(layer.named_modules()):
-            if _takes_virtual_channels(conv, coefficients.shape[1]):
+            of_input = isinstance(conv, nn.Conv2d) and conv.in_channels == coefficients.shape[1]
+            if of_input and conv.groups == 1:
                 parent, _, name = path.rpartition(".")
                 setattr(layer.get_submodule(parent), name, _fold_conv(conv, coefficients))
     generator = torch.Generator().manual_seed(0)
@@ -170,13 +171,6 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
 def _are_close(actual: Tensor, expected: Tensor) -> bool:
     limit = TOLERANCE_EPS * torch.finfo(expected.dtype).eps * expected.abs().max()
     return bool((actual - expected).abs().max() <= limit)
-
-
-def _takes_virtual_channels(module: nn.Module, num_virtual: int) -> bool:
-    """Whether a module of a block is a convolution of the block's input."""
-    if not isinstance(module, nn.Conv2d):
-        return False
-    return module.in_channels == num_virtual and module.groups == 1
 
 
 def _kernels(conv: nn.Module, coefficients: Tensor, anchors: nn.Conv2d | None = None) -> Tensor:
@@ -213,10 +207,6 @@ def _fold_conv(
     plain.weight = nn.Parameter(kernels)
     plain.bias = copy.deepcopy(conv.bias)
     return plain
-
-
-def _same_kind(bank: nn.Module, layer: nn.Module) -> bool:
-    return [type(module) for module in bank.modules()] == [type(m) for m in layer.modules()]
 
 
 def _describe(model: nn.Module, mixer: Mixer, channels: ChannelSet, plain: bool) -> None:

@@ -58,6 +58,11 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _saved(figure: Figure, path: str | Path) -> Path:
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
 def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     """Loss and accuracy over the epochs, training and validation, and every channel set's.
 
@@ -78,34 +83,34 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     sets = sets if len(sets) > 1 else []
     figure = _figure(7.2, 6.4 if sets else 3.2)
     grid = figure.add_gridspec(2 if sets else 1, 2)
-    panels = [figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])]
     epochs = [entry["epoch"] + 1 for entry in history]
-    for axes, what in zip(panels, ("loss", "accuracy"), strict=True):
-        for colour, (key, label) in zip(
-            COLOURS, (("train", "training"), ("eval", "validation")), strict=False
-        ):
-            factor = 100 if what == "accuracy" else 1
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3}
+    for column, (what, label, factor) in enumerate(
+        (("loss", "cross entropy", 1), ("accuracy", "accuracy (%)", 100))
+    ):
+        axes = figure.add_subplot(grid[0, column])
+        for colour, (key, images) in enumerate((("train", "training"), ("eval", "validation"))):
             values = [factor * entry[f"{key}_{what}"] for entry in history]
-            axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
-        axes.set_ylabel("accuracy (%)" if what == "accuracy" else "cross entropy")
+            axes.plot(epochs, values, color=COLOURS[colour], label=images, **dots)
+        axes.set_ylabel(label)
         axes.legend()
     if sets:
-        panels.append(figure.add_subplot(grid[1, :]))
-        panels[2].set_ylabel("validation accuracy (%)")
-    for number, name in enumerate(sets):
-        colour, style = COLOURS[number % len(COLOURS)], _STYLES[number // len(COLOURS) % 3]
-        values = [100 * entry["eval_sets"][name] for entry in history]
-        panels[2].plot(
-            epochs, values, style, color=colour, label=_short(name), marker="o", markersize=3
-        )
-    if sets:
-        panels[2].legend(loc="center left", bbox_to_anchor=(1, 0.5), title="channels")
-    for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+        axes = figure.add_subplot(grid[1, :])
+        for number, name in enumerate(sets):
+            colour, style = number % len(COLOURS), _STYLES[number // len(COLOURS) % 3]
+            values = [100 * entry["eval_sets"][name] for entry in history]
+            axes.plot(epochs, values, style, color=COLOURS[colour], label=_short(name), **dots)
+        axes.set_ylabel("validation accuracy (%)")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="channels")
+    for axes in figure.axes:
+        _count_along_x(axes, "epoch")
+    return _saved(figure, path)
+
+
+def _count_along_x(axes: Axes, label: str) -> None:
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
 
 
 def _short(name: str) -> str:
@@ -148,38 +153,27 @@ def plot_channel_sets(
         _draw_sizes(axes, main_series(results), COLOURS[0], "this model")
         if baseline:
             _draw_sizes(axes, main_series(baseline), COLOURS[1], "baseline", dots=False)
-        axes.set_xlabel("number of channels")
+        _count_along_x(axes, "number of channels")
         axes.set_ylabel("accuracy (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(0, 100)
-        axes.grid(alpha=0.3)
     else:
-        series = _series(results, baseline)
+        series: dict[str, list[SetResult]] = {}
+        for result in results:
+            series.setdefault(f"{result.mode}, {result.order}", []).append(result)
+        if baseline:
+            series["baseline"] = main_series(baseline)
         figure = _figure(6.4, max(2.5, 1 + num_sets * (0.08 + 0.16 * len(series))))
         axes = figure.subplots()
         _draw_sets(axes, series)
     if title:
         axes.set_title(title)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=150)
-    return Path(path)
-
-
-def _series(
-    results: Sequence[SetResult], baseline: Sequence[SetResult] | None
-) -> dict[str, list[SetResult]]:
-    """The results by what tells their bars apart."""
-    series: dict[str, list[SetResult]] = {}
-    for result in results:
-        series.setdefault(f"{result.mode}, {result.order}", []).append(result)
-    if baseline:
-        series["baseline"] = main_series(baseline)
-    return series
+    return _saved(figure, path)
 
 
 def _draw_sets(axes: Axes, series: Mapping[str, Sequence[SetResult]]) -> None:
     """Horizontal bars, largest sets on top."""
-    names = {r.indices: r.name or r.channels for group in series.values() for r in group}
+    names = {r.indices: r.label for group in series.values() for r in group}
     places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
     thickness = 0.8 / len(series)
     for number, (label, group) in enumerate(series.items()):
@@ -222,7 +216,7 @@ def _draw_sizes(
     axes.set_xlim(0.4, last + 0.6)
     for result in results if dots else ():
         known = result.kind in ("natural", "asked")
-        accuracy = 100 * result.metrics["accuracy"].value
+        accuracy = 100 * result.accuracy
         axes.plot(
             result.size, accuracy, "D" if known else ".", color=COLOURS[6 if known else 0],
             markersize=5 if known else 3, alpha=1 if known else 0.5,
@@ -264,15 +258,14 @@ def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") 
     left.set_xlabel("lost without it (points)")
     right.set_xlabel("accuracy of it alone (%)")
     right.set_xlim(0, 100)
-    everything = 100 * main_series(results)[0].metrics["accuracy"].value
+    everything = 100 * main_series(results)[0].accuracy
     right.axvline(everything, color="black", linestyle=":", label="all channels")
     right.legend(loc="lower right", fontsize=8)
     left.set_yticks(range(len(bands)), [_short(band.name) for band in bands])
     left.invert_yaxis()
     if title:
         figure.suptitle(title)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    return _saved(figure, path)
 
 
 def _bars(axes: Axes, values: Sequence[Any], colour: str) -> None:
@@ -322,10 +315,9 @@ def plot_confusion(
         axes.set_yticks(range(num), class_names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (rows add up to 100 %)")
-    heading = f"{result.name or result.channels}: {100 * result.metrics['accuracy'].value:.1f} %"
+    heading = f"{result.label}: {100 * result.accuracy:.1f} %"
     axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=10)
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    return _saved(figure, path)
 
 
 @torch.no_grad()
@@ -368,7 +360,8 @@ def plot_stem(
             f"The images have shape {tuple(images.shape)}, but the channels are {whole} "
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
-    wanted = [ChannelSet.parse(s) for s in sets] if sets else _default_sets(whole)
+    less = whole.subsets(len(whole) - 1)[:3] if len(whole) > 1 else []
+    wanted = [ChannelSet.parse(s) for s in sets] if sets else [whole, *less]
     views = [_look(model, images, whole, one, num_kernels) for one in wanted]
     widths = [len(view.coefficients[0, 0]) + view.num_kernels for view in views]
     lines = max(map(len, wanted))
@@ -382,13 +375,7 @@ def plot_stem(
             view.draw(axes, number, one.labels)
             if number == 0:
                 axes.set_title(str(one))
-    figure.savefig(path, dpi=150)
-    return Path(path)
-
-
-def _default_sets(whole: ChannelSet) -> list[ChannelSet]:
-    """All channels, and up to three sets with one less."""
-    return [whole, *(whole.subsets(len(whole) - 1)[:3] if len(whole) > 1 else [])]
+    return _saved(figure, path)
 
 
 def _look(

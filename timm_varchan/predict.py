@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
 from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
-from timm_varchan.models import share
-from timm_varchan.stems import Mixer
+from timm_varchan.models import has_stems, share, stems
 
 #: An image whose values lie so many deviations from the mean, on average, is none of the data.
 FAR = 30.0
@@ -93,14 +92,8 @@ def predict(
         (img_size, crop_pct),
     )
     ready = for_channels(model, wanted)
-    loader = DataLoader(
-        reader, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_they_are
-    )
+    loader = DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     return _run(ready, loader, tuple(class_names), top)
-
-
-def _as_they_are(batch: list[tuple[Path, Tensor | str]]) -> list[tuple[Path, Tensor | str]]:
-    return batch
 
 
 def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
@@ -117,9 +110,8 @@ def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch
 
 def for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
     """The model in evaluation mode and told its channels, over the same weights."""
-    mixer = next((m for m in model.modules() if isinstance(m, Mixer)), None)
-    if mixer is not None:
-        anonymous = mixer.channels == ANONYMOUS
+    if has_stems(model):
+        anonymous = stems(model)[0].channels == ANONYMOUS
         return share(model, ANONYMOUS if anonymous else channels).eval()
     num_channels = getattr(model, "in_chans", len(channels))
     if len(channels) != num_channels:
@@ -172,12 +164,6 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
         if mean is not None and std is not None:
             means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
             channels = channels.with_stats(means, stds)
-        if channels.mean is None:
-            without = [c.label for c in channels if c.mean is None]
-            raise UserError(
-                f"There are no mean and std for the channels {', '.join(without)}. Give mean and "
-                f"std (--mean, --std), one for all or one each, in units of the scaled values."
-            )
         return eval_transform(
             self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.no_data
         )
@@ -199,10 +185,7 @@ def _run(
                 logits = model(torch.stack([images[i] for i in rows]).to(like))
             probabilities |= dict(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
         for i, (file, outcome) in enumerate(batch):
-            if isinstance(outcome, str):
-                yield Prediction(file, error=outcome)
-                continue
-            problem = _problem(outcome, probabilities[i])
+            problem = outcome if isinstance(outcome, str) else _problem(outcome, probabilities[i])
             if problem is not None:
                 yield Prediction(file, error=problem)
                 continue

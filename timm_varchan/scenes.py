@@ -12,17 +12,17 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.data import Reading, eval_transform
+from timm_varchan.data import Reading, eval_transform, scale_values
 from timm_varchan.data.decode import Planes, label_of
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.predict import FAR, for_channels
@@ -143,16 +143,11 @@ class _Scene:
         missing = torch.zeros(height, width, dtype=torch.bool)
         if read.is_floating_point():
             missing[:inside, : self.width] = read.isnan().any(0)
-        padded = (width - self.width, height - inside)
+        padded = (0, width - self.width, 0, height - inside)
         if any(padded):
-            values = read.to(torch.float32) / _range(read)
             # beyond the scene there is the mean, which the transforms put for NaN
-            read = nn.functional.pad(values, (0, padded[0], 0, padded[1]), value=torch.nan)
+            read = nn.functional.pad(scale_values(read), padded, value=torch.nan)
         return read, missing
-
-
-def _range(image: Tensor) -> float:
-    return {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype, 1.0)
 
 
 class _Partial:
@@ -192,9 +187,8 @@ class _Partial:
         self._about.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Windows and cells of a scene."""
+class _Grid(NamedTuple):
+    """Cells and windows of a scene: a window covers `span` cells a side."""
 
     tile: int
     stride: int
@@ -207,14 +201,9 @@ class _Grid:
         return self.tile // self.stride
 
     @property
-    def window_rows(self) -> int:
-        """Rows of windows."""
-        return max(1, self.rows - self.span + 1)
-
-    @property
-    def window_columns(self) -> int:
-        """Columns of windows."""
-        return max(1, self.columns - self.span + 1)
+    def windows(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        return max(1, self.rows - self.span + 1), max(1, self.columns - self.span + 1)
 
 
 def predict_scene(
@@ -273,7 +262,17 @@ def predict_scene(
              img_size, grid, value_scale, no_data, tuple(class_names), _digest(model))  # fmt: skip
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
     partial = _Partial(output, (grid.rows, grid.columns), fingerprint)
-    classify = _Classifier(ready, transform, batch_size, refuse=no_data == "refuse")
+    most = 0.0 if no_data == "refuse" else _MOST_MISSING
+
+    def classify(windows: Tensor, missing: Tensor) -> tuple[Tensor | None, np.ndarray]:
+        places = (missing.float().mean((1, 2)) <= most).nonzero().flatten()
+        parts = [
+            _probabilities(ready, torch.stack([transform(windows[i]) for i in part]))
+            for part in torch.split(places, batch_size)
+            if len(part)
+        ]
+        return (torch.cat(parts) if parts else None), places.numpy()
+
     return _run(opened, grid, classify, partial, (output, tuple(class_names)))
 
 
@@ -287,86 +286,58 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Classifier:
-    """Probabilities of windows; none where too much is missing.
-
-    Args:
-        model: Ready for the channels.
-        transform: For a window.
-        batch_size: Windows at once.
-        refuse: Whether windows with any pixel without data get no answer.
-    """
-
-    def __init__(
-        self, model: nn.Module, transform: nn.Module, batch_size: int, refuse: bool
-    ) -> None:
-        self._model, self._transform, self._batch_size = model, transform, batch_size
-        self._most = 0.0 if refuse else _MOST_MISSING
-
-    def __call__(self, windows: Tensor, missing: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Probabilities `(N, classes)` of the windows with an answer, and which have one."""
-        answered = missing.float().mean((1, 2)) <= self._most
-        like = next(self._model.parameters())
-        found = []
-        places = answered.nonzero().flatten().tolist()
-        for start in range(0, len(places), self._batch_size):
-            part = places[start : start + self._batch_size]
-            x = torch.stack([self._transform(windows[i]) for i in part])
-            away = x.abs().mean().item()
-            if away > FAR:
-                raise UserError(
-                    f"The scene's values lie {away:,.0f} standard deviations from the model's "
-                    f"means: another scale. Say --value-scale."
-                )
-            with torch.inference_mode():
-                found.append(self._model(x.to(like)).float().softmax(-1).cpu())
-        return (torch.cat(found) if found else None), answered
+def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
+    """`(N, classes)` of transformed windows; refuses what lies on another scale."""
+    away = x.abs().mean().item()
+    if away > FAR:
+        raise UserError(
+            f"The scene's values lie {away:,.0f} standard deviations from the model's means: "
+            f"another scale. Say --value-scale."
+        )
+    with torch.inference_mode():
+        return model(x.to(next(model.parameters()))).float().softmax(-1).cpu()
 
 
 def _run(
     scene: _Scene,
     grid: _Grid,
-    classify: _Classifier,
+    classify: Callable[[Tensor, Tensor], tuple[Tensor | None, np.ndarray]],
     partial: _Partial,
     written: tuple[Path, tuple[str, ...]],
 ) -> Iterator[SceneRow]:
-    span, count = grid.span, grid.window_columns
-    width = (count - 1) * grid.stride + grid.tile
-    total: np.ndarray | None = None
-    covered = np.zeros((span, count + span - 1), np.int32)
+    """Row by row of windows; `total` and `covered` hold the cells that these can reach."""
+    span, (num_rows, num_columns) = grid.span, grid.windows
+    width = (num_columns - 1) * grid.stride + grid.tile
+    covered = np.zeros((span, num_columns + span - 1), np.float32)
+    total = np.zeros((*covered.shape, 0), np.float32)
     # Cells that are not done are also covered by windows above them.
-    for row in range(max(0, partial.done - span + 1), grid.window_rows):
+    for row in range(max(0, partial.done - span + 1), num_rows):
         strip, missing = scene.strip(row * grid.stride, grid.tile, width)
         windows = strip.unfold(2, grid.tile, grid.stride).movedim(2, 0)
-        found, answered = classify(windows, missing.unfold(1, grid.tile, grid.stride).movedim(1, 0))
+        found, places = classify(windows, missing.unfold(1, grid.tile, grid.stride).movedim(1, 0))
         if found is not None:
-            if total is None:
+            if not total.shape[2]:
                 total = np.zeros((*covered.shape, found.shape[1]), np.float32)
-            places = answered.nonzero().flatten().numpy()
             for across in range(span):
                 total[:, places + across] += found.numpy()
                 covered[:, places + across] += 1
-        last = row == grid.window_rows - 1
-        for done in range(span if last else 1):
-            _keep_row(partial, row + done, total, covered, grid)
-            if total is not None:
-                total[:-1], total[-1] = total[1:].copy(), 0
-            covered[:-1], covered[-1] = covered[1:].copy(), 0
-        yield SceneRow(row + 1, grid.window_rows, missing.float().mean().item())
+        for done in range(span if row == num_rows - 1 else 1):
+            if partial.done <= row + done < grid.rows:
+                _keep_row(partial, row + done, total[0, : grid.columns], covered[0, : grid.columns])
+            for kept in (total, covered):
+                kept[:-1], kept[-1] = kept[1:].copy(), 0
+        yield SceneRow(row + 1, num_rows, missing.float().mean().item())
     _write(scene, grid, partial, written)
     partial.remove()
 
 
-def _keep_row(
-    partial: _Partial, row: int, total: np.ndarray | None, covered: np.ndarray, grid: _Grid
-) -> None:
-    if row < partial.done or row >= grid.rows:
-        return
-    answers, there = covered[0, : grid.columns], covered[0, : grid.columns] > 0
-    classes = np.full(grid.columns, np.nan, np.float32)
+def _keep_row(partial: _Partial, row: int, total: np.ndarray, covered: np.ndarray) -> None:
+    """The likeliest class of each cell and its mean probability, NaN where no window answers."""
+    there = covered > 0
+    classes = np.full(len(covered), np.nan, np.float32)
     probabilities = classes.copy()
-    if total is not None and there.any():
-        mean = total[0, : grid.columns][there] / answers[there][:, None]
+    if there.any():
+        mean = total[there] / covered[there][:, None]
         classes[there], probabilities[there] = mean.argmax(1), mean.max(1)
     partial.write(row, classes, probabilities)
 

@@ -18,7 +18,12 @@ with needs("train"):
     from timm_varchan.data.sources import find_images
     from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
     from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
-    from timm_varchan.data.transforms import eval_transform, scale_values, train_transform
+    from timm_varchan.data.transforms import (
+        TrainTransform,
+        eval_transform,
+        scale_values,
+        train_transform,
+    )
 
 __all__ = [
     "NO_DATA",
@@ -28,6 +33,7 @@ __all__ = [
     "ImageSplit",
     "ImageStream",
     "Reading",
+    "TrainTransform",
     "TransformedSplit",
     "cached",
     "channel_stats",

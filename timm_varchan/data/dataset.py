@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,16 +17,11 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike, known_channels, seeded_rng
-from timm_varchan.data.decode import (
-    Planes,
-    Reading,
-    decode,
-    planes_first,
-    read_bytes,
-)
-from timm_varchan.data.sources import Files, Rows, Tables, empty_split, load_tables
+from timm_varchan.data.decode import Planes, Reading, decode, planes_first, read_bytes
+from timm_varchan.data.sources import SPLIT_ALIASES, Files, Rows, Tables, empty_split, load_tables
 from timm_varchan.data.synthetic import (
     DEFAULT_IMG_SIZE,
     DEFAULT_NUM_IMAGES,
@@ -62,7 +58,10 @@ _INDEX_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "u
 class Reader(Protocol):
     """Where a split's images come from; it must pickle, for the workers of a `DataLoader`."""
 
-    channels: ChannelSet
+    @property
+    def channels(self) -> ChannelSet:
+        """The planes of every image, in order."""
+        ...
 
     def __call__(self, row: int) -> Tensor:
         """The image `(C, H, W)` of a row; a `ValueError` names the row, the file and the cure."""
@@ -117,7 +116,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def take(self, indices: Sequence[int]) -> ImageSplit:
         """The split with only the images at these positions, in this order."""
-        taken = ImageSplit(self._reader, (), rows=(), skipped=self.skipped)
+        taken = copy.copy(self)
         taken._rows = [self._rows[i] for i in indices]
         taken._labels = [self._labels[i] for i in indices]
         return taken
@@ -130,16 +129,13 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
             problems = list(threads.map(self._problem, self._rows))
-        readable = self.take([i for i, problem in enumerate(problems) if problem is None])
-        readable.skipped = self.skipped + tuple(p for p in problems if p is not None)
-        if readable.num_skipped:
-            logger.warning(
-                "%d images skipped: %s%s",
-                readable.num_skipped,
-                "; ".join(readable.skipped[:NUM_NAMED]),
-                "; ..." if readable.num_skipped > NUM_NAMED else "",
-            )
-        return readable
+        left = self.take([i for i, problem in enumerate(problems) if problem is None])
+        left.skipped += tuple(problem for problem in problems if problem is not None)
+        if left.skipped:
+            shown = "; ".join(left.skipped[:NUM_NAMED])
+            more = "; ..." if left.num_skipped > NUM_NAMED else ""
+            logger.warning("%d images skipped: %s%s", left.num_skipped, shown, more)
+        return left
 
     def _problem(self, row: int) -> str | None:
         try:
@@ -154,27 +150,36 @@ class ImageData:
     """A loaded data set.
 
     Args:
-        train: Images to learn from, None where the source has none.
-        validation: Images to choose by.
-        test: Images for the final figures.
         class_names: Name of every label.
         channels: Planes of every image, in order, with mean and standard deviation where known.
         name: What the data is, for results: `synthetic`, a hub name, a folder's name; no path.
+        train: Images to learn from, None where the source has none.
+        validation: Images to choose by.
+        test: Images for the final figures.
         stream: Where training images are streamed, their rows and the names of the image and the
             label column; `train` has only the first of them then.
         reading: How files became images.
         invalid_share: Share of the pixels that hold no data, of the images that were measured.
     """
 
-    train: ImageSplit | None
-    validation: ImageSplit | None
-    test: ImageSplit | None
     class_names: tuple[str, ...]
     channels: ChannelSet
     name: str
+    train: ImageSplit | None = None
+    validation: ImageSplit | None = None
+    test: ImageSplit | None = None
     stream: tuple[datasets.IterableDataset, tuple[str, str]] | None = None
     reading: Reading | None = None
     invalid_share: float = 0.0
+
+    def each(self, change: Callable[[str, ImageSplit], ImageSplit]) -> ImageData:
+        """The data with every split that it has changed by a function of name and images."""
+        changes: dict[str, Any] = {
+            name: change(name, split)
+            for name in SPLIT_ALIASES
+            if (split := getattr(self, name)) is not None
+        }
+        return replace(self, **changes)
 
 
 class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -224,14 +229,15 @@ def seeded_transform(transform: nn.Module, image: Tensor, key: int) -> Tensor:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-class RowSource:
-    """Raw images of one split, by row: files, or rows of a `datasets.Dataset`.
+class RowReader:
+    """Reads the images of one split by row: files, or rows of a `datasets.Dataset`.
 
     Args:
         rows: Files, or a table whose column holds `Image`, bytes, text (a path) or arrays.
         column: The column of the images.
         split: Name of the split, for errors.
         folder: What relative paths start from.
+        reading: What becomes of decoded planes; another one once the channels are settled.
         row_names: What errors call the rows; their numbers by default.
 
     Raises:
@@ -244,10 +250,11 @@ class RowSource:
         column: str,
         split: str,
         folder: Path,
+        reading: Reading,
         row_names: Sequence[str] | None = None,
     ) -> None:
-        self._column, self.split, self._folder = column, split, str(folder)
-        self._row_names = row_names
+        self.split, self.reading = split, reading
+        self._column, self._folder, self._row_names = column, str(folder), row_names
         self._array_type: str | None = None
         self._rows = rows if isinstance(rows, Files) else self._images_of(rows)
 
@@ -270,13 +277,27 @@ class RowSource:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def planes(self, row: int, num_channels: int | None = None) -> Planes:
-        """Decode a row.
+    @property
+    def channels(self) -> ChannelSet:
+        """The planes of every image, in order."""
+        return self.reading.channels
 
-        Raises:
-            ImageError: It cannot be read.
-        """
-        value = self._value(row)
+    def __call__(self, row: int) -> Tensor:
+        """The image `(C, H, W)` of a row; a `UserError` names the row, the file, the cure."""
+        try:
+            return self.reading.image(self._decoded(row))
+        except ImageError as error:
+            raise self._unreadable(row, error) from error
+
+    def planes(self, row: int) -> Planes:
+        """The decoded planes of a row; the same `UserError`."""
+        try:
+            return self._decoded(row)
+        except ImageError as error:
+            raise self._unreadable(row, error) from error
+
+    def _decoded(self, row: int) -> Planes:
+        value, num_channels = self._value(row), len(self.channels) or None
         if isinstance(value, np.ndarray):
             return Planes(planes_first(value, num_channels))
         return decode(stored_bytes(value, self._folder), num_channels)
@@ -287,6 +308,9 @@ class RowSource:
         if self._array_type is not None:
             return np.asarray(self._rows[row][self._column]).astype(self._array_type)
         return self._rows[row].column(0)[0].as_py()
+
+    def _unreadable(self, row: int, error: ImageError) -> UserError:
+        return UserError(self.where(row, f"cannot be read: {error}") + ROW_CURE)
 
     def where(self, row: int, problem: str) -> str:
         """A problem with the split, the row and the file in front of it."""
@@ -311,45 +335,15 @@ def stored_bytes(value: Any, folder: str = "") -> Any:
     return value if isinstance(value, bytes) else read_bytes(os.path.join(folder, value))
 
 
-class RowReader:
-    """Reads the image of a row with the channels of the data set.
-
-    Args:
-        source: The raw images.
-        reading: What becomes of them.
-    """
-
-    def __init__(self, source: RowSource, reading: Reading) -> None:
-        self.source, self.reading, self.channels = source, reading, reading.channels
-
-    def __call__(self, row: int) -> Tensor:
-        """The image `(C, H, W)` of a row; a `UserError` names the row, the file, the cure."""
-        try:
-            return self.reading.image(self.source.planes(row, len(self.channels)))
-        except ImageError as error:
-            raise UserError(
-                self.source.where(row, f"cannot be read: {error}") + ROW_CURE
-            ) from error
-
-
 # Labels -------------------------------------------------------------------------------------------
 
 
-@dataclass
-class LabelColumn:
-    """Labels of one split as indices; rows without a valid one hold -1 and are in `problems`."""
-
-    indices: list[int]
-    problems: dict[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Labels:
+class StoredLabels(NamedTuple):
     """The labels of a split as they are stored.
 
     Args:
-        values: Text or whole numbers.
-        names: The names that a `ClassLabel` gives its numbers.
+        values: One a row: text, whole numbers, or None where there is none.
+        names: The classes in their order, where a `ClassLabel` says it.
         are_numbers: Whether they are whole numbers without names.
     """
 
@@ -357,35 +351,40 @@ class _Labels:
     names: tuple[str, ...] | None
     are_numbers: bool
 
-    @classmethod
-    def of(cls, rows: Rows, column: str) -> _Labels:
-        """The labels of rows.
 
-        Raises:
-            UserError: The column holds neither whole numbers nor text.
-        """
-        if isinstance(rows, Files):
-            return cls(rows.labels, None, bool(rows.labels) and isinstance(rows.labels[0], int))
-        feature = rows.features[column]
-        names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        dtype = getattr(feature, "dtype", None)
-        if isinstance(feature, (list, tuple, datasets.Sequence, getattr(datasets, "List", tuple))):
-            raise UserError(
-                f"The label column {column!r} holds {feature}: several labels an image. Only one "
-                f"class an image is served; name another column with --label-column."
-            )
-        if names is None and dtype not in (*_INDEX_TYPES, "string", "large_string"):
-            raise UserError(
-                f"The label column {column!r} holds {feature}; it needs whole numbers from 0, or "
-                f"text. Name the right one with --label-column."
-            )
-        values = rows.select_columns([column]).with_format(None)[:][column]
-        return cls(values, names, names is None and dtype in _INDEX_TYPES)
+def stored_labels(rows: Rows, column: str) -> StoredLabels:
+    """The labels of rows; those of a `ClassLabel` by name, where they are in its range.
+
+    Raises:
+        UserError: The column holds neither whole numbers nor text.
+    """
+    if isinstance(rows, Files):
+        return StoredLabels(
+            rows.labels, None, bool(rows.labels) and isinstance(rows.labels[0], int)
+        )
+    feature = rows.features[column]
+    dtype = getattr(feature, "dtype", None)
+    if isinstance(feature, (list, tuple, datasets.Sequence, getattr(datasets, "List", tuple))):
+        raise UserError(
+            f"The label column {column!r} holds {feature}: several labels an image. Only one "
+            f"class an image is served; name another column with --label-column."
+        )
+    is_number = dtype in _INDEX_TYPES
+    if not is_number and dtype not in ("string", "large_string"):
+        raise UserError(
+            f"The label column {column!r} holds {feature}; it needs whole numbers from 0, or "
+            f"text. Name the right one with --label-column."
+        )
+    values = rows.select_columns([column]).with_format(None)[:][column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return StoredLabels(values, None, is_number)
+    named = dict(enumerate(feature.names))
+    return StoredLabels([named.get(v, v) for v in values], tuple(feature.names), False)
 
 
 def resolve_labels(
-    labels: Mapping[str, _Labels], class_names: Sequence[str] | None = None
-) -> tuple[tuple[str, ...], dict[str, LabelColumn]]:
+    labels: Mapping[str, StoredLabels], class_names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, list[int]]]:
     """Find the classes of a data set and the index of every label among them.
 
     Args:
@@ -393,17 +392,19 @@ def resolve_labels(
         class_names: The classes where they are known, in the order of the indices.
 
     Returns:
-        The names of the classes, sorted where the data does not order them, and the labels.
-        Numbers among classes whose names are all numbers go by name, else by position.
+        The names of the classes, sorted where the data does not order them, and the indices of the
+        labels, -1 for a label that is none. Numbers among classes whose names are all numbers go by
+        name, else by position.
 
     Raises:
         UserError: Numbers with gaps; numbers in one split and names in another.
     """
     first = next(iter(labels.values()))
-    names = tuple(class_names) if class_names is not None else _find_classes(first)
-    by_number = _names_as_numbers(names)
+    names = tuple(class_names) if class_names is not None else first.names
+    names = _find_classes(first) if names is None else names
+    of_number, of_name = _names_as_numbers(names), {name: i for i, name in enumerate(names)}
     numbers = [split for split, one in labels.items() if one.are_numbers]
-    if by_number is None and numbers:
+    if of_number is None and numbers:
         if len(numbers) < len(labels):
             others = ", ".join(split for split in labels if split not in numbers)
             raise UserError(
@@ -414,7 +415,12 @@ def resolve_labels(
             "The labels are numbers; they are taken as positions among the classes %s: 0 is %s.",
             ", ".join(names[:5]), names[0],
         )  # fmt: skip
-    return names, {split: _to_indices(one, names, by_number) for split, one in labels.items()}
+        of_number = {i: i for i in range(len(names))}
+    indices = {}
+    for split, one in labels.items():
+        places: dict[Any, int] = (of_number or {}) if one.are_numbers else of_name
+        indices[split] = [places.get(value, -1) for value in one.values]
+    return names, indices
 
 
 def _names_as_numbers(names: Sequence[str]) -> dict[int, int] | None:
@@ -425,9 +431,7 @@ def _names_as_numbers(names: Sequence[str]) -> dict[int, int] | None:
     return found if len(found) == len(names) else None
 
 
-def _find_classes(labels: _Labels) -> tuple[str, ...]:
-    if labels.names is not None:
-        return labels.names
+def _find_classes(labels: StoredLabels) -> tuple[str, ...]:
     known = {value for value in labels.values if value is not None}
     if not labels.are_numbers:
         return tuple(sorted(known))
@@ -443,38 +447,15 @@ def _find_classes(labels: _Labels) -> tuple[str, ...]:
     return tuple(str(index) for index in range(len(known)))
 
 
-def _to_indices(
-    labels: _Labels, names: tuple[str, ...], by_number: dict[int, int] | None
-) -> LabelColumn:
-    positions: dict[Any, int] = {name: index for index, name in enumerate(names)}
-    own = labels.names
-    if labels.are_numbers:
-        positions = by_number if by_number is not None else {i: i for i in range(len(names))}
-    elif own is not None:
-        positions = {i: positions[n] for i, n in enumerate(own) if n in positions}
-    column = LabelColumn([])
-    for row, value in enumerate(labels.values):
-        index = positions.get(value, -1)
-        if index < 0:
-            shown = own[value] if own and value is not None and 0 <= value < len(own) else value
-            column.problems[row] = _label_problem(shown, len(names))
-        column.indices.append(index)
-    return column
-
-
-def _label_problem(label: Any, num_classes: int) -> str:
-    if isinstance(label, str):
-        return f"has label {label!r}, which is none of the {num_classes} classes"
-    return index_problem(label, num_classes) or f"has label {label}, which no class is called"
-
-
-def index_problem(label: int | None, num_classes: int) -> str | None:
-    """Why a label is none of the classes' indices, or None."""
+def label_problem(label: str | int | None, num_classes: int) -> str:
+    """Why a label is none of the classes."""
     if label is None:
         return "has no label"
+    if isinstance(label, str):
+        return f"has label {label!r}, which is none of the {num_classes} classes"
     if not 0 <= label < num_classes:
         return f"has label {label}, out of range 0..{num_classes - 1}"
-    return None
+    return f"has label {label}, which no class is called"
 
 
 def balanced_indices(labels: Sequence[int], limit: int, seed: int, split: str) -> list[int]:
@@ -572,35 +553,33 @@ def load_data(
         raise UserError(f"validation_fraction is {validation_fraction}; it must be in 0..1.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 image a split.")
-    if channels is not None:
-        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
+    reading = reading_for(channels, value_scale, no_data)
     if source == "synthetic":
         data = synthetic_data(channels, seed=seed, img_size=img_size, num_images=num_images)
-        return _limited(data, limit, seed)
-    if num_images is not None:
+    elif num_images is not None:
         raise UserError(f"num_images is for 'synthetic', {source} has what it has; use limit.")
-    reading = Reading(
-        ChannelSet() if channels is None else ChannelSet.parse(channels), value_scale, no_data
-    )
-    tables = load_tables(source, splits or {}, cache_dir)
-    names, made, reading = make_splits(
-        tables,
-        reading,
-        Options(image_column, label_column, class_names, skip_corrupt, channels is None),
-    )
-    if "validation" not in made and validation_fraction > 0 and "train" in made:
-        made |= _split_off(made["train"], validation_fraction, seed)
-    data = ImageData(
-        train=made.get("train"),
-        validation=made.get("validation"),
-        test=made.get("test"),
-        class_names=names,
-        channels=reading.channels,
-        name=tables.name,
-        reading=reading,
-    )
-    data = _limited(data, limit, seed)
-    return each_split(data, readable) if skip_corrupt else data
+    else:
+        tables = load_tables(source, splits or {}, cache_dir)
+        data = data_of(
+            tables, reading, image_column, label_column, class_names,
+            skip_corrupt=skip_corrupt, guess=channels is None,
+        )  # fmt: skip
+        if data.train is not None and data.validation is None and validation_fraction > 0:
+            train, validation = _split_off(data.train, validation_fraction, seed)
+            data = replace(data, train=train, validation=validation)
+    if limit is not None:
+        data = data.each(
+            lambda name, split: split.take(balanced_indices(split.labels(), limit, seed, name))
+        )
+    return data.each(readable) if skip_corrupt else data
+
+
+def reading_for(
+    channels: ChannelSetLike | None, value_scale: float | None, no_data: str
+) -> Reading:
+    """The reading that somebody asks for; without channels, of whatever planes there are."""
+    wanted = ChannelSet() if channels is None else ChannelSet.parse(channels)
+    return Reading(wanted, wanted.scale_with(value_scale), no_data)
 
 
 def synthetic_data(
@@ -636,58 +615,57 @@ def synthetic_data(
     wanted = ChannelSet.parse(SYNTHETIC_CHANNELS if channels is None else channels)
     bands = SYNTHETIC_CHANNELS.index(wanted)
     taken = SYNTHETIC_CHANNELS.take(bands)
-    splits = {
+    made: dict[str, Any] = {
         split: ImageSplit(
             SyntheticReader(split, taken, bands, seed, img_size),
             [row % len(SYNTHETIC_CLASSES) for row in range(count)],
         )
         for split, count in counts.items()
     }
-    return ImageData(
-        train=splits.get("train"),
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        class_names=SYNTHETIC_CLASSES,
-        channels=taken,
-        name="synthetic",
-    )
+    return ImageData(SYNTHETIC_CLASSES, taken, "synthetic", **made)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How `make_splits` reads tables; see `load_data`."""
+def data_of(
+    tables: Tables,
+    reading: Reading,
+    image_column: str | None,
+    label_column: str | None,
+    class_names: Sequence[str] | None,
+    *,
+    skip_corrupt: bool,
+    guess: bool,
+) -> ImageData:
+    """The data of tables: columns, labels and channels are settled; see `load_data`.
 
-    image_column: str | None
-    label_column: str | None
-    class_names: Sequence[str] | None
-    skip_corrupt: bool
-    guess_channels: bool = True
-
-
-def make_splits(
-    tables: Tables, reading: Reading, options: Options
-) -> tuple[tuple[str, ...], dict[str, ImageSplit], Reading]:
-    """Class names, splits and reading of tables: columns, labels and channels are settled."""
-    sources: dict[str, RowSource] = {}
-    columns: dict[str, _Labels] = {}
+    Channels that the reading leaves open stay anonymous unless they may be guessed.
+    """
+    readers: dict[str, RowReader] = {}
+    stored: dict[str, StoredLabels] = {}
     for split, rows in tables.splits.items():
         where = f"{tables.name}/{split}"
         if len(rows) == 0:
             raise empty_split(where, split)
-        image = find_column(rows, options.image_column, IMAGE_RULE, where)
-        sources[split] = RowSource(rows, image, where, tables.folder, tables.row_names.get(split))
-        columns[split] = _Labels.of(
-            rows, find_column(rows, options.label_column, LABEL_RULE, where)
-        )
-    names, labels = resolve_labels(columns, options.class_names)
-    reading = _with_channels(reading, next(iter(sources.values())), options.guess_channels)
-    made = {
-        split: _labelled_split(
-            RowReader(source, reading), labels[split], split, options.skip_corrupt
-        )
-        for split, source in sources.items()
-    }
-    return names, made, reading
+        images = find_column(rows, image_column, IMAGE_RULE, where)
+        names = tables.row_names.get(split)
+        readers[split] = RowReader(rows, images, where, tables.folder, reading, names)
+        stored[split] = stored_labels(rows, find_column(rows, label_column, LABEL_RULE, where))
+    classes, indices = resolve_labels(stored, class_names)
+    reading = _with_channels(next(iter(readers.values())), guess)
+    made: dict[str, Any] = {}
+    for split, reader in readers.items():
+        reader.reading = reading
+        problems = [
+            reader.where(row, label_problem(stored[split].values[row], len(classes)))
+            for row, index in enumerate(indices[split])
+            if index < 0
+        ]
+        if problems and not skip_corrupt:
+            more = f" (and {len(problems) - 1} rows more)" if problems[1:] else ""
+            other = "" if split == "train" else f" Or name another split with --{split}-split."
+            raise UserError(problems[0] + more + ROW_CURE + other)
+        good = [row for row, index in enumerate(indices[split]) if index >= 0]
+        made[split] = ImageSplit(reader, indices[split], rows=good, skipped=problems)
+    return ImageData(classes, reading.channels, tables.name, reading=reading, **made)
 
 
 class _ColumnRule(NamedTuple):
@@ -728,26 +706,16 @@ def find_column(rows: Any, asked: str | None, rule: _ColumnRule, where: str) -> 
     )
 
 
-def _labelled_split(
-    reader: RowReader, labels: LabelColumn, split: str, skip_corrupt: bool
-) -> ImageSplit:
-    problems = [reader.source.where(row, text) for row, text in labels.problems.items()]
-    if problems and not skip_corrupt:
-        more = f" (and {len(problems) - 1} rows more)" if problems[1:] else ""
-        other = "" if split == "train" else f" Or name another split with --{split}-split."
-        raise UserError(problems[0] + more + ROW_CURE + other)
-    rows = [row for row, index in enumerate(labels.indices) if index >= 0]
-    return ImageSplit(reader, labels.indices, rows=rows, skipped=problems)
-
-
-def _split_off(train: ImageSplit, fraction: float, seed: int) -> dict[str, ImageSplit]:
-    """Some images of every class that has several, apart from the rest."""
+def _split_off(
+    train: ImageSplit, fraction: float, seed: int
+) -> tuple[ImageSplit, ImageSplit | None]:
+    """The rest, and some images of every class that has several."""
     labels = train.labels()
     several = {label for label, count in Counter(labels).items() if count > 1}
     candidates = [i for i, label in enumerate(labels) if label in several]
     if not candidates:
         logger.warning("No class has a second image, so none is set apart for validation.")
-        return {"train": train}
+        return train, None
     count = max(1, round(fraction * len(train)))
     chosen = balanced_indices([labels[i] for i in candidates], count, seed, "validation")
     left, taken = Counter(labels), []
@@ -756,32 +724,11 @@ def _split_off(train: ImageSplit, fraction: float, seed: int) -> dict[str, Image
             left[labels[index]] -= 1
             taken.append(index)
     kept = sorted(set(range(len(train))) - set(taken))
-    return {"train": train.take(kept), "validation": train.take(taken)}
-
-
-def each_split(data: ImageData, change: Callable[[str, ImageSplit], ImageSplit]) -> ImageData:
-    """The data with every split that it has changed by a function of name and images."""
-    made = {
-        split: None if images is None else change(split, images)
-        for split, images in (
-            ("train", data.train),
-            ("validation", data.validation),
-            ("test", data.test),
-        )
-    }
-    return replace(data, train=made["train"], validation=made["validation"], test=made["test"])
-
-
-def _limited(data: ImageData, limit: int | None, seed: int) -> ImageData:
-    if limit is None:
-        return data
-    return each_split(
-        data, lambda name, split: split.take(balanced_indices(split.labels(), limit, seed, name))
-    )
+    return train.take(kept), train.take(taken)
 
 
 def readable(name: str, split: ImageSplit) -> ImageSplit:
-    """The images that can be read; a `ValueError` where none is left."""
+    """The images of a split that can be read; a `UserError` where none is left."""
     left = split.without_unreadable()
     if len(left) == 0:
         raise UserError(
@@ -791,40 +738,39 @@ def readable(name: str, split: ImageSplit) -> ImageSplit:
     return left
 
 
-def _with_channels(reading: Reading, source: RowSource, guess: bool) -> Reading:
+def _with_channels(reader: RowReader, guess: bool) -> Reading:
     """The reading with its channels settled, after a look at some rows spread over a split."""
-    channels = reading.channels
-    count, num_rows = len(channels) or None, len(source)
+    reading, num_rows = reader.reading, len(reader)
     seen: dict[int, Planes] = {}
     failure: UserError | None = None
     for row in range(0, num_rows, max(1, num_rows // _NUM_GUESSED_BY)):
         try:
-            seen[row] = _thinned(source.planes(row, count))
-        except ImageError as error:
-            failure = failure or UserError(source.where(row, f"cannot be read: {error}") + ROW_CURE)
-    if count is None:
+            seen[row] = _thinned(reader.planes(row))
+        except UserError as error:
+            failure = failure or error
+    if not len(reading.channels):
         if not seen and failure is not None:
             raise failure
         found = guess_channels(seen)
-        channels = found if guess else found.without_identity()
-    reading = replace(reading, channels=channels)
-    problem = _scale_problem(reading, seen.values())
+        reading = replace(reading, channels=found if guess else found.without_identity())
+    problem, is_factor = _scale_problem(reading, seen.values())
     if problem is None:
         return reading
-    if not _has_usual_statistics(channels):
-        if problem.is_factor and reading.value_scale is None:
-            raise UserError(
-                f"{source.split}: {problem.text}. Say --value-scale (value_scale=): what stored "
-                f"numbers were divided by when these were measured, 65535 for the range of 16 bits."
-            )
-        logger.warning("%s: %s. Is --value-scale right?", source.split, problem.text)
-        return reading
-    logger.warning(
-        "%s: %s. Mean and deviation have to be measured (hf_train.py does); --value-scale says "
-        "what stored numbers are divided by.", source.split, problem.text,
-    )  # fmt: skip
-    bare = tuple(replace(channel, mean=None, std=None) for channel in channels)
-    return replace(reading, channels=ChannelSet(bare))
+    problem = f"{reader.split}: {problem}."
+    if _has_usual_statistics(reading.channels):
+        logger.warning(
+            "%s Mean and deviation have to be measured (hf_train.py does); --value-scale says "
+            "what stored numbers are divided by.", problem,
+        )  # fmt: skip
+        bare = tuple(replace(channel, mean=None, std=None) for channel in reading.channels)
+        return replace(reading, channels=ChannelSet(bare))
+    if is_factor and reading.value_scale is None:
+        raise UserError(
+            f"{problem} Say --value-scale (value_scale=): what stored numbers were divided by "
+            f"when these were measured, 65535 for the range of 16 bits."
+        )
+    logger.warning("%s Is --value-scale right?", problem)
+    return reading
 
 
 def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
@@ -872,15 +818,8 @@ def _thinned(planes: Planes) -> Planes:
     return replace(planes, image=planes.image[:, ::step, ::step].copy(), valid=valid)
 
 
-class _ScaleProblem(NamedTuple):
-    """Why statistics cannot be those of images, and whether one factor explains it."""
-
-    text: str
-    is_factor: bool
-
-
-def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | None:
-    """Why the channels' mean and deviation cannot be those of images; None if they can.
+def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> tuple[str | None, bool]:
+    """Why the channels' mean and deviation cannot be those of images; if one factor explains it.
 
     Bounds are wide, since darker or flatter images than usual are no fault: two deviations for the
     mean (four if it was measured), a fifth to five times for the deviation; under usual statistics
@@ -888,7 +827,7 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | 
     """
     channels = reading.channels
     if channels.mean is None or channels.std is None:
-        return None
+        return None, False
     images, are_bytes = [], True
     for planes in seen:
         try:
@@ -900,7 +839,7 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | 
     values = torch.cat(images, 1) if images else torch.zeros(len(channels), 0)
     values = values[:, values.isfinite().all(0)]
     if values.shape[1] == 0:
-        return None
+        return None, False
     mean, std = values.mean(1), values.std(1, correction=0)
     usual_mean, usual_std = torch.tensor(channels.mean), torch.tensor(channels.std)
     away = ((mean - usual_mean).abs() / usual_std).max().item()
@@ -911,7 +850,7 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | 
     if is_usual and not are_bytes:
         is_off = is_off or low < -0.05 or not 0.5 <= high <= 1.5
     if not is_off:
-        return None
+        return None, False
     both = ratio / (mean / usual_mean).clamp_min(1e-12)  # 1 where only the scale differs
     one_side = bool((ratio < 0.2).all() or (ratio > 5).all())
     text = (
@@ -919,7 +858,7 @@ def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> _ScaleProblem | 
         f"deviation {std.mean():.4g}; the channels {channels} stand for mean "
         f"{usual_mean.mean():.3g} and deviation {usual_std.mean():.3g}"
     )
-    return _ScaleProblem(text, one_side and bool(((both > 0.25) & (both < 4)).all()))
+    return text, one_side and bool(((both > 0.25) & (both < 4)).all())
 
 
 # What is measured, kept and put together ----------------------------------------------------------
@@ -949,9 +888,8 @@ def measure_split(
     moments = ChannelMoments()
     for index in sorted(chosen):
         values = scale_values(split[index][0])
-        missing = values.isnan() if values.is_floating_point() else None
-        is_whole = missing is None or not bool(missing.any())
-        moments.update(values, None if is_whole or missing is None else ~missing)
+        missing = values.isnan()
+        moments.update(values, ~missing if bool(missing.any()) else None)
     return moments.result(split.channels), moments.invalid_share
 
 
@@ -1066,9 +1004,6 @@ def collate_padded(
                 f"Image {place} of the batch has {image.shape[0]} planes, its channels are "
                 f"{channels} ({len(channels)}). Say one channel a plane."
             )
-    num_channels = max(image.shape[0] for image, _, _ in batch)
-    images = first.new_zeros(len(batch), num_channels, *first.shape[1:])
-    for place, (image, _, _) in enumerate(batch):
-        images[place, : image.shape[0]] = image
+    images = pad_sequence([image for image, _, _ in batch], batch_first=True)
     labels = torch.tensor([label for _, _, label in batch], dtype=torch.int64)
     return images, [channels for _, channels, _ in batch], labels

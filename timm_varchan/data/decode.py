@@ -11,15 +11,12 @@ from __future__ import annotations
 import io
 import math
 import re
-import struct
-import tokenize
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import imagecodecs
@@ -34,17 +31,6 @@ from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_cha
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.products import products_with
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "NO_DATA",
-    "Planes",
-    "Reading",
-    "decode",
-    "label_of",
-    "planes_first",
-    "read_image",
-]
-
 #: Files that a folder is searched for.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx "
@@ -54,14 +40,6 @@ IMAGE_SUFFIXES = frozenset(
 NO_DATA = ("refuse", "mean", "predict", "keep")
 #: With these, images come with NaN in such pixels.
 FILLED = ("mean", "predict")
-#: What the decoders raise on bytes that they cannot read; caught around their calls only.
-_DECODE_ERRORS = (
-    OSError, ValueError, RuntimeError, SyntaxError, EOFError, LookupError, TypeError,
-    ArithmeticError, AttributeError, AssertionError, MemoryError, struct.error, zlib.error,
-    tokenize.TokenError,  # NumPy, of a damaged header
-    Image.DecompressionBombError, tifffile.TiffFileError,
-)  # fmt: skip
-
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length and type 8, width 4, height 4
@@ -151,7 +129,7 @@ def _decoding() -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # decoders raise anything on bytes that they cannot read
         raise ImageError(_reason(error)) from error
 
 
@@ -173,9 +151,8 @@ def _reason(error: BaseException) -> str:
 def _npy(data: Any) -> np.ndarray:
     """An array of the same memory, which `np.load` would copy in pieces."""
     view = memoryview(data)
-    long = view[6] > 1  # since version 2 the header's length has four bytes
-    length = int.from_bytes(view[8 : 12 if long else 10], "little")
-    start = (12 if long else 10) + length
+    size = 4 if view[6] > 1 else 2  # bytes of the header's length, since version 2 four
+    start = 8 + size + int.from_bytes(view[8 : 8 + size], "little")
     shape, fortran, dtype = _npy_header(bytes(view[:start]))
     count = math.prod(shape)
     if len(view) - start != count * dtype.itemsize:
@@ -189,11 +166,11 @@ def _npy(data: Any) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     file = io.BytesIO(header)
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-        version, np.lib.format.read_array_header_2_0
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    form = np.lib.format
+    shape, fortran, dtype = (
+        form.read_array_header_1_0(file) if is_first else form.read_array_header_2_0(file)
     )
-    shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ImageError("it holds Python objects, not numbers")
     return shape, fortran, dtype
@@ -339,18 +316,10 @@ def _netpbm(data: bytes) -> Planes | None:
 
 # TIFF ---------------------------------------------------------------------------------------------
 
-_PHOTOMETRIC, _ORIENTATION, _COLOR_MAP, _INK_SET, _EXTRA_SAMPLES = 262, 274, 320, 332, 338
-_YCBCR_COEFFICIENTS, _REFERENCE, _GEO_KEYS, _GDAL_METADATA, _GDAL_NO_DATA = (
-    529,
-    532,
-    34735,
-    42112,
-    42113,
-)
-_TAGS_READ = frozenset(
-    (_PHOTOMETRIC, _ORIENTATION, _COLOR_MAP, _INK_SET, _EXTRA_SAMPLES, _YCBCR_COEFFICIENTS,
-     _REFERENCE, _GEO_KEYS, _GDAL_METADATA, _GDAL_NO_DATA)
-)  # fmt: skip
+_TAGS_READ = (
+    _PHOTOMETRIC, _ORIENTATION, _COLOR_MAP, _INK_SET, _EXTRA_SAMPLES,
+    _YCBCR_COEFFICIENTS, _REFERENCE, _GEO_KEYS, _GDAL_METADATA, _GDAL_NO_DATA,
+) = 262, 274, 320, 332, 338, 529, 532, 34735, 42112, 42113  # fmt: skip
 _JPEG = (6, 7, 33007, 34892)  # compressions that come back as RGB
 
 
@@ -358,30 +327,20 @@ _JPEG = (6, 7, 33007, 34892)  # compressions that come back as RGB
 class _About:
     """What a TIFF says of its numbers."""
 
+    axes: str
     tags: dict[int, Any]
     bits: int | tuple[int, ...]
     is_jpeg: bool
     labels: tuple[Channel, ...]
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the numbers of an uncompressed TIFF lie, for files that differ in their numbers only.
-
-    Args:
-        head: All bytes before the numbers.
-        tail: All bytes after them.
-        dtype: Of the numbers as they are stored.
-        shape: Of the array.
-        axes: Of the array.
-        about: What its tags say.
-    """
+class _Layout(NamedTuple):
+    """Where the numbers of an uncompressed TIFF lie: between all the bytes before and after."""
 
     head: bytes
     tail: bytes
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    axes: str
     about: _About
 
     def array(self, data: Any) -> np.ndarray | None:
@@ -401,39 +360,34 @@ def _tiff(data: Any, num_channels: int | None = None) -> Planes:
     layout = _layouts.get(len(data))
     array = None if layout is None else layout.array(data)
     if array is not None and layout is not None:
-        return _as_tagged(_one_axis(array, layout.axes, num_channels), layout.about, None)
+        return _as_tagged(array, layout.about, num_channels, None)
     with _decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
         series, masks = _the_series(file.series)
-        page, axes, start, order = series.keyframe, series.axes, series.dataoffset, file.byteorder
+        page, start, order = series.keyframe, series.dataoffset, file.byteorder
         array, said = series.asarray(), (series.shape, series.dtype)
         valid = masks[0].asarray() if masks else None
         tags = {tag.code: tag.value for tag in page.tags if tag.code in _TAGS_READ}
         ome = file.ome_metadata if page.is_ome else None
-        bits, is_jpeg = page.bitspersample, page.compression in _JPEG
+        labels = _ome_labels(ome) if ome else ()
+        is_jpeg = page.compression in _JPEG
+        about = _About(series.axes, tags, page.bitspersample, is_jpeg, labels)
     if (array.shape, array.dtype) != said:
         raise ImageError(
             f"it decodes to {array.shape} {array.dtype}, its header says {said[0]} {said[1]}"
         )
-    about = _About(tags, bits, is_jpeg, _ome_labels(ome) if ome else ())
-    planes = _one_axis(array, axes, num_channels)
-    if valid is not None:
-        if valid.shape != planes.shape[1:]:
-            raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
-        valid = valid[None] != 0
-    elif start is not None:
-        _keep_layout(data, start, array, (array.dtype.newbyteorder(order), axes, about))
-    return _as_tagged(planes, about, valid)
+    if valid is None and start is not None:
+        _keep_layout(data, start, array, array.dtype.newbyteorder(order), about)
+    return _as_tagged(array, about, num_channels, valid)
 
 
 def _keep_layout(
-    data: memoryview, start: int, array: np.ndarray, found: tuple[np.dtype[Any], str, _About]
+    data: memoryview, start: int, array: np.ndarray, dtype: np.dtype[Any], about: _About
 ) -> None:
     """Remember where the numbers lie, if they are found there."""
-    dtype, axes, about = found
     stop = start + array.nbytes
     if stop > len(data) or len(data) - array.nbytes > 2**16:
         return
-    layout = _Layout(bytes(data[:start]), bytes(data[stop:]), dtype, array.shape, axes, about)
+    layout = _Layout(bytes(data[:start]), bytes(data[stop:]), dtype, array.shape, about)
     there = layout.array(data)
     if there is not None and np.array_equal(there, array, equal_nan=array.dtype.kind == "f"):
         if len(_layouts) >= 16:
@@ -474,11 +428,17 @@ def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndar
     return _real(planes)
 
 
-def _as_tagged(planes: np.ndarray, about: _About, valid: np.ndarray | None) -> Planes:
-    """The planes with what the tags say of them applied."""
-    tags = about.tags
-    missing = _is_no_data(planes, tags[_GDAL_NO_DATA]) if _GDAL_NO_DATA in tags else None
-    valid = _both(valid, None if missing is None else np.logical_not(missing))
+def _as_tagged(
+    array: np.ndarray, about: _About, num_channels: int | None, valid: np.ndarray | None
+) -> Planes:
+    """The planes of an array and its mask with what the tags say of them applied."""
+    tags, planes = about.tags, _one_axis(array, about.axes, num_channels)
+    if valid is not None:
+        if valid.shape != planes.shape[1:]:
+            raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
+        valid = valid[None] != 0
+    if _GDAL_NO_DATA in tags:
+        valid = _both(valid, _has_data(planes, tags[_GDAL_NO_DATA]))
     orientation = int(tags.get(_ORIENTATION, 1))
     planes = _upright(planes, orientation)
     valid = None if valid is None else _upright(valid, orientation)
@@ -504,19 +464,19 @@ def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None
     return np.logical_and(one, other)
 
 
-def _is_no_data(planes: np.ndarray, text: object) -> np.ndarray | None:
-    """Where the planes hold the value that GDAL's tag names; None where none can."""
+def _has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
+    """Where the planes hold another value than GDAL's tag names; None where all do."""
     try:
         value = float(str(text).strip(" \0\n"))
     except ValueError as error:
         raise ImageError(f"its no-data value is said to be {text!r}, which is no number") from error
     if planes.dtype.kind == "f":
         with np.errstate(over="ignore"):
-            return None if math.isnan(value) else np.equal(planes, np.float32(value))
+            return None if math.isnan(value) else np.not_equal(planes, np.float32(value))
     limits = np.iinfo(planes.dtype)
     if not value.is_integer() or not limits.min <= value <= limits.max:
         return None
-    return np.equal(planes, planes.dtype.type(int(value)))
+    return np.not_equal(planes, planes.dtype.type(int(value)))
 
 
 def _upright(planes: np.ndarray, orientation: int) -> np.ndarray:
@@ -545,7 +505,7 @@ def _colours(planes: np.ndarray, about: _About) -> tuple[np.ndarray, float | Non
     if photometric == PHOTOMETRIC.PALETTE:
         return _palette(planes, tags), None
     if photometric == PHOTOMETRIC.MINISWHITE:
-        return _inverted(planes, white), white
+        return planes.dtype.type(_top(planes, white)) - planes, white
     if photometric == PHOTOMETRIC.SEPARATED:
         return _inks(planes, tags, white), white
     if photometric == PHOTOMETRIC.YCBCR:
@@ -566,10 +526,11 @@ def _white(planes: np.ndarray, bits: int | tuple[int, ...]) -> float | None:
     return float(2**depth - 1)
 
 
-def _inverted(planes: np.ndarray, white: float | None) -> np.ndarray:
+def _top(planes: np.ndarray, white: float | None) -> int:
+    """The largest number that can be stored."""
     if planes.dtype.kind != "u":
         raise ImageError(f"its white is zero, in {planes.dtype}: what black is nobody knows")
-    return planes.dtype.type(np.iinfo(planes.dtype).max if white is None else white) - planes
+    return int(np.iinfo(planes.dtype).max if white is None else white)
 
 
 def _palette(planes: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
@@ -588,7 +549,7 @@ def _inks(planes: np.ndarray, tags: dict[int, Any], white: float | None) -> np.n
     """CMYK as Pillow turns it to RGB: each ink takes its share of what black leaves."""
     if len(planes) != 4 or int(tags.get(_INK_SET, 1)) != 1 or planes.dtype.kind != "u":
         raise ImageError(f"its {len(planes)} inks are not those of CMYK; write it as RGB")
-    top = float(np.iinfo(planes.dtype).max if white is None else white)
+    top = _top(planes, white)
     left = top - planes[3].astype(np.float64)
     return np.rint(left * (1 - planes[:3] / top)).astype(planes.dtype)
 
@@ -740,10 +701,6 @@ class Reading:
         """The image of the bytes of a file; see `image`."""
         return self.image(decode(data, len(self.channels) or None))
 
-    def array(self, array: np.ndarray) -> Tensor:
-        """The image of an array; see `image`."""
-        return self.image(Planes(planes_first(array, len(self.channels) or None)))
-
     def image(self, planes: Planes) -> Tensor:
         """The image `(C, H, W)`: uint8, uint16 or float32, NaN where there is no data.
 
@@ -752,13 +709,12 @@ class Reading:
         """
         planes = fit(planes, self.channels)
         missing, why = self._missing(planes)
-        if missing is not None:
-            share = missing.mean()
+        if missing is not None and (self.no_data not in FILLED or missing.all()):
             cure = "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
-            if self.no_data not in FILLED or share == 1:
-                raise ImageError(
-                    f"{share:.1%} of its values hold no data ({why}){cure if share < 1 else ''}"
-                )
+            share = missing.mean()
+            raise ImageError(
+                f"{share:.1%} of its values hold no data ({why}){cure if share < 1 else ''}"
+            )
         return self._tensor(planes, missing)
 
     def marked(self, planes: Planes) -> Tensor:

@@ -8,12 +8,14 @@ not by `imagefolder`, which knows no `.npy` and takes a class folder named `test
 from __future__ import annotations
 
 import glob
+import itertools
 import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -25,8 +27,6 @@ from timm_varchan.data.decode import IMAGE_SUFFIXES
 from timm_varchan.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["Files", "Tables", "empty_split", "find_images", "load_tables", "open_streams", "walk"]
 
 #: What a split is called in sources, by what it is called here, in any case; the first counts.
 SPLIT_ALIASES = {
@@ -72,20 +72,24 @@ class Tables:
     """The rows of every split.
 
     Args:
-        splits: Rows by `train`, `validation`, `test`.
+        splits: `Rows` by `train`, `validation`, `test`.
         folder: What relative paths in the rows start from.
         name: What the data is called in results.
         row_names: What errors call the rows of a split, where these are only some of the source's.
     """
 
-    splits: dict[str, Rows]
+    splits: dict[str, Any]
     folder: Path
     name: str
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def load_tables(
-    source: str, splits: Mapping[str, str | None], cache_dir: str | Path | None = None
+    source: str,
+    splits: Mapping[str, str | None],
+    cache_dir: str | Path | None = None,
+    *,
+    streaming: bool = False,
 ) -> Tables:
     """Find out what a source is and read its rows.
 
@@ -94,9 +98,10 @@ def load_tables(
         splits: What the splits are called in the source where it is none of `SPLIT_ALIASES`; None
             leaves a split out. `"."` is a folder of class folders itself.
         cache_dir: Where `datasets` keeps its copies; its own default without it.
+        streaming: Read rows as they come, of Parquet files or from the hub.
 
     Returns:
-        The tables.
+        The tables, of `datasets.IterableDataset` where they are streamed.
 
     Raises:
         FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
@@ -109,19 +114,22 @@ def load_tables(
         )
     path = Path(source).expanduser()
     cache = None if cache_dir is None else str(cache_dir)
+    options: dict[str, Any] = {"streaming": True} if streaming else {"cache_dir": cache}
     if path.is_dir():
-        return Tables(_load_folder(path, splits, cache), path, path.resolve().name)
+        return Tables(_load_folder(path, splits, options), path, path.resolve().name)
     if path.is_file() and path.suffix == ".parquet":
-        return Tables(dict(_load_parquet([path], splits, cache)), path.parent, path.stem)
+        return Tables(_load_parquet([path], splits, **options), path.parent, path.stem)
+    if path.is_file() and streaming:
+        raise _nothing_to_stream(path)
     if path.is_file() and path.suffix == ".txt":
-        files = choose_splits({path.stem: path}, splits, source)
-        return Tables(dict(_read_lists(files)), path.parent, path.resolve().parent.name)
+        lists = _read_lists(choose_splits({path.stem: path}, splits, source))
+        return Tables(dict(lists), path.parent, path.resolve().parent.name)
     if path.is_file():
         raise UserError(f"{source} is neither a .parquet nor a .txt file. Give {_KNOWN}.")
     if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt"):
         raise FileNotFoundError(f"There is no {source}. Check the path, or give {_KNOWN}.")
     name = HUB_ALIASES.get(source, source)
-    return Tables(_load_hub(name, splits, cache), Path(), name)
+    return Tables(_load_hub(name, splits, **options), Path(), name)
 
 
 def choose_splits(
@@ -141,7 +149,7 @@ def choose_splits(
         UserError: An asked split is not there, nothing is recognised, or names that differ in their
             case alone.
     """
-    usual = {n for split, names in SPLIT_ALIASES.items() if split not in splits for n in names}
+    usual = _split_names(set(SPLIT_ALIASES) - set(splits))
     lower = Counter(name.lower() for name in found if name not in splits.values())
     doubled = [name for name, count in lower.items() if count > 1 and name in usual]
     if doubled:
@@ -177,6 +185,11 @@ def _name_of_split(
         return wanted
     names = {name.lower(): name for name in found if name not in splits.values()}
     return next((names[alias] for alias in SPLIT_ALIASES[split] if alias in names), None)
+
+
+def _split_names(splits: Iterable[str | None] = SPLIT_ALIASES) -> set[str]:
+    """The usual names of splits, in lower case; of other words these themselves."""
+    return {name for one in splits if one for name in SPLIT_ALIASES.get(one, (one.lower(),))}
 
 
 # Folders ------------------------------------------------------------------------------------------
@@ -264,17 +277,26 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def _nothing_to_stream(path: Path) -> UserError:
+    return UserError(f"{path} holds no Parquet files, which --streaming reads. Leave it out.")
+
+
 def _load_folder(
-    folder: Path, splits: Mapping[str, str | None], cache_dir: str | None
+    folder: Path, splits: Mapping[str, str | None], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        return _load_saved(folder, splits)
+    is_saved = any((folder / f"dataset_{name}.json").is_file() for name in ("dict", "info"))
+    if is_saved and "streaming" not in options:
+        saved = datasets.load_from_disk(str(folder))
+        return choose_splits(
+            saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, splits, folder
+        )
     found = list(walk(folder))
     tables = [folder.joinpath(*parts) for parts in found if _suffix(parts[-1]) == ".parquet"]
-    named = {name for names in SPLIT_ALIASES.values() for name in names}
-    named |= {str(name).lower() for name in splits.values()}
+    named = _split_names() | _split_names(splits.values())
     texts = (Path(p[0]) for p in found if len(p) == 1 and _suffix(p[0]) == ".txt")
     lists = {file.stem: folder / file for file in texts if file.stem.lower() in named}
+    if not tables and "streaming" in options:
+        raise _nothing_to_stream(folder)
     if not tables and not lists:
         _say_left_out(folder, found)
         return dict(_load_class_folders(folder, found, splits))
@@ -282,14 +304,8 @@ def _load_folder(
     if tables:
         if images:
             logger.warning("%s: left out %d images beside the Parquet files", folder, images)
-        return dict(_load_parquet(tables, splits, cache_dir, folder))
+        return _load_parquet(tables, splits, folder, **options)
     return dict(_read_lists(choose_splits(lists, splits, folder)))
-
-
-def _load_saved(folder: Path, splits: Mapping[str, str | None]) -> dict[str, datasets.Dataset]:
-    saved = datasets.load_from_disk(str(folder))
-    found = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    return choose_splits(found, splits, folder)
 
 
 # Class folders ------------------------------------------------------------------------------------
@@ -306,31 +322,33 @@ class _Level:
     def __init__(self, found: list[tuple[str, ...]], prefix: tuple[str, ...] = ()) -> None:
         self.found, self.prefix = found, prefix
         self.images = [p for p in found if _suffix(p[-1]) in IMAGE_SUFFIXES]
-        self.folders = {p[0] for p in found if len(p) == 2 and not p[1]}
+        self.num_loose = sum(len(p) == 1 for p in self.images)
         self.holding = {p[0] for p in self.images if len(p) > 1}
         self.direct = {p[0] for p in self.images if len(p) == 2}
-        self.num_loose = sum(len(p) == 1 for p in self.images)
-        self.inner: dict[str, set[str]] = {name: set() for name in self.folders}
-        for parts in found:
-            if len(parts) == 3 and not parts[2]:
-                self.inner[parts[0]].add(parts[1])
 
-    def below(self, name: str) -> _Level:
-        """One of its folders."""
-        return _Level([p[1:] for p in self.found if p[0] == name and p[1:] != ("",)],
-                      (*self.prefix, name))  # fmt: skip
-
-    def unwrapped(self) -> _Level:
-        """Without folders that hold one folder only, which holds several."""
-        level = self
-        while level.is_wrapper:
-            level = level.below(next(iter(level.holding)))
-        return level
+    @cached_property
+    def folders(self) -> dict[str, _Level]:
+        """Its folders by name."""
+        below: dict[str, list[tuple[str, ...]]] = {}
+        for name, *rest in self.found:
+            if rest:
+                below.setdefault(name, []).append(tuple(rest))
+        return {
+            name: _Level([p for p in paths if p != ("",)], (*self.prefix, name))
+            for name, paths in below.items()
+        }
 
     @property
     def is_wrapper(self) -> bool:
         """Whether all images lie in folders of one folder."""
         return len(self.holding) == 1 and not self.direct and not self.num_loose
+
+    def unwrapped(self) -> _Level:
+        """Without folders that hold one folder only, which holds several."""
+        level = self
+        while level.is_wrapper:
+            level = level.folders[next(iter(level.holding))]
+        return level
 
 
 def _load_class_folders(
@@ -343,18 +361,17 @@ def _load_class_folders(
         if inner is not top:
             logger.info("%s: reading %s in it", folder, "/".join(inner.prefix))
         top, names = inner, _split_folders(inner, splits)
-    levels = {name: top.below(name) for name in names} | {".": top}
     if names:
         # A split holds class folders; a class that is called "train" holds images.
-        chosen = choose_splits({n: levels[n] for n in names}, splits, folder)
+        chosen = choose_splits({n: top.folders[n] for n in names}, splits, folder)
         _say_not_chosen(folder, top, chosen.values())
+        if all(level.is_wrapper for level in chosen.values()):  # seg_train/seg_train/CLASS
+            chosen = {split: level.unwrapped() for split, level in chosen.items()}
     elif "." in splits.values():
         chosen = choose_splits({".": top}, splits, folder)
     else:
         _refuse_equal_subfolders(folder, top)
         chosen = choose_splits({"train": top}, splits, folder)
-    if names and all(level.is_wrapper for level in chosen.values()):  # seg_train/seg_train/CLASS
-        chosen = {split: level.unwrapped() for split, level in chosen.items()}
     tables = {split: _class_files(folder, level) for split, level in chosen.items()}
     if not any(len(table) for table in tables.values()):
         raise UserError(
@@ -365,54 +382,31 @@ def _load_class_folders(
 
 
 def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]:
-    """Folders that are splits, by the caller's names, the usual ones, or words in their names."""
+    """Folders of folders that are splits, by the caller's names or the usual ones."""
     if "." in splits.values():
         return []
-    holders = sorted(name for name in level.folders if level.inner[name])
-    asked = [name for name in splits.values() if name in holders]
-    usual = {name for names in SPLIT_ALIASES.values() for name in names}
-    found = [name for name in holders if name.lower() in usual or name in asked]
-    if found:
-        return found
-    return asked or _split_words(level, holders)
-
-
-def _split_words(level: _Level, holders: list[str]) -> list[str]:
-    """Folders such as `seg_train` and `seg_test`, if they hold classes of the same names.
-
-    Raises:
-        UserError: Others hold images beside them.
-    """
-    words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in holders}
-    of_split = {
-        split: [name for name in holders if words[name] & set(aliases)]
-        for split, aliases in SPLIT_ALIASES.items()
-    }
-    matched = [name for names in of_split.values() for name in names]
-    if len(matched) < 2 or not of_split["train"]:
-        return []
-    classes = [level.below(name).unwrapped().holding for name in matched]
-    if not set.intersection(*classes):
-        return []
-    others = sorted(level.holding - set(matched))
-    raise UserError(
-        f"{', '.join(sorted(matched))} look like splits, not classes: they hold the same folders"
-        + (f"; beside them are {', '.join(others)}" if others else "")
-        + f". {_SAY_WHICH}; --train-split . if they are classes."
-    )
+    holders = sorted(name for name, inner in level.folders.items() if inner.folders)
+    asked = set(splits.values())
+    return [name for name in holders if name in asked or name.lower() in _split_names()]
 
 
 def _refuse_equal_subfolders(folder: Path, top: _Level) -> None:
     """Folders that hold the same folders are splits or sources, hardly classes."""
-    without = sorted(top.holding - top.direct)
-    for number, one in enumerate(without):
-        for other in without[number + 1 :]:
-            same = sorted(top.inner[one] & top.inner[other])
-            if same:
-                raise UserError(
-                    f"{folder}: {one} and {other} would be classes, but both hold the folders "
-                    f"{', '.join(same[:4])}. {_SAY_WHICH}; --train-split . if they are classes."
-                )
+    inner = {
+        name: set(level.folders) | level.unwrapped().holding
+        for name, level in sorted(top.folders.items())
+        if name in top.holding and name not in top.direct
+    }
+    for one, other in itertools.combinations(inner, 2):
+        same = sorted(inner[one] & inner[other])
+        if same:
+            beside = sorted(top.holding - {one, other})
+            raise UserError(
+                f"{folder}: {one} and {other} look like splits, not classes: both hold the folders "
+                f"{', '.join(same[:4])}"
+                + (f"; beside them are {', '.join(beside[:4])}" if beside else "")
+                + f". {_SAY_WHICH}; --train-split . if they are classes."
+            )
 
 
 def _say_not_chosen(folder: Path, top: _Level, chosen: Iterable[_Level]) -> None:
@@ -427,8 +421,8 @@ def _class_files(folder: Path, root: _Level) -> Files:
     """The images of a split with their folders as labels."""
     if root.num_loose:
         logger.warning("%s: left out %d images that lie in no class folder", folder, root.num_loose)
-    for name in sorted(root.folders - root.holding) if root.holding else ():
-        files = [p[-1] for p in root.found if p[0] == name and p[-1]]
+    for name in sorted(set(root.folders) - root.holding) if root.holding else ():
+        files = [p[-1] for p in root.folders[name].found if p[-1]]
         logger.warning(
             "%s: %s holds no images%s and is no class", folder, "/".join((*root.prefix, name)),
             f" (but {_count_suffixes(files)})" if files else "",
@@ -472,17 +466,16 @@ def _read_list(path: Path) -> Files:
 
 
 def _load_parquet(
-    files: list[Path],
-    splits: Mapping[str, str | None],
-    cache_dir: str | None,
-    folder: Path | None = None,
-) -> dict[str, datasets.Dataset]:
+    files: list[Path], splits: Mapping[str, str | None], folder: Path | None = None, **options: Any
+) -> dict[str, Any]:
     chosen = _parquet_splits(files, splits, folder)
     for split, group in chosen.items():
-        if sum(_num_rows(file) for file in group) == 0:
+        if sum(map(_num_rows, group)) == 0:
             raise empty_split(f"{', '.join(group)} ({split})", split)
+    # Paths that `datasets` does not take for patterns.
+    literal = {split: [glob.escape(file) for file in group] for split, group in chosen.items()}
     try:
-        tables = datasets.load_dataset("parquet", data_files=_literal(chosen), cache_dir=cache_dir)
+        return dict(datasets.load_dataset("parquet", data_files=literal, **options))
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
         raise UserError(
@@ -490,20 +483,13 @@ def _load_parquet(
             f"({', '.join(file.name for file in files)}): {reason}. Check the files; all of them "
             f"need the same columns."
         ) from error
-    return dict(tables)
-
-
-def _literal(files: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Paths that `datasets` does not take for patterns."""
-    return {split: [glob.escape(file) for file in group] for split, group in files.items()}
 
 
 def _parquet_splits(
     files: list[Path], splits: Mapping[str, str | None], folder: Path | None
 ) -> dict[str, list[str]]:
     """The files of each split, by their names or their folder's."""
-    known = {name for names in SPLIT_ALIASES.values() for name in names}
-    known |= {str(name).lower() for name in splits.values() if name}
+    known = _split_names() | _split_names(splits.values())
     found: dict[str, list[str]] = {}
     for file in files:
         stem = re.sub(r"-\d+-of-\d+$", "", file.stem)
@@ -511,33 +497,6 @@ def _parquet_splits(
         name = file.parent.name if stem.lower() not in known and inside else stem
         found.setdefault(name, []).append(str(file))
     return choose_splits(found, splits, folder or files[0])
-
-
-def open_streams(
-    source: str, splits: Mapping[str, str | None]
-) -> tuple[str, dict[str, datasets.IterableDataset]]:
-    """The rows of every split of a hub name or of Parquet files, read as they come.
-
-    Returns:
-        What the data is called, and the rows by `train`, `validation`, `test`.
-
-    Raises:
-        FileNotFoundError: Nothing is there; the hub has no such data or cannot be reached.
-        UserError: A folder without Parquet files, splits that are not there.
-    """
-    path = Path(source).expanduser()
-    if path.exists():
-        found = [path.joinpath(*parts) for parts in walk(path)] if path.is_dir() else [path]
-        files = [file for file in found if file.suffix.lower() == ".parquet"]
-        if not files:
-            raise UserError(
-                f"{source} holds no Parquet files, which --streaming reads. Leave it out."
-            )
-        chosen = _parquet_splits(files, splits, path if path.is_dir() else None)
-        opened = datasets.load_dataset("parquet", data_files=_literal(chosen), streaming=True)
-        return path.resolve().stem, dict(opened)
-    name = HUB_ALIASES.get(source, source)
-    return name, _load_hub(name, splits, None, streaming=True)
 
 
 def _num_rows(file: str) -> int:
@@ -555,11 +514,9 @@ def empty_split(where: str, split: str) -> UserError:
     return UserError(f"{where} is empty. Fill it, or leave it out with splits={{{split!r}: None}}.")
 
 
-def _load_hub(
-    name: str, splits: Mapping[str, str | None], cache_dir: str | None, streaming: bool = False
-) -> dict[str, Any]:
+def _load_hub(name: str, splits: Mapping[str, str | None], **options: Any) -> dict[str, Any]:
     try:
-        tables = datasets.load_dataset(name, cache_dir=cache_dir, streaming=streaming)
+        tables = datasets.load_dataset(name, **options)
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
         network = "unset HF_HUB_OFFLINE" if offline else "check the network"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,16 @@ from timm_varchan.data.dataset import (
     NUM_NAMED,
     ROW_CURE,
     ImageData,
-    Options,
-    each_split,
+    data_of,
     find_column,
-    index_problem,
-    make_splits,
+    label_problem,
     readable,
+    reading_for,
     seeded_transform,
     stored_bytes,
 )
 from timm_varchan.data.decode import Reading
-from timm_varchan.data.sources import Tables, open_streams
+from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -143,10 +143,11 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
     def _read(self, row: Mapping[str, Any], place: str) -> tuple[Tensor, int]:
         """Image and label of a row; a `UserError` names it."""
         image, label = (row[column] for column in self._columns)
-        problem = index_problem(label, self._rows.features[self._columns[1]].num_classes)
+        num_classes = self._rows.features[self._columns[1]].num_classes
         try:
-            if problem is None:
+            if label is not None and 0 <= label < num_classes:
                 return self._reading.encoded(stored_bytes(image)), int(label)
+            problem = label_problem(label, num_classes)
         except ImageError as error:
             problem = f"cannot be read: {error}"
         path = image.get("path") if isinstance(image, dict) else None
@@ -193,19 +194,10 @@ def stream_data(
     no_data: str = "refuse",
     skip_corrupt: bool = False,
 ) -> ImageData:
-    """Open data that is not downloaded as a whole.
+    """Open data that is not downloaded as a whole; the arguments are those of `load_data`.
 
-    Args:
-        source: A name on the hub, a folder of Parquet files or one such file; its images are in the
-            rows, its labels are `ClassLabel`.
-        channels: See `load_data`.
-        image_column: Likewise.
-        label_column: Likewise.
-        splits: Likewise.
-        limit: At most so many images of validation and test, the first ones.
-        value_scale: See `load_data`.
-        no_data: Likewise.
-        skip_corrupt: Likewise; of the stream, `ImageStream` skips them.
+    The source is a name on the hub, a folder of Parquet files or one such file; its images are in
+    the rows, its labels are `ClassLabel`. A limit takes the first images of validation and test.
 
     Returns:
         The data: of the training split a sample and the stream; the other splits are kept encoded
@@ -216,12 +208,9 @@ def stream_data(
         UserError: No training split, labels without names or out of range, images that are not in
             the rows or, among those that are kept, cannot be read.
     """
-    if channels is not None:
-        value_scale = ChannelSet.parse(channels).scale_with(value_scale)
-    reading = Reading(
-        ChannelSet() if channels is None else ChannelSet.parse(channels), value_scale, no_data
-    )
-    name, streams = open_streams(source, splits or {})
+    reading = reading_for(channels, value_scale, no_data)
+    opened = load_tables(source, splits or {}, streaming=True)
+    name, streams = opened.name, opened.splits
     if "train" not in streams:
         raise UserError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
     columns = (
@@ -248,22 +237,12 @@ def stream_data(
         name,
         row_names={"train": [place for place, _ in sample]},
     )
-    _, made, reading = make_splits(
-        tables,
-        reading,
-        Options(*columns, feature.names, skip_corrupt, channels is None),
-    )
-    data = ImageData(
-        train=made["train"],
-        validation=made.get("validation"),
-        test=made.get("test"),
-        class_names=tuple(feature.names),
-        channels=reading.channels,
-        name=name,
-        stream=(raw["train"], columns),
-        reading=reading,
-    )
-    return each_split(data, readable) if skip_corrupt else data
+    data = data_of(
+        tables, reading, *columns, feature.names,
+        skip_corrupt=skip_corrupt, guess=channels is None,
+    )  # fmt: skip
+    data = replace(data, stream=(raw["train"], columns))
+    return data.each(readable) if skip_corrupt else data
 
 
 def _raw(rows: datasets.IterableDataset, columns: tuple[str, str]) -> datasets.IterableDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +24,23 @@ AUTO_AUGMENTS: dict[str, dict[str, Any]] = {
     "rand": {"num_ops": 2, "strength": 0.9},
     "trivial": {"num_ops": 1, "strength": None},
 }
-_UINT8_MAX, _UINT16_MAX = 255.0, 65535.0
+_RANGES = {torch.uint8: 255.0, torch.uint16: 65535.0}
+
+
+def value_range(image: Tensor) -> float:
+    """What the stored numbers of an image are divided by: 255, 65535, of floats 1.
+
+    Raises:
+        UserError: Another type, whose range nothing tells.
+    """
+    if image.is_floating_point():
+        return 1.0
+    if image.dtype not in _RANGES:
+        raise UserError(
+            f"The image is {image.dtype}, whose range nothing tells. Give uint8, uint16 or floats; "
+            f"load_data(value_scale=...) divides other numbers."
+        )
+    return _RANGES[image.dtype]
 
 
 def scale_values(image: Tensor) -> Tensor:
@@ -39,26 +55,7 @@ def scale_values(image: Tensor) -> Tensor:
     Raises:
         UserError: Another type, whose range nothing tells.
     """
-    values = image.to(torch.float32)
-    return values if image.is_floating_point() else values / value_range(image)
-
-
-def value_range(image: Tensor) -> float:
-    """What the stored numbers of an image are divided by: 255, 65535, of floats 1.
-
-    Raises:
-        UserError: Another type, whose range nothing tells.
-    """
-    if image.dtype == torch.uint8:
-        return _UINT8_MAX
-    if image.dtype == torch.uint16:
-        return _UINT16_MAX
-    if image.is_floating_point():
-        return 1.0
-    raise UserError(
-        f"The image is {image.dtype}, whose range nothing tells. Give uint8, uint16 or floats; "
-        f"load_data(value_scale=...) divides other numbers."
-    )
+    return image.to(torch.float32) / value_range(image)
 
 
 class NormalizePlanes(nn.Module):
@@ -87,7 +84,14 @@ class NormalizePlanes(nn.Module):
                 f"The correlation of {channels} is not known, by which --no-data predict fills "
                 f"pixels. Measure it (python -m timm_varchan measure), or take --no-data mean."
             )
-        means, stds = (torch.tensor(x, dtype=torch.float64) for x in _stats(channels))
+        if channels.mean is None or channels.std is None:
+            without = [c.label for c in channels if c.mean is None or c.std is None]
+            raise UserError(
+                f"There are no mean and std for the channels {', '.join(without) or channels}. "
+                f"Measure them (channels.with_stats(*channel_stats(split))), or give mean and std "
+                f"(--mean, --std), one for all or one each, in units of the scaled values."
+            )
+        means, stds = torch.tensor([channels.mean, channels.std], dtype=torch.float64)
         self.register_buffer("factor", (1 / stds).view(-1, 1, 1))
         self.register_buffer("offset", (-means / stds).float().view(-1, 1, 1))
 
@@ -107,36 +111,51 @@ class NormalizePlanes(nn.Module):
 
 
 class TrainTransform(nn.Module):
-    """Crop, flips and rotation in one interpolation, then what is random on planes.
+    """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
 
-    An image is interpolated twice only where a crop is larger than the result: it is shrunk with
-    antialiasing first.
+    Crop, flips and rotation are one interpolation; only where a crop is larger than the result it
+    is shrunk with antialiasing first. From `(C, H, W)` of any type to normalised float32
+    `(C, img_size, img_size)`. The report's channel shuffling is done to whole batches:
+    `timm_varchan.training.draw_channels`.
 
     Args:
         img_size: Height and width of the result.
-        normalize: From an image of any type to normalised values.
+        channels: The planes, each with mean and std.
         scale: Share of the area that a crop keeps, least and most.
         ratio: Width over height of a crop, least and most.
-        flips: Probabilities of a horizontal and a vertical flip.
-        rotation_degrees: Rotations are drawn from plus to minus this.
-        others: Further steps, which draw from torch's default generator.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip (images from above have no up).
+        rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
+        auto_augment: Key of `AUTO_AUGMENTS`.
+        erase_prob: Probability that a rectangle becomes the mean, 0.
+        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
+
+    Raises:
+        UserError: A channel without mean and std.
     """
 
     def __init__(
         self,
         img_size: int,
-        normalize: NormalizePlanes,
+        channels: ChannelSet,
         *,
-        scale: tuple[float, float],
-        ratio: tuple[float, float],
-        flips: tuple[float, float],
-        rotation_degrees: float,
-        others: Sequence[nn.Module] = (),
+        scale: tuple[float, float] = (0.35, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        rotation_degrees: float = 15.0,
+        auto_augment: str = "none",
+        erase_prob: float = 0.0,
+        no_data: str = "mean",
     ) -> None:
         super().__init__()
-        self.normalize, self.others = normalize, nn.Sequential(*others)
+        self.normalize, self.others = NormalizePlanes(channels, no_data), nn.Sequential()
+        if auto_augment != "none":
+            self.others.append(RandomOperations(**AUTO_AUGMENTS[auto_augment]))
+        if erase_prob > 0:
+            self.others.append(v2.RandomErasing(erase_prob))
         self._img_size, self._scale, self._ratio = img_size, scale, ratio
-        self._flips, self._degrees = flips, rotation_degrees
+        self._flips, self._degrees = (hflip, vflip), rotation_degrees
 
     def forward(self, image: Tensor) -> Tensor:
         """`(C, H, W)` to `(C, img_size, img_size)`; draws from torch's default generator."""
@@ -200,55 +219,8 @@ def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
     return line[None, :], line[:, None]
 
 
-def train_transform(
-    img_size: int,
-    channels: ChannelSet,
-    *,
-    scale: tuple[float, float] = (0.35, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    vflip: float = 0.0,
-    rotation_degrees: float = 15.0,
-    auto_augment: str = "none",
-    erase_prob: float = 0.0,
-    no_data: str = "mean",
-) -> TrainTransform:
-    """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
-
-    The report's channel shuffling is done to whole batches: `timm_varchan.training.draw_channels`.
-
-    Args:
-        img_size: Height and width of the result.
-        channels: The planes, each with mean and std.
-        scale: Share of the area that a crop keeps, least and most.
-        ratio: Width over height of a crop, least and most.
-        hflip: Probability of a horizontal flip.
-        vflip: Probability of a vertical flip (images from above have no up).
-        rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
-        auto_augment: Key of `AUTO_AUGMENTS`.
-        erase_prob: Probability that a rectangle becomes the mean, 0.
-        no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
-
-    Returns:
-        A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
-
-    Raises:
-        UserError: A channel without mean and std.
-    """
-    others: list[nn.Module] = []
-    if auto_augment != "none":
-        others.append(RandomOperations(**AUTO_AUGMENTS[auto_augment]))
-    if erase_prob > 0:
-        others.append(v2.RandomErasing(erase_prob))
-    return TrainTransform(
-        img_size,
-        NormalizePlanes(channels, no_data),
-        scale=scale,
-        ratio=ratio,
-        flips=(hflip, vflip),
-        rotation_degrees=rotation_degrees,
-        others=others,
-    )
+train_transform = TrainTransform
+"""`TrainTransform`, by the name that goes with `eval_transform`."""
 
 
 def eval_transform(
@@ -281,17 +253,6 @@ def eval_transform(
     )
 
 
-def _stats(channels: ChannelSet) -> tuple[Sequence[float], Sequence[float]]:
-    mean, std = channels.mean, channels.std
-    if mean is None or std is None:
-        without = [c.label for c in channels if c.mean is None]
-        raise UserError(
-            f"Channels {channels}: no mean and std for {', '.join(without) or 'any channel'}. "
-            f"Measure them: channels.with_stats(*channel_stats(split))."
-        )
-    return mean, std
-
-
 # Random operations on planes: RandAugment and TrivialAugment --------------------------------------
 #
 # They come after the normalisation, so that strengths are in standard deviations of a channel and
@@ -302,7 +263,10 @@ Operation = Callable[[Tensor, float], Tensor]
 
 
 def _affine(
-    x: Tensor, angle: float, shift: tuple[float, float], shear: tuple[float, float]
+    x: Tensor,
+    angle: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    shear: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     return tv.affine(
         x,
@@ -315,35 +279,6 @@ def _affine(
     )
 
 
-def _identity(x: Tensor, strength: float) -> Tensor:
-    return x
-
-
-def _rotate(x: Tensor, strength: float) -> Tensor:
-    return _affine(x, 30 * strength, (0, 0), (0, 0))
-
-
-def _translate_x(x: Tensor, strength: float) -> Tensor:
-    return _affine(x, 0, (0.3 * strength, 0), (0, 0))
-
-
-def _translate_y(x: Tensor, strength: float) -> Tensor:
-    return _affine(x, 0, (0, 0.3 * strength), (0, 0))
-
-
-def _shear_x(x: Tensor, strength: float) -> Tensor:
-    return _affine(x, 0, (0, 0), (17 * strength, 0))
-
-
-def _shear_y(x: Tensor, strength: float) -> Tensor:
-    return _affine(x, 0, (0, 0), (0, 17 * strength))
-
-
-def _brightness(x: Tensor, strength: float) -> Tensor:
-    """All planes lighter or darker by up to a standard deviation."""
-    return x + strength
-
-
 def _contrast(x: Tensor, strength: float) -> Tensor:
     mean = x.mean((1, 2), keepdim=True)
     return mean + (x - mean) * (1 + 0.9 * strength)
@@ -353,11 +288,6 @@ def _colour(x: Tensor, strength: float) -> Tensor:
     """The planes' differences from their mean, larger or smaller: saturation for any planes."""
     grey = x.mean(0, keepdim=True)
     return grey + (x - grey) * (1 + 0.9 * strength)
-
-
-def _tint(x: Tensor, strength: float) -> Tensor:
-    """Every plane lighter or darker on its own."""
-    return x + strength * (2 * torch.rand(x.shape[0], 1, 1) - 1)
 
 
 def _sharpness(x: Tensor, strength: float) -> Tensor:
@@ -383,18 +313,19 @@ def _standardise(x: Tensor, strength: float) -> Tensor:
     return (x - mean) / std.clamp_min(0.05)
 
 
-#: By name; TrivialAugment's and RandAugment's, without those that need 8 bits.
+#: By name; TrivialAugment's and RandAugment's, without those that need 8 bits. Brightness is of
+#: all planes by up to a standard deviation, tint of every plane on its own.
 OPERATIONS: dict[str, Operation] = {
-    "identity": _identity,
-    "rotate": _rotate,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "brightness": _brightness,
+    "identity": lambda x, strength: x,
+    "rotate": lambda x, strength: _affine(x, angle=30 * strength),
+    "translate_x": lambda x, strength: _affine(x, shift=(0.3 * strength, 0)),
+    "translate_y": lambda x, strength: _affine(x, shift=(0, 0.3 * strength)),
+    "shear_x": lambda x, strength: _affine(x, shear=(17 * strength, 0)),
+    "shear_y": lambda x, strength: _affine(x, shear=(0, 17 * strength)),
+    "brightness": lambda x, strength: x + strength,
     "contrast": _contrast,
     "colour": _colour,
-    "tint": _tint,
+    "tint": lambda x, strength: x + strength * (2 * torch.rand(x.shape[0], 1, 1) - 1),
     "sharpness": _sharpness,
     "posterize": _posterize,
     "solarize": _solarize,
@@ -417,13 +348,13 @@ class RandomOperations(nn.Module):
     def __init__(self, num_ops: int = 1, strength: float | None = None) -> None:
         super().__init__()
         self.num_ops, self.strength = num_ops, strength
-        self._operations = tuple(OPERATIONS.values())
 
     def forward(self, x: Tensor) -> Tensor:
         """`(C, H, W)`, normalised float, to the same shape."""
+        operations = list(OPERATIONS.values())
         for _ in range(self.num_ops):
             which, sign, drawn = torch.rand(3).tolist()
             strength = drawn if self.strength is None else self.strength
-            operation = self._operations[int(which * len(self._operations))]
+            operation = operations[int(which * len(operations))]
             x = operation(x, strength if sign < 0.5 else -strength)
         return x

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +86,16 @@ class SetResult:
         return len(self.indices)
 
     @property
+    def accuracy(self) -> float:
+        """Share of the images that were classified correctly."""
+        return self.metrics["accuracy"].value
+
+    @property
+    def label(self) -> str:
+        """What to call the set."""
+        return self.name or self.channels
+
+    @property
     def correct(self) -> np.ndarray:
         """Whether each image was classified correctly."""
         return self.predictions == self.references
@@ -100,7 +111,7 @@ class SetResult:
             "channels": self.channels,
             "indices": list(self.indices),
             "size": self.size,
-            "name": self.name or self.channels,
+            "name": self.label,
             "kind": self.kind,
             "mode": self.mode,
             "order": self.order,
@@ -129,8 +140,7 @@ class OrderCheck(NamedTuple):
         return self.difference <= _ROUNDING * self.scale
 
 
-@dataclass(frozen=True)
-class Evaluation(Sequence[SetResult]):
+class Evaluation(tuple[SetResult, ...]):
     """The results of all sets, largest sets first, and how they were come by.
 
     Args:
@@ -139,21 +149,19 @@ class Evaluation(Sequence[SetResult]):
         order_check: For a model with a stem, in place of shuffled results.
     """
 
-    results: tuple[SetResult, ...]
     num_passes: int
-    order_check: OrderCheck | None = None
+    order_check: OrderCheck | None
 
-    @overload
-    def __getitem__(self, index: int) -> SetResult: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[SetResult, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> SetResult | tuple[SetResult, ...]:
-        return self.results[index]
-
-    def __len__(self) -> int:
-        return len(self.results)
+    def __new__(
+        cls,
+        results: Iterable[SetResult],
+        num_passes: int = 0,
+        order_check: OrderCheck | None = None,
+    ) -> Evaluation:
+        """The results with two facts about them."""
+        made = super().__new__(cls, results)
+        made.num_passes, made.order_check = num_passes, order_check
+        return made
 
 
 class Validation(NamedTuple):
@@ -227,41 +235,31 @@ class _Predictor:
         # A single plane has one order: not computed twice.
         self.keys = [(v.indices, v.mode, v.order if len(v.indices) > 1 else "any") for v in views]
         self.views = dict(zip(self.keys, views, strict=True))
+        runs = itertools.groupby(self.views.items(), lambda item: self._stack(*item))
+        self.runs = [list(run) for _, run in runs]
+
+    def _stack(self, key: Any, view: SetView) -> Any:
+        """What is equal for neighbours that one forward pass can take."""
+        alone = (view.indices, view.mode) in self.own or view.order != "in order"
+        return key if alone or view.mode not in ("named", "anonymous") else view.mode
 
     def __call__(self, x: Tensor, positions: range, bar: Any) -> list[Tensor]:
         """The logits `(B, classes)` of each view."""
         done: dict[Any, Tensor] = {}
-        waiting = list(self.views)
-        while waiting:
-            group = self._group(waiting, len(x))
-            try:
-                views = [self.views[key] for key in group]
-                logits = self._forward(x, views, positions)
-            except torch.OutOfMemoryError:
-                if len(group) == 1:
-                    raise
-                self.stacked = len(group) // 2 * len(x)
-                continue
-            done |= zip(group, logits, strict=True)
-            waiting = waiting[len(group) :]
-            bar.update(len(group))
+        for waiting in self.runs:
+            while waiting:
+                part = waiting[: max(1, self.stacked // len(x))]
+                try:
+                    logits = self._forward(x, [view for _, view in part], positions)
+                except torch.OutOfMemoryError:
+                    if len(part) == 1:
+                        raise
+                    self.stacked = len(part) // 2 * len(x)
+                    continue
+                done |= zip((key for key, _ in part), logits, strict=True)
+                waiting = waiting[len(part) :]
+                bar.update(len(part))
         return [done[key] for key in self.keys]
-
-    def _group(self, waiting: Sequence[Any], batch: int) -> list[Any]:
-        """The first views that one forward pass can take."""
-        first = self.views[waiting[0]]
-        stackable = first.mode in ("named", "anonymous") and first.order == "in order"
-        most = max(1, self.stacked // batch) if stackable else 1
-        group: list[Any] = []
-        for key in waiting[:most]:
-            view = self.views[key]
-            alone = (view.indices, view.mode) in self.own
-            if group and (alone or (view.mode, view.order) != (first.mode, first.order)):
-                break
-            group.append(key)
-            if alone:
-                break
-        return group
 
     def _forward(self, x: Tensor, views: list[SetView], positions: range) -> list[Tensor]:
         if len(views) > 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse, stats
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from timm_varchan.errors import UserError
 
@@ -48,25 +47,53 @@ class Difference(NamedTuple):
     p: float
 
 
+def confusion_counts(
+    predictions: Sequence[int] | np.ndarray,
+    references: Sequence[int] | np.ndarray,
+    num_classes: int,
+) -> np.ndarray:
+    """Images by true and predicted class, `(classes, classes + 1)`: the last have no answer.
+
+    Raises:
+        UserError: No images, or classes outside `range(num_classes)`.
+    """
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    if not len(references) or len(references) != len(predictions):
+        raise UserError(
+            f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
+            f"for at least one image."
+        )
+    classes = np.concatenate([predictions[predictions != NO_CLASS], references])
+    outside = classes[(classes < 0) | (classes >= num_classes)]
+    if outside.size:
+        raise UserError(
+            f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
+        )
+    counts = np.zeros((num_classes, num_classes + 1), np.int64)
+    column = np.where(predictions == NO_CLASS, num_classes, predictions)
+    np.add.at(counts, (references, column), 1)
+    return counts
+
+
 def metric_values(
     predictions: Sequence[int] | np.ndarray,
     references: Sequence[int] | np.ndarray,
     num_classes: int,
 ) -> dict[str, float]:
-    """The metrics of `METRICS` by name, without intervals."""
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        references, predictions, labels=range(num_classes), average="macro", zero_division=0
-    )
-    values = (accuracy_score(references, predictions), precision, recall, f1)
-    return {name: float(value) for name, value in zip(METRICS, values, strict=True)}
+    """The metrics of `METRICS` by name, without intervals; as scikit-learn has them."""
+    return _values(confusion_counts(predictions, references, num_classes))
 
 
-def confusion_counts(
-    predictions: np.ndarray, references: np.ndarray, num_classes: int
-) -> np.ndarray:
-    """Images by true and predicted class, `(classes, classes + 1)`: the last have no answer."""
-    labels = [*range(num_classes), NO_CLASS]
-    return np.asarray(confusion_matrix(references, predictions, labels=labels)[:-1])
+def _values(counts: np.ndarray) -> dict[str, float]:
+    hits = counts.diagonal()
+    macro = _macro(hits, counts.sum(1), counts[:, :-1].sum(0))
+    return dict(zip(METRICS, (float(hits.sum() / counts.sum()), *macro.tolist()), strict=True))
+
+
+def _macro(hits: np.ndarray, support: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+    """Macro precision, recall and f1 `(..., 3)` of counts a class; 0 where there is nothing."""
+    shares = ((hits, guessed), (hits, support), (2 * hits, support + guessed))
+    return np.stack([(part / np.maximum(whole, 1)).mean(-1) for part, whole in shares], -1)
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -82,31 +109,23 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     return min(float(found.low), share), max(float(found.high), share)
 
 
-def _bootstrap(counts: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Macro precision, recall and f1 of resampled confusion matrices, `(draws, 3)` at a time.
-
-    The counts have a row for each class and a last column for images without an answer.
-    """
+def _bootstrap(counts: np.ndarray, seed: int) -> np.ndarray:
+    """`_macro` of resampled confusion matrices, `(draws, 3)`."""
     true, predicted = np.nonzero(counts)
-    cells = counts[true, predicted]
-    num_cells, num_classes = len(cells), len(counts)
-    rows = np.arange(num_cells)
-    of_true = sparse.csr_array((np.ones(num_cells), (rows, true)), (num_cells, num_classes))
-    of_predicted = sparse.csr_array(
-        (np.ones(num_cells), (rows, predicted)), (num_cells, num_classes + 1)
-    )[:, :num_classes]
-    hits = sparse.csr_array(
-        ((true == predicted).astype(float), (rows, true)), (num_cells, num_classes)
-    )
-    rng = np.random.default_rng(seed)
+    cells, right = counts[true, predicted], true == predicted
+
+    def each(classes: np.ndarray) -> Any:
+        """Which cell adds to which class, a sparse `(cells, classes)`."""
+        place = (np.arange(len(classes)), classes)
+        return sparse.csr_array((np.ones(len(classes)), place), (len(classes), counts.shape[1]))
+
+    hits, support, guessed = each(true[right]), each(true), each(predicted)
+    rng, draws = np.random.default_rng(seed), []
     for _ in range(0, NUM_BOOTSTRAP_DRAWS, _BOOTSTRAP_CHUNK):
         drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=_BOOTSTRAP_CHUNK)
-        hit, support, guessed = drawn @ hits, drawn @ of_true, drawn @ of_predicted
-        precision = np.divide(hit, guessed, out=np.zeros_like(hit), where=guessed > 0)
-        recall = np.divide(hit, support, out=np.zeros_like(hit), where=support > 0)
-        both = support + guessed
-        f1 = np.divide(2 * hit, both, out=np.zeros_like(hit), where=both > 0)
-        yield np.stack([precision.mean(1), recall.mean(1), f1.mean(1)], axis=1)
+        totals = (drawn[:, right] @ hits, drawn @ support, drawn @ guessed)
+        draws.append(_macro(*(total[:, :-1] for total in totals)))
+    return np.concatenate(draws)
 
 
 def classification_metrics(
@@ -131,27 +150,13 @@ def classification_metrics(
     Raises:
         UserError: No images, or classes outside `range(num_classes)`.
     """
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    if not len(references) or len(references) != len(predictions):
-        raise UserError(
-            f"{len(predictions)} predictions came for {len(references)} labels; give one of each "
-            f"for at least one image."
-        )
-    classes = np.concatenate([predictions[predictions != NO_CLASS], references])
-    outside = classes[(classes < 0) | (classes >= num_classes)]
-    if outside.size:
-        raise UserError(
-            f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
-        )
-    values = metric_values(predictions, references, num_classes)
     counts = confusion_counts(predictions, references, num_classes)
-    draws = np.concatenate(list(_bootstrap(counts, seed)))
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    intervals = [wilson_interval(int(np.trace(counts)), len(references))]
-    intervals += [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    low, high = np.quantile(_bootstrap(counts, seed), (0.025, 0.975), axis=0)
+    intervals = [wilson_interval(int(counts.trace()), int(counts.sum()))]
+    intervals += zip(low.tolist(), high.tolist(), strict=True)
     return {
-        name: Estimate(values[name], min(low, values[name]), max(high, values[name]))
-        for name, (low, high) in zip(METRICS, intervals, strict=True)
+        name: Estimate(value, min(low, value), max(high, value))
+        for (name, value), (low, high) in zip(_values(counts).items(), intervals, strict=True)
     }
 
 

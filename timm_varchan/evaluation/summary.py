@@ -71,24 +71,17 @@ def summarise_sizes(results: Sequence[SetResult]) -> list[SizeSummary]:
     summaries = []
     for (size, mode, order), group in groups.items():
         drawn = [result for result in group if result.kind not in _CHOSEN] or group
-        values = [_accuracy(result) for result in drawn]
-        worst, best = min(drawn, key=_accuracy), max(drawn, key=_accuracy)
+        values = [result.accuracy for result in drawn]
+        ranked = sorted(drawn, key=lambda result: result.accuracy)
+        worst, best = ranked[0], ranked[-1]
         summaries.append(
             SizeSummary(
                 size, mode, order, len(drawn), math.comb(count, size),
                 stdlib_statistics.fmean(values), stdlib_statistics.pstdev(values),
-                _accuracy(worst), _called(worst), _accuracy(best), _called(best),
+                worst.accuracy, worst.label, best.accuracy, best.label,
             )
         )  # fmt: skip
     return summaries
-
-
-def _accuracy(result: SetResult) -> float:
-    return result.metrics["accuracy"].value
-
-
-def _called(result: SetResult) -> str:
-    return result.name or result.channels
 
 
 def main_series(results: Sequence[SetResult]) -> list[SetResult]:
@@ -144,26 +137,26 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
                 name=alone.channels if alone else _left_out(full, place),
                 index=place,
                 loss_without=_loss(full, without),
-                alone=None if alone is None else alone.metrics["accuracy"],
+                alone=alone.metrics["accuracy"] if alone else None,
                 loss_alone=_loss(full, alone),
             )
         )
-    return sorted(bands, key=_worth, reverse=True)
+
+    def worth(band: Band) -> tuple[float, float]:
+        loss = band.loss_without.difference if band.loss_without else -math.inf
+        return loss, band.alone.value if band.alone else -math.inf
+
+    return sorted(bands, key=worth, reverse=True)
 
 
 def _loss(full: SetResult, other: SetResult | None) -> Difference | None:
-    return None if other is None else paired_difference(full.correct, other.correct)
+    return paired_difference(full.correct, other.correct) if other else None
 
 
 def _left_out(full: SetResult, place: int) -> str:
     """The name of a channel that was not evaluated alone."""
     parts = full.channels.split("+") if "+" in full.channels else list(full.channels)
     return parts[place] if len(parts) == full.size else f"#{place + 1}"
-
-
-def _worth(band: Band) -> tuple[float, float]:
-    loss = band.loss_without.difference if band.loss_without else -math.inf
-    return loss, band.alone.value if band.alone else -math.inf
 
 
 @dataclass(frozen=True)
@@ -235,7 +228,7 @@ def foretold(results: Sequence[SetResult], errors: Sequence[float | None]) -> fl
         Spearman's rank correlation between expected error and loss of accuracy, from -1 to 1; None
         for fewer than three sets or where all are equal.
     """
-    pairs = [(e, -_accuracy(r)) for r, e in zip(results, errors, strict=True) if e is not None]
+    pairs = [(e, -r.accuracy) for r, e in zip(results, errors, strict=True) if e is not None]
     if len(pairs) < 3 or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
         return None
     return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
