@@ -194,7 +194,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
         print(markdown_report(run(config).results))
     if args.output:
-        print(f"Written to {args.output}/")
+        print(f"Written to {args.output}/: all sets in sets.csv, everything in results.json.")
     return 0
 
 

@@ -458,11 +458,7 @@ def markdown_report(results: Mapping[str, Any]) -> str:
     ]
     if evaluation["bands"]:
         parts += ["## Which channels matter", bands_table(evaluation["bands"])]
-    parts += [
-        "## By number of channels",
-        size_table(evaluation),
-        "All sets are in `sets.csv`, everything is in `results.json`.",
-    ]
+    parts += ["## By number of channels", size_table(evaluation)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
