@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 from timm_varchan.cards import write_card
-from timm_varchan.errors import UserError
-from timm_varchan.extras import MissingExtraError
+from timm_varchan.errors import MissingExtraError, UserError
 from timm_varchan.hub import push
 
 try:

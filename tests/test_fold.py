@@ -15,7 +15,7 @@ import timm_varchan
 import timm_varchan.hub
 from timm_varchan import ChannelSet, fold
 from timm_varchan.__main__ import main
-from timm_varchan.fold_change import measure_change
+from timm_varchan.folding import measure_change
 
 NUM_CLASSES = 5
 #: Kinds of first layers: a convolution, one with "same" padding, two in a block, one a scale.

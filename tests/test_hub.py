@@ -150,6 +150,22 @@ def test_broken_folders_are_one_line(folder, case, kind, text):
     assert "\n" not in str(caught.value)
 
 
+def test_only_what_a_user_can_cure_is_one_line(folder, monkeypatch):
+    for wrong in ({"num_wings": 2}, {"in_chans": 0}):
+        with pytest.raises(ValueError, match="Cannot load dwg_test_resnet"):
+            hub.load("dwg_test_resnet", pretrained=False, **wrong)
+    with pytest.raises(ValueError, match=r"Invalid pretrained tag \(yesterday\)"):
+        hub.load("resnet18.yesterday")
+
+    def broken(*args, **kwargs):
+        return None.forward
+
+    monkeypatch.setattr(timm, "create_model", broken)
+    for source in ("dwg_test_resnet", folder):
+        with pytest.raises(AttributeError):
+            hub.load(source, pretrained=False)
+
+
 @pytest.mark.parametrize("name", ["nothing_such", "org/name", "s3:bucket"])
 def test_unknown_names(name):
     with pytest.raises(ValueError, match="hf-hub:"):

@@ -12,7 +12,7 @@ PACKAGE = Path(timm_varchan.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: A row imports only itself and rows before it. A new file must be given its place here.
 ROWS = (
-    {"version", "errors", "extras"},
+    {"version", "errors"},
     {"bands"},
     {"products"},
     {"channels"},
@@ -25,7 +25,7 @@ ROWS = (
     {"plots", "hub"},
     {"cards"},
     {"training"},
-    {"export", "fold_change", "folding", "integrations", "predict", "programs"},
+    {"export", "folding", "integrations", "predict"},
     {"scenes"},
     {"__main__"},
 )

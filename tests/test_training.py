@@ -31,9 +31,8 @@ from timm_varchan.training import (
     run,
 )
 from timm_varchan.training import loop as training_loop
-from timm_varchan.training.checkpoint import Checkpoints, Progress, read_progress
-from timm_varchan.training.epoch_sampler import EpochSampler
-from timm_varchan.training.loaders import epoch_batches
+from timm_varchan.training.checkpoint import Checkpoints, read_progress
+from timm_varchan.training.loaders import EpochSampler, epoch_batches
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
 
@@ -231,25 +230,6 @@ def test_a_saved_model_gives_equal_logits(tmp_path, told):
     assert saved["pretrained_cfg"]["input_size"] == [5, 32, 32]
 
 
-def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
-    folder = Checkpoints(tmp_path / "checkpoints")
-    for number, accuracy in enumerate((math.nan, math.nan, math.nan)):
-        write_checkpoint(tmp_path, number, accuracy)
-    assert folder.best().name == "step-00000002"
-    for number, accuracy in enumerate((0.2, 0.6, 0.4, math.nan), start=3):
-        write_checkpoint(tmp_path, number, accuracy)
-    assert folder.best().name == "step-00000004"
-
-
-def write_checkpoint(path, updates, accuracy):
-    checkpoint = path / "checkpoints" / f"step-{updates:08d}"
-    checkpoint.mkdir(parents=True)
-    progress = Progress(updates=updates, history=[{"eval_accuracy": accuracy}])
-    (checkpoint / "progress.json").write_text(
-        json.dumps({"progress": dataclasses.asdict(progress), "files": {}})
-    )
-
-
 def test_a_folder_with_something_else_is_not_replaced(tmp_path):
     (tmp_path / "thesis.tex").touch()
     model = timm.create_model("dwg_test_resnet", num_classes=3)
@@ -424,14 +404,25 @@ def test_a_resumed_run_equals_one_that_nothing_disturbed(finished, tmp_path, mon
     assert [s.to_json() for s in outcome.sets] == [s.to_json() for s in finished.sets]
 
 
-def test_a_half_written_checkpoint_is_none(finished, tmp_path):
-    folder = Checkpoints(tmp_path / "checkpoints")
-    (tmp_path / "checkpoints" / ".writing-step-00000009").mkdir(parents=True)
-    assert folder.last() is None
-    assert folder.best() is None
-    kept = Checkpoints(finished.folder / "checkpoints").all()
-    assert 1 <= len(kept) <= 2
-    assert kept[-1].name == "step-00000006"
+def test_mixing_and_averages_go_on_where_they_were(tmp_path, monkeypatch):
+    changes = {"mixup": 0.2, "cutmix": 1.0, "smoothing": 0.1, "ema_decay": 0.9, "erase_prob": 0.3}
+    whole, halved = (
+        dataclasses.replace(TINY, output_dir=str(tmp_path / name), **changes)
+        for name in ("whole", "halved")
+    )
+    expected = run(whole)
+    forget_accelerate()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4)
+        with pytest.raises(Interrupted):
+            run(halved)
+    forget_accelerate()
+    run(dataclasses.replace(halved, resume="auto"))
+    ends = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "halved")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    plain = run(dataclasses.replace(TINY, output_dir=str(tmp_path / "plain"), epochs=1))
+    losses = [o.results["training"]["history"][0]["train_loss"] for o in (expected, plain)]
+    assert losses[0] != losses[1]
 
 
 def test_a_loss_that_is_no_number_stops_with_step_channels_and_cure(tmp_path, monkeypatch):

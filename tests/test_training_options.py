@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import time
 
 import pytest
 import timm
@@ -15,11 +16,7 @@ from timm_varchan.models import has_stems
 from timm_varchan.models.adapt import stems
 from timm_varchan.training import RECIPES, SetupError, TrainConfig, parse_args, run
 from timm_varchan.training import loop as training_loop
-from timm_varchan.training.averaging import WeightAverage
-from timm_varchan.training.fine_tuning import choose_trained, train_mode
-from timm_varchan.training.mixing import SeededMixup
-from timm_varchan.training.step_clock import StepClock
-from timm_varchan.views import DrawKey
+from timm_varchan.training.build import choose_trained
 
 ONE_EPOCH = dataclasses.replace(TINY, epochs=1)
 LOSSES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr")
@@ -80,18 +77,7 @@ def test_stochastic_depth_that_a_model_lacks_is_refused(tmp_path):
 # ---- augmentation
 
 
-def test_mixing_hangs_on_the_key_alone():
-    config = TrainConfig(mixup=0.2, cutmix=1.0, smoothing=0.1)
-    mix = SeededMixup(config, num_classes=4)
-    x, labels = torch.randn(6, 5, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
-    first, targets = mix(x.clone(), labels, DrawKey(0, 1, 2))
-    again, targets_again = mix(x.clone(), labels, DrawKey(0, 1, 2))
-    assert torch.equal(first, again)
-    assert torch.equal(targets, targets_again)
-    assert targets.shape == (6, 4)
-    torch.testing.assert_close(targets.sum(1), torch.ones(6))
-    other, _ = mix(x.clone(), labels, DrawKey(0, 1, 3))
-    assert not torch.equal(first, other)
+def test_pairs_are_mixed():
     with pytest.raises(ValueError, match="must be even"):
         TrainConfig(mixup=0.2, batch_size=7)
 
@@ -182,21 +168,6 @@ def test_the_average_is_tested_and_saved(tmp_path):
     assert [s.to_json() for s in run(saved).sets] == [s.to_json() for s in averaged.sets]
 
 
-def test_an_average_follows_and_reads_back():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    average = WeightAverage(model, 0.9)
-    before = average.model[0].weight.clone()
-    with torch.no_grad():
-        model[0].weight += 1
-    average.update(model, 5)
-    moved = (average.model[0].weight - before).mean()
-    assert 0 < moved < 1
-    other = WeightAverage(model, 0.9)
-    other.load(average.state(buffers_only=False))
-    assert torch.equal(other.model[0].weight, average.model[0].weight)
-    assert not any("weight" in name and "0." in name for name in average.state(buffers_only=True))
-
-
 # ---- parts
 
 
@@ -205,7 +176,7 @@ def test_only_the_chosen_part_moves(part):
     model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3))
     choose_trained(model, part)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    train_mode(model, part)
+    training_loop.train_mode(model, part)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     model(torch.randn(4, 3, 32, 32)).square().sum().backward()
     optimizer.step()
@@ -297,17 +268,16 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
         runs(tmp_path, {"trackers": ("wandb",)})
 
 
-def test_the_clock_tells_waiting_from_working(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+def test_the_share_of_waiting_for_images_is_told(tmp_path, monkeypatch):
+    original = training_loop.epoch_batches
 
-    def batches():
-        for number in range(3):
-            now[0] += 1.0
-            yield number
+    def slow(*args):
+        for batch in original(*args):
+            time.sleep(0.4)
+            yield batch
 
-    clock = StepClock()
-    for _ in clock.waiting(batches()):
-        now[0] += 3.0
-    assert clock.loader_share == pytest.approx(0.25)
-    assert clock.seconds == 12.0
+    monkeypatch.setattr(training_loop, "epoch_batches", slow)
+    (outcome,) = runs(tmp_path, {})
+    (entry,) = outcome.results["training"]["history"]
+    assert 3 * 0.4 <= entry["loader_share"] * entry["seconds"] < entry["seconds"]
+    assert entry["images_per_second"] == pytest.approx(24 / entry["seconds"])

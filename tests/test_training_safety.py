@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import math
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -13,7 +14,7 @@ from tiny_runs import TINY, flags_of, forget_accelerate, fresh_accelerate  # noq
 
 from timm_varchan.training import CheckpointError, SetupError, run
 from timm_varchan.training import checkpoint as checkpoint_module
-from timm_varchan.training.checkpoint import Checkpoints, damage, read_progress
+from timm_varchan.training.checkpoint import Checkpoints, Progress, damage, read_progress
 
 STEPS = dataclasses.replace(TINY, checkpoint_steps=1)
 LOSSES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr", "eval_sets")
@@ -110,6 +111,32 @@ def test_the_two_newest_and_the_best_are_kept(finished):
     assert names[-2:] == ["step-00000005", "step-00000006"]
     assert len(names) in (2, 3)
     assert read_progress(found.best()).step == 0
+
+
+def test_without_validation_the_newest_checkpoint_is_the_best(tmp_path):
+    folder = Checkpoints(tmp_path / "checkpoints")
+    for number, accuracy in enumerate((math.nan, math.nan, math.nan)):
+        write_checkpoint(tmp_path, number, accuracy)
+    assert folder.best().name == "step-00000002"
+    for number, accuracy in enumerate((0.2, 0.6, 0.4, math.nan), start=3):
+        write_checkpoint(tmp_path, number, accuracy)
+    assert folder.best().name == "step-00000004"
+
+
+def write_checkpoint(path, updates, accuracy):
+    checkpoint = path / "checkpoints" / f"step-{updates:08d}"
+    checkpoint.mkdir(parents=True)
+    progress = Progress(updates=updates, history=[{"eval_accuracy": accuracy}])
+    (checkpoint / "progress.json").write_text(
+        json.dumps({"progress": dataclasses.asdict(progress), "files": {}})
+    )
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path):
+    folder = Checkpoints(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / ".writing-step-00000009").mkdir(parents=True)
+    assert folder.last() is None
+    assert folder.best() is None
 
 
 Usage = namedtuple("Usage", "total used free")

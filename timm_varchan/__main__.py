@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from timm_varchan import hub
-from timm_varchan.errors import UserError
-from timm_varchan.extras import MissingExtraError
+from timm_varchan.errors import MissingExtraError, UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,7 +194,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
         print(markdown_report(run(config).results))
     if args.output:
-        print(f"Written to {args.output}/")
+        print(f"Written to {args.output}/: all sets in sets.csv, everything in results.json.")
     return 0
 
 
@@ -259,8 +261,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _fold(args: argparse.Namespace) -> int:
     from timm_varchan.data import load_data
-    from timm_varchan.fold_change import measure_change
-    from timm_varchan.folding import fold
+    from timm_varchan.folding import fold, measure_change
 
     saved, _ = _load(args)
     wanted = saved.select(args.channels)
@@ -357,15 +358,37 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _run_program(words: Sequence[str]) -> int:
-    from timm_varchan.programs import program
+    """Run what `python` would run for these words, as `__main__`; what it raises is its own.
 
-    try:
-        start = program(words)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    Args:
+        words: `SCRIPT` or `-m MODULE`, then its arguments.
+    """
+    is_module = list(words[:1]) == ["-m"]
+    name, *arguments = list(words[is_module:]) or [""]
+    problem = None
+    if not name or (name.startswith("-") and not is_module):
+        problem = "Name a program: python -m timm_varchan run SCRIPT | -m MODULE [ARGS]"
+    elif is_module and not _is_module(name):
+        problem = f"There is no module {name}. Install it, or give the path of a script."
+    elif not is_module and not os.path.exists(name):
+        problem = f"There is no script {name}. For a module: run -m {name}"
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
         return 1
-    start()
+    sys.argv = [name, *arguments]
+    if is_module:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(name))
+        runpy.run_path(name, run_name="__main__")
     return 0
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # a package before a dot
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:

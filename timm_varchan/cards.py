@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from timm_varchan.channels import Channel, ChannelSet
 from timm_varchan.errors import UserError
-from timm_varchan.hub.folder import read_config
+from timm_varchan.hub import read_config
 
 __all__ = ["CITATION", "Card", "folder_card", "markdown_table", "usage", "write_card"]
 

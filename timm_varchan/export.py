@@ -17,7 +17,7 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.extras import needs
+from timm_varchan.errors import needs
 from timm_varchan.models import has_stems, share, stems
 
 __all__ = ["Check", "Exported", "export"]

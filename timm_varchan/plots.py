@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.errors import UserError
+from timm_varchan.errors import UserError, needs
 from timm_varchan.evaluation import (
     SetResult,
     confusion_counts,
@@ -20,7 +20,6 @@ from timm_varchan.evaluation import (
     rank_bands,
     summarise_sizes,
 )
-from timm_varchan.extras import needs
 from timm_varchan.models import share
 from timm_varchan.stems import Stem
 

@@ -1,6 +1,6 @@
 """Data sets, transforms for any number of channels, and batches."""
 
-from timm_varchan.extras import needs
+from timm_varchan.errors import needs
 
 with needs("train"):
     from timm_varchan.channels import read_channels, write_channels

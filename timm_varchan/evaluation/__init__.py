@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from timm_varchan.extras import needs
+from timm_varchan.errors import needs
 
 with needs("train"):
     from timm_varchan.evaluation.channel_sets import (

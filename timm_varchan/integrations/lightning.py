@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Union
 
 from timm_varchan.channels import ChannelSet
-from timm_varchan.extras import MissingExtraError
+from timm_varchan.errors import MissingExtraError
 from timm_varchan.models import has_stems, set_channels
 
 try:

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and are looked at before they are used."""
+"""The folder of a run, and its checkpoints: there whole or not at all, looked at before use."""
 
 from __future__ import annotations
 
@@ -7,21 +7,33 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from timm_varchan.errors import UserError
+from timm_varchan.training.config import MARK, TrainConfig
+from timm_varchan.training.launch import environment
 
-__all__ = ["CheckpointError", "Checkpoints", "Progress", "read_progress"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Progress",
+    "check_folder",
+    "claim_folder",
+    "damage",
+    "read_progress",
+    "write_json",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +41,15 @@ logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 #: How many are kept besides the best: where the newest is damaged, the one before it serves.
 NUM_KEPT = 2
+#: Fields in which a resumed run may differ from the one that it continues.
+_FREE_FIELDS = frozenset(
+    {
+        "output_dir", "resume", "workers", "prefetch", "cache", "expect_processes", "eval_modes",
+        "eval_orders", "eval_sets", "eval_max_sets", "missing", "baseline",
+        "eval_batch_size", "eval_checkpoint", "eval_statistics",
+        "checkpoint_steps", "trackers", "push_to_hub", "push_public",
+    }
+)  # fmt: skip
 
 
 class CheckpointError(RuntimeError):
@@ -81,6 +102,11 @@ class Checkpoints:
             logger.warning("%s is damaged (%s): the one before it is used", checkpoint, problem)
         return None
 
+    def last_good(self) -> str:
+        """A sentence on what is left after a failure."""
+        good = self.last()
+        return f"The last good checkpoint is {good}" if good else "No checkpoint is saved"
+
     def best(self) -> Path | None:
         """The checkpoint at the end of an epoch with the highest validation accuracy."""
         ranks = {}
@@ -93,22 +119,17 @@ class Checkpoints:
                 ranks[checkpoint] = progress.rank
         return max(ranks, key=lambda c: ranks[c], default=None)
 
-    def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> Path:
+    def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> None:
         """Write a checkpoint under another name and rename it; keep the newest and the best.
 
-        Call it on every process.
-
-        Args:
-            accelerator: Saves what it prepared.
-            progress: How far training is.
-            own: What this process alone knows.
+        Call it on every process, with what the accelerator does not know of it.
 
         Raises:
             CheckpointError: It cannot be written; those before it are as they were.
         """
         target = self.path / f"step-{progress.updates:08d}"
         temporary = self.path / f".writing-{target.name}"
-        with self._reporting(temporary):
+        try:
             if accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
@@ -122,21 +143,13 @@ class Checkpoints:
                 os.replace(temporary, target)
                 _sync(self.path)
                 self._forget_old()
-        accelerator.wait_for_everyone()
-        return target
-
-    @contextmanager
-    def _reporting(self, temporary: Path) -> Iterator[None]:
-        try:
-            yield
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            good = self.last()
-            cure = f"The last good checkpoint is {good}" if good else "No checkpoint is saved"
             raise CheckpointError(
                 f"A checkpoint cannot be written to {self.path} ({error}). Free space or make the "
-                f"folder writable, then go on with --resume auto. {cure}."
+                f"folder writable, then go on with --resume auto. {self.last_good()}."
             ) from error
+        accelerator.wait_for_everyone()
 
     def _forget_old(self) -> None:
         found = self.all()
@@ -176,6 +189,21 @@ class Checkpoints:
                 f"checkpoints/step-... of a run, or 'auto'."
             )
         return Path(resume)
+
+    def check_space(self, bytes_each: int) -> None:
+        """Refuse a disk that cannot hold checkpoints of this size.
+
+        Raises:
+            UserError: Too little is free.
+        """
+        old = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        needed = (NUM_KEPT + 2) * bytes_each - old  # kept, the best, and the one being written
+        free = shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise UserError(
+                f"The checkpoints need about {needed / 2**20:,.0f} MiB, but {free / 2**20:,.0f} "
+                f"MiB are free for {self.path.parent}. Free some, or choose another --output-dir."
+            )
 
 
 def _own_name(process_index: int) -> str:
@@ -232,3 +260,81 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_folder(config: TrainConfig, accelerator: Accelerator) -> None:
+    """See that the output folder may become this run's own, before anything is trained.
+
+    The main process looks, all hear of it; `claim_folder` follows when nothing else can go wrong.
+
+    Raises:
+        UserError: It cannot be written, holds something else, or a run with another configuration.
+    """
+    verdict: list[str | None] = [None]
+    if accelerator.is_main_process:
+        verdict = [_refusal(config.folder, config)]
+    broadcast_object_list(verdict)
+    if verdict[0] is not None:
+        raise UserError(verdict[0])
+
+
+def claim_folder(config: TrainConfig) -> None:
+    """Write the run's mark and where it runs; once everything is set up."""
+    (config.folder / MARK).write_text(json.dumps(config.to_json(), indent=2))
+    write_json(environment(), config.folder / "environment.json")
+
+
+def _refusal(path: Path, config: TrainConfig) -> str | None:
+    """Why a folder cannot be this run's, or None."""
+    mark = path / MARK
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        return (
+            f"The output folder {path} cannot be written ({error.strerror}). Choose another one "
+            f"with --output-dir."
+        )
+    if any(path.iterdir()):
+        if not mark.is_file():
+            return f"{path} is not empty and holds no run. Choose another --output-dir."
+        if config.resume is None:
+            return (
+                f"{path} holds a run already. Continue it with --resume auto, or choose another "
+                f"--output-dir."
+            )
+        old = TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
+        return _difference(path, old.to_json(), config.to_json())
+    return None
+
+
+def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """In what the run in a folder differs from the one that should continue it."""
+    # The workers of a stream share its files out: which images they come to hangs on their number.
+    free = _FREE_FIELDS - {"workers"} if new["streaming"] else _FREE_FIELDS
+    changed = [
+        f"{name} {old.get(name)!r} -> {value!r}"
+        for name, value in new.items()
+        if name not in free and old.get(name) != value
+    ]
+    if not changed:
+        return None
+    return (
+        f"{path} holds another run ({'; '.join(changed)}). Continue it with its own flags (see "
+        f"run.json), or choose another --output-dir."
+    )
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write strict JSON: what is no number becomes null. Infinity and NaN are not JSON."""
+    text = json.dumps(_without_nan(values), indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

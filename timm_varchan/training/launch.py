@@ -1,12 +1,15 @@
-"""Processes that work together, or a clear error: the launcher's silent failures are refused."""
+"""Where a run runs: processes that work together or a clear error, divided weights, versions."""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import torch
@@ -18,25 +21,38 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     KwargsHandler,
     ProjectConfiguration,
+    broadcast,
 )
+from timm.utils import unwrap_model
+from torch import nn
 
-from timm_varchan.training.configuration import TrainConfig
+from timm_varchan.errors import UserError
+from timm_varchan.version import __version__
 
-__all__ = ["create_accelerator", "is_sharded", "stop"]
+if TYPE_CHECKING:
+    from timm_varchan.training.config import TrainConfig
+
+__all__ = [
+    "check_sharding",
+    "create_accelerator",
+    "environment",
+    "processor",
+    "stop",
+    "whole_model",
+]
+
+#: Packages that decide about results.
+_PACKAGES = ("timm", "torch", "accelerate", "datasets", "evaluate", "numpy")
 
 #: What may be asked for and silently not done, with the cure.
 _ASKED = {
     DistributedType.DEEPSPEED: "Leave ACCELERATE_USE_CPU unset together with --use_deepspeed.",
     DistributedType.FSDP: "FSDP needs GPUs under accelerate; on CPUs use configs/zero3.yaml.",
 }
-#: ZeRO's stage that divides the weights too.
-_ALL_SHARDED = 3
-
 _TWO_ON_CPU = (
     "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {n} --num_machines 1 "
     "--mixed_precision no --dynamo_backend no --main_process_port 0 hf_train.py"
 )
-
 
 #: Prints an error once the launcher is gone: it has much to say of a process that failed.
 _LAST_WORD = """
@@ -79,12 +95,6 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     DDP does not broadcast buffers: it would send the first process's channel tables to all others,
     whose batches have other channel sets; BatchNorm's statistics are averaged each epoch instead.
 
-    Args:
-        config: Precision, accumulation, clipping, trackers, and how many processes are expected.
-
-    Returns:
-        The accelerator.
-
     Raises:
         SystemExit: Processes that do not know of each other, fewer than expected, or DeepSpeed,
             FSDP or fp16 that was asked for and is not on.
@@ -94,19 +104,16 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
     if wants_deepspeed and not torch.cuda.is_available():
         # DeepSpeed's own choice on a CPU leaves every process alone.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    folder = Path(config.output_dir)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.grad_accum_steps, sync_with_dataloader=False
         ),
         log_with=list(config.trackers) or None,
-        project_config=ProjectConfiguration(str(folder), str(folder / "tensorboard")),
+        project_config=ProjectConfiguration(str(config.folder), str(config.folder / "tensorboard")),
         kwargs_handlers=handlers,
     )
-    problem = _problem(accelerator.num_processes, config.expect_processes)
-    problem = problem or _not_as_asked(accelerator.distributed_type)
-    problem = problem or _precision_not_as_asked(accelerator)
+    problem = next(_problems(accelerator, config.expect_processes), None)
     if problem is not None:
         accelerator.end_training()
         # One process speaks; processes that ignore each other know their place from here only.
@@ -114,65 +121,122 @@ def create_accelerator(config: TrainConfig) -> Accelerator:
             stop(problem)
         raise SystemExit(1)
     if accelerator.state.deepspeed_plugin is not None:
-        _configure_deepspeed(accelerator.state.deepspeed_plugin.deepspeed_config, config)
+        # What the flags say: left to itself DeepSpeed clips at 1.
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            gradient_clipping=config.clip_grad or 0.0,
+            gradient_accumulation_steps=config.grad_accum_steps,
+            train_micro_batch_size_per_gpu=config.batch_size,
+            zero_allow_untested_optimizer=True,
+        )
     return accelerator
 
 
-def _configure_deepspeed(values: dict[str, Any], config: TrainConfig) -> None:
-    """Say to DeepSpeed what the flags say: left to itself it clips at 1."""
-    values["gradient_clipping"] = config.clip_grad or 0.0
-    values["gradient_accumulation_steps"] = config.grad_accum_steps
-    values["train_micro_batch_size_per_gpu"] = config.batch_size
-    values["zero_allow_untested_optimizer"] = True
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether no process has all weights: ZeRO-3, FSDP."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        return int(plugin.zero_stage) == _ALL_SHARDED
-    return accelerator.distributed_type == DistributedType.FSDP
-
-
-def _not_as_asked(got: DistributedType) -> str | None:
-    """What is wrong with how the processes work together, and the cure."""
-    for wanted, cure in _ASKED.items():
-        asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
-        if asked and got != wanted:
-            return f"{wanted.name} was asked for, but the launcher set up {got.value}. {cure}"
-    return None
-
-
-def _precision_not_as_asked(accelerator: Accelerator) -> str | None:
-    """What is wrong with the precision, and the cure."""
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        return (
-            "fp16 was asked for, but on a CPU accelerate computes in float32 without a word. Give "
-            "--mixed-precision bf16 or no."
-        )
-    return None
-
-
-def _problem(num_processes: int, expected: int | None) -> str | None:
-    """What is wrong with the number of processes, and the cure."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != num_processes:
-        return (
-            f"the launcher started {started} processes, but each works on its own "
-            f"({num_processes} of {num_processes}): they would do the same work and overwrite each "
-            f"other's files. Without a GPU launch as: {_TWO_ON_CPU.format(n=started)}"
-        )
-    if expected is not None and expected != num_processes:
-        return (
-            f"{expected} processes were expected, but {num_processes} run. `accelerate launch "
-            f"--cpu` starts only one; launch as: {_TWO_ON_CPU.format(n=expected)}"
-        )
+def _problems(accelerator: Accelerator, expected: int | None) -> Iterator[str]:
+    """What the launcher did otherwise than it was asked, and the cure."""
+    started, running = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
     # accelerate sets the address for several processes, then starts one if it is given --cpu.
     launched_alone = "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+    if started != running:
+        yield (
+            f"the launcher started {started} processes, but each works on its own ({running} of "
+            f"{running}): they would do the same work and overwrite each other's files. Without a "
+            f"GPU launch as: {_TWO_ON_CPU.format(n=started)}"
+        )
+    if expected not in (None, running):
+        yield (
+            f"{expected} processes were expected, but {running} run. `accelerate launch --cpu` "
+            f"starts only one; launch as: {_TWO_ON_CPU.format(n=expected)}"
+        )
     if expected is None and launched_alone and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return (
+        yield (
             f"accelerate was asked for several processes, but started one, as it does with --cpu. "
             f"Launch as: {_TWO_ON_CPU.format(n=2)} - or, if one process is right, say "
             f"--expect-processes 1"
         )
-    return None
+    for wanted, cure in _ASKED.items():
+        asked = os.environ.get(f"ACCELERATE_USE_{wanted.name}", "false").lower() == "true"
+        if asked and accelerator.distributed_type != wanted:
+            got = accelerator.distributed_type.value
+            yield f"{wanted.name} was asked for, but the launcher set up {got}. {cure}"
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        yield (
+            "fp16 was asked for, but on a CPU accelerate computes in float32 without a word. Give "
+            "--mixed-precision bf16 or no."
+        )
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether no process has all weights: ZeRO-3, FSDP."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None:
+        return int(plugin.zero_stage) == 3  # the stage that divides the weights too
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Refuse what needs all weights on every process, where none has them.
+
+    Raises:
+        UserError: Names the flag.
+    """
+    if _is_sharded(accelerator) and config.ema_decay is not None:
+        raise UserError(
+            "--ema-decay needs all weights on every process, which ZeRO-3 and FSDP divide. Add "
+            "--ema-decay none, or use ZeRO-2."
+        )
+
+
+@torch.no_grad()
+def whole_model(
+    accelerator: Accelerator, model: nn.Module, build: Callable[[], nn.Module]
+) -> nn.Module:
+    """The trained model, unwrapped, with all its weights on every process.
+
+    Args:
+        accelerator: Prepared the model.
+        model: The trained model.
+        build: Makes an equal one with other weights, which takes them up if they are divided.
+    """
+    if not _is_sharded(accelerator):
+        return unwrap_model(model)
+    weights = accelerator.get_state_dict(model)  # all of them, on the main process alone
+    whole = build()
+    if accelerator.is_main_process:
+        whole.load_state_dict(weights)
+    whole.to(accelerator.device)
+    for tensor in whole.state_dict().values():
+        tensor.copy_(broadcast(tensor))
+    return whole
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages that decide about results, and the commit of the code."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "timm_varchan": __version__,
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "git_commit": _git_commit(),
+    }
+
+
+def processor() -> str:
+    """The processor's name; Linux keeps it in a file."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that ran, if it runs from a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -6,16 +6,15 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from timm_varchan.channels import ANONYMOUS, ChannelSet
+from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
@@ -33,10 +32,11 @@ from timm_varchan.errors import UserError
 from timm_varchan.hub import SavedModel
 from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
-from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.epoch_sampler import EpochSampler
+from timm_varchan.training.config import TrainConfig
 
 __all__ = [
+    "EpochSampler",
+    "Loader",
     "StreamLoader",
     "epoch_batches",
     "eval_loader",
@@ -48,6 +48,32 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]
+
+
+class EpochSampler(Sampler[int]):
+    """Images in an order that depends on seed and epoch alone.
+
+    Args:
+        num_images: Size of the data.
+        seed: Of the order.
+        num_drawn: How many of them an epoch has, others in every epoch; all by default.
+    """
+
+    def __init__(self, num_images: int, seed: int, num_drawn: int | None = None) -> None:
+        self.num_images, self.seed, self.epoch = num_images, seed, 0
+        self.num_drawn = num_images if num_drawn is None else num_drawn
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_drawn
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.num_images))
+        seeded_rng("order", self.seed, self.epoch).shuffle(order)
+        return iter(order[: self.num_drawn])
 
 
 class StreamLoader:
@@ -108,21 +134,20 @@ def load_run_data(
     Raises:
         UserError: What `load_data` refuses, or other classes than the saved model's.
     """
-    named = {"train": config.train_split, "validation": config.validation_split}
-    named["test"] = config.test_split
     channels = config.channel_set()
     if saved is not None:
         channels = saved.select(config.channels) if config.channels else saved.channels
+    splits = {name: getattr(config, f"{name}_split") for name in ("train", "validation", "test")}
     common: dict[str, Any] = {
         "channels": channels,
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "splits": {split: name for split, name in named.items() if name is not None},
-        "limit": config.limit,
-        "value_scale": config.value_scale,
-        "no_data": config.no_data,
-        "skip_corrupt": config.skip_corrupt,
-    }
+        "splits": {split: name for split, name in splits.items() if name is not None},
+        **{
+            name: getattr(config, name)
+            for name in (
+                "image_column", "label_column", "limit", "value_scale", "no_data", "skip_corrupt",
+            )
+        },
+    }  # fmt: skip
     with accelerator.main_process_first():
         if config.streaming and saved is None:
             data = stream_data(config.dataset, **common)
@@ -147,8 +172,13 @@ def load_run_data(
 
 
 def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> None:
-    """Refuse data that a model was not made for: other classes, another scale, another order."""
-    _check_order(saved, channels)
+    """Refuse data that a model was not made for: other planes, another scale, other classes."""
+    same = [c.identity for c in saved.channels] == [c.identity for c in channels]
+    if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
+        raise UserError(
+            f"The model has no stem and takes {saved.channels} in this order, but the data are "
+            f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
+        )
     if data.channels.mean is None and saved.channels.mean is not None:
         raise UserError(
             f"The images of {data.name} are on another scale than the model's, as the log says. "
@@ -161,24 +191,8 @@ def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> No
         )
 
 
-def _check_order(saved: SavedModel, channels: ChannelSet) -> None:
-    """Refuse other planes than those of a model that cannot be told what it gets."""
-    same = [c.identity for c in saved.channels] == [c.identity for c in channels]
-    if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
-        raise UserError(
-            f"The model has no stem and takes {saved.channels} in this order, but the data are "
-            f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
-        )
-
-
 class _Seen:
-    """Images of a split with some of their planes, or with other names for them.
-
-    Args:
-        split: The images.
-        planes: Their planes, in the order that is wanted.
-        channels: What these are.
-    """
+    """Reads the images of a split with some of their planes, or with other names for them."""
 
     def __init__(self, split: ImageSplit, planes: Sequence[int], channels: ChannelSet) -> None:
         self._split, self._planes, self.channels = split, list(planes), channels
@@ -190,13 +204,16 @@ class _Seen:
 
 def _seen(data: ImageData, planes: Sequence[int], channels: ChannelSet) -> ImageData:
     """The data with these planes of its images alone."""
-    splits = {
-        name: None if split is None
-        else ImageSplit(_Seen(split, planes, channels), split.labels(), skipped=split.skipped)
-        for name, split in (("train", data.train), ("validation", data.validation),
-                            ("test", data.test))
-    }  # fmt: skip
-    return dataclasses.replace(data, channels=channels, **splits)  # type: ignore[arg-type]
+
+    def seen(split: ImageSplit | None) -> ImageSplit | None:
+        if split is None:
+            return None
+        return ImageSplit(_Seen(split, planes, channels), split.labels(), skipped=split.skipped)
+
+    return dataclasses.replace(
+        data, channels=channels, train=seen(data.train), validation=seen(data.validation),
+        test=seen(data.test),
+    )  # fmt: skip
 
 
 def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
@@ -204,7 +221,7 @@ def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
     count = len(data.channels)
     if not count or not data.channels.is_anonymous or data.stream is not None:
         return data
-    names = tuple(replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
+    names = tuple(dataclasses.replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
     named = ChannelSet(names, data.channels.correlation)
     if accelerator.is_main_process:
         logger.warning(
@@ -271,36 +288,22 @@ def train_loader(
             f"x {config.batch_size} x {config.grad_accum_steps}. Lower --batch-size."
         )
     transform = train_transform(
-        config.pixels,
-        channels,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        hflip=config.hflip,
-        vflip=config.vflip,
-        rotation_degrees=config.rotation_degrees,
-        auto_augment=config.auto_augment,
-        erase_prob=config.erase_prob,
-        no_data=config.no_data,
-    )
+        config.pixels, channels, scale=config.crop_scale, ratio=config.crop_ratio,
+        hflip=config.hflip, vflip=config.vflip, rotation_degrees=config.rotation_degrees,
+        auto_augment=config.auto_augment, erase_prob=config.erase_prob, no_data=config.no_data,
+    )  # fmt: skip
     if data.stream is not None:
         rows, columns = data.stream
         check_workers(rows, accelerator.num_processes, config.workers)
         stream = ImageStream(
-            rows,
-            columns,
-            channels,
-            transform,
-            num_batches=count // images * config.grad_accum_steps,
-            batch_size=config.batch_size,
-            process=(accelerator.process_index, accelerator.num_processes),
-            seed=config.seed,
-            value_scale=config.value_scale,
-            no_data=config.no_data,
+            rows, columns, channels, transform,
+            num_batches=count // images * config.grad_accum_steps, batch_size=config.batch_size,
+            process=(accelerator.process_index, accelerator.num_processes), seed=config.seed,
+            value_scale=config.value_scale, no_data=config.no_data,
             skip_corrupt=config.skip_corrupt,
-        )
-        return StreamLoader(
-            DataLoader(stream, batch_size=config.batch_size, **_workers(config)), accelerator.device
-        )
+        )  # fmt: skip
+        loader = DataLoader(stream, batch_size=config.batch_size, **_workers(config))
+        return StreamLoader(loader, accelerator.device)
     if config.cache:
         split = cached(split, num_copies=accelerator.num_processes)
     return DataLoader(

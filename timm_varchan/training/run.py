@@ -4,43 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from timm_varchan.cards import write_card
+from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.data import ImageData
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation import Evaluation
-from timm_varchan.hub import SavedModel, load, save
-from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
-from timm_varchan.training.building import architecture, build_model
-from timm_varchan.training.checkpoint import Progress
-from timm_varchan.training.configuration import TrainConfig
-from timm_varchan.training.environment import write_json
-from timm_varchan.training.evaluating import (
-    Baseline,
-    Evaluated,
-    check_evaluation,
-    evaluate,
-    load_baseline,
+from timm_varchan.evaluation import (
+    DEFAULT_BUDGET,
+    Evaluation,
+    PlannedSet,
+    evaluate_channel_sets,
+    parse_sets,
+    plan_sets,
 )
-from timm_varchan.training.folder import RunFolder, check_folder
-from timm_varchan.training.launch import create_accelerator
-from timm_varchan.training.loaders import load_run_data
-from timm_varchan.training.loop import Trainer, tell_all_channels
-from timm_varchan.training.preparation import prepare
-from timm_varchan.training.report import opening
-from timm_varchan.training.results import build_results, markdown_report, write_sets
-from timm_varchan.training.sharding import check_sharding, whole_model
-from timm_varchan.training.tracking import check_trackers
+from timm_varchan.hub import SavedModel, load, save
+from timm_varchan.models import channel_statistics, expected_error, has_stems
+from timm_varchan.training.build import architecture, build_model, prepare
+from timm_varchan.training.checkpoint import (
+    Progress,
+    check_folder,
+    claim_folder,
+    write_json,
+)
+from timm_varchan.training.config import TrainConfig
+from timm_varchan.training.launch import check_sharding, create_accelerator, whole_model
+from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
+from timm_varchan.training.loop import Trainer, tell_all_channels, trained_mode, warn_not_finite
+from timm_varchan.training.report import (
+    Evaluated,
+    build_results,
+    check_trackers,
+    markdown_report,
+    opening,
+    write_sets,
+)
 
 __all__ = ["Outcome", "SetupError", "run"]
 
@@ -68,6 +79,14 @@ class Outcome:
     is_main: bool
 
 
+class Baseline(NamedTuple):
+    """A saved model to compare with, the run's data as it takes them, and how these are read."""
+
+    model: nn.Module
+    data: ImageData
+    config: TrainConfig
+
+
 def run(config: TrainConfig) -> Outcome:
     """Train and evaluate as configured, in the processes that the launcher started.
 
@@ -92,26 +111,39 @@ def run(config: TrainConfig) -> Outcome:
             check_sharding(config, accelerator)
             saved = load(config.eval_only) if config.eval_only is not None else None
             config = _with_sizes(config, saved)
-            folder = check_folder(config, accelerator)
+            check_folder(config, accelerator)
             set_seed(config.seed)
             data = load_run_data(config, accelerator, saved)
             model = build_model(config, data) if saved is None else saved.model
-            check_evaluation(config, model, data)
-            baseline = load_baseline(config, accelerator, data)
+            _check_evaluation(config, model, data)
+            baseline = _load_baseline(config, accelerator, data)
+            import_module("timm_varchan.plots")  # slow, so only here: before anything is trained
             if saved is None:
-                trainer, progress = prepare(config, accelerator, model, data, folder)
+                trainer, progress = prepare(config, accelerator, model, data)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                folder.claim(config)
+                claim_folder(config)
                 logger.info("%s", opening(config, data, model, accelerator))
         if saved is not None:
             model = model.to(accelerator.device)
-            return _finish(config, accelerator, model, data, folder, None, baseline)
+            return _finish(config, accelerator, model, data, baseline, None, None)
         progress = trainer.fit(progress)
-        model = _trained(trainer, data)
-        return _finish(config, accelerator, model, data, folder, progress, baseline)
+        model, checkpoint = _chosen(trainer, data)
+        return _finish(config, accelerator, model, data, baseline, progress, checkpoint)
     finally:
         accelerator.end_training()
+
+
+@contextmanager
+def _setup() -> Iterator[None]:
+    """What a user can cure before training begins: wrong data, model, flags, folder.
+
+    Anything else is a fault of the package and keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        raise SetupError(str(error)) from error
 
 
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
@@ -129,26 +161,85 @@ def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
     )
 
 
-@contextmanager
-def _setup() -> Iterator[None]:
-    """What a user can cure before training begins: wrong data, model, flags, folder.
+def _check_evaluation(config: TrainConfig, model: nn.Module, data: ImageData) -> None:
+    """Refuse an evaluation that the model cannot do, before it is trained.
 
-    Anything else is a fault of the package and keeps its traceback.
+    Raises:
+        UserError: No images; channels that the data lacks, fewer sets than sizes; modes or
+            statistics that need a stem; no images for statistics.
     """
+    evaluation_split(data)
     try:
-        yield
-    except (UserError, OSError) as error:
-        raise SetupError(str(error)) from error
+        _plan(config, model, data.channels)
+    except UserError as error:
+        name = "--eval-sets" if config.eval_max_sets is None else "--eval-max-sets"
+        raise UserError(f"{name}: {error}") from error
+    if not has_stems(model) and set(config.eval_modes or ()) - {"mask"}:
+        raise UserError(
+            f"--eval-modes {' '.join(config.eval_modes or ())} need a model with a stem. Leave it "
+            f"out, or choose mask."
+        )
+    if config.eval_statistics and (not has_stems(model) or data.train is None):
+        raise UserError(
+            "--eval-statistics needs a model with a stem and training images; leave it out."
+        )
 
 
-def _trained(trainer: Trainer, data: ImageData) -> nn.Module:
-    """The whole model of the chosen checkpoint, on every process."""
-    config, checkpoints = trainer.config, trainer.folder.checkpoints
+def _plan(config: TrainConfig, model: nn.Module, channels: ChannelSet) -> list[PlannedSet]:
+    """The sets to evaluate; one less by default where all channels are also shuffled."""
+    also = []
+    if config.missing is not None:
+        gone = {i for one in parse_sets(channels, config.missing) for i in one}
+        also = [[i for i in range(len(channels)) if i not in gone]]
+        if not also[0]:
+            raise UserError(f"--missing {config.missing} leaves no channel of {channels}.")
+    budget = DEFAULT_BUDGET - int(not has_stems(model))
+    return plan_sets(channels, config.planned_sets, seed=config.seed, budget=budget, also=also)
+
+
+def _load_baseline(
+    config: TrainConfig, accelerator: Accelerator, data: ImageData
+) -> Baseline | None:
+    """The model of `--baseline` and the same images, scaled and normalised as it was trained.
+
+    Raises:
+        UserError: Other channels or classes than the data's.
+    """
+    if config.baseline is None:
+        return None
+    saved = load(config.baseline)
+    own = dataclasses.replace(
+        config,
+        eval_only=config.baseline,
+        push_to_hub=None,
+        img_size=saved.img_size,
+        crop_pct=saved.crop_pct,
+        value_scale=saved.value_scale,
+    )
+    theirs = load_run_data(own, accelerator, saved)
+    ours = data.channels
+    named = not ours.is_anonymous and not theirs.channels.is_anonymous
+    same = [c.identity for c in ours] == [c.identity for c in theirs.channels]
+    if len(ours) != len(theirs.channels) or (named and not same):
+        raise UserError(
+            f"--baseline {config.baseline} takes {theirs.channels}, the data are {ours}. Compare "
+            f"models of the same planes in the same order."
+        )
+    if theirs.class_names != data.class_names:
+        raise UserError(f"--baseline {config.baseline} has other classes than the data.")
+    return Baseline(saved.model.to(accelerator.device), theirs, own)
+
+
+def _chosen(trainer: Trainer, data: ImageData) -> tuple[nn.Module, str | None]:
+    """The whole model of the chosen checkpoint, on every process, and the checkpoint's name."""
+    config, checkpoints, accelerator = trainer.config, trainer.checkpoints, trainer.accelerator
     best = checkpoints.best() if config.eval_checkpoint == "best" else None
+    chosen = best or checkpoints.last()
     if best is not None:
-        progress, own = checkpoints.load(trainer.accelerator, best)
+        progress, own = checkpoints.load(accelerator, best)
         trainer.load_own_state(own, progress.num_processes)
-    return whole_model(trainer.accelerator, trainer.best_model, lambda: build_model(config, data))
+    model = whole_model(accelerator, trainer.best_model, lambda: build_model(config, data))
+    return model, None if chosen is None else chosen.name
 
 
 def _finish(
@@ -156,58 +247,141 @@ def _finish(
     accelerator: Accelerator,
     model: nn.Module,
     data: ImageData,
-    folder: RunFolder,
-    progress: Progress | None,
     baseline: Baseline | None,
+    progress: Progress | None,
+    checkpoint: str | None,
 ) -> Outcome:
     """Evaluate the channel sets and write tables, pictures and the model."""
-    checkpoints, checkpoint = folder.checkpoints, None
-    if progress is not None:
-        best = config.eval_checkpoint == "best"
-        checkpoint = checkpoints.best() if best else checkpoints.last()
     started = time.perf_counter()
     with torch.compiler.set_stance("force_eager"):  # not a graph for every channel set
-        evaluated = evaluate(config, accelerator, model, data, baseline)
-    about = {
-        "name": architecture(model),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "folder": "model",
-    }
+        evaluated = _evaluate(config, accelerator, model, data, baseline)
     results = build_results(
         config, data, accelerator, evaluated,
-        model=about, progress=progress,
-        checkpoint=checkpoint.name if checkpoint else None,
-        seconds=time.perf_counter() - started,
+        model={
+            "name": architecture(model),
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "folder": "model",
+        },
+        progress=progress, checkpoint=checkpoint, seconds=time.perf_counter() - started,
     )  # fmt: skip
     if accelerator.is_main_process:
         tell_all_channels(model, data.channels, config.channel_identity)
-        _write(folder.path, results, evaluated, model, data, config)
+        _write(results, evaluated, model, data, config)
     accelerator.wait_for_everyone()
-    return Outcome(folder.path, results, evaluated.sets, accelerator.is_main_process)
+    return Outcome(config.folder, results, evaluated.sets, accelerator.is_main_process)
+
+
+def _evaluate(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: nn.Module,
+    data: ImageData,
+    baseline: Baseline | None,
+) -> Evaluated:
+    """Evaluate a run's model, and its baseline on the same images and sets."""
+    name, split = evaluation_split(data)
+    modes = config.eval_modes or (trained_mode(config, model, data.channels),)
+    plan = _plan(config, model, data.channels)
+    common: dict[str, Any] = {
+        "num_classes": len(data.class_names),
+        "accelerator": accelerator,
+        "seed": config.seed,
+        "progress": accelerator.is_main_process,
+    }
+    sets = evaluate_channel_sets(
+        model,
+        accelerator.prepare_data_loader(eval_loader(config, split, data.channels)),
+        data.channels,
+        modes=modes,
+        orders=config.eval_orders,
+        sets=plan,
+        statistics=_set_statistics(config, model, data, plan, modes),
+        **common,
+    )
+    warn_not_finite({s.name: s.num_not_finite for s in sets if s.num_not_finite}, accelerator)
+    errors = tuple(_expected_error(model, data.channels, s.mode, s.indices) for s in sets)
+    if baseline is None:
+        return Evaluated(name, sets, None, None, errors)
+    _, split = evaluation_split(baseline.data)
+    theirs = evaluate_channel_sets(
+        baseline.model,
+        accelerator.prepare_data_loader(
+            eval_loader(baseline.config, split, baseline.data.channels)
+        ),
+        baseline.data.channels,
+        orders=("in order",),
+        sets=[
+            PlannedSet(indices, one.kind, one.name)
+            for indices, one in {one.indices: one for one in sets}.items()
+        ],
+        **common,
+    )
+    if not np.array_equal(theirs[0].references, sets[0].references):
+        raise UserError(f"The images of --baseline {config.baseline} have other labels.")
+    return Evaluated(name, sets, theirs, architecture(baseline.model), errors)
+
+
+def _expected_error(
+    model: nn.Module, channels: ChannelSet, mode: str, indices: tuple[int, ...]
+) -> float | None:
+    """The unexplained share of variance, mean over the virtual channels, where it is known."""
+    if mode != "named":
+        return None
+    error = statistics.fmean(expected_error(model, channels.take(indices)).values())
+    return error if math.isfinite(error) else None
+
+
+def _set_statistics(
+    config: TrainConfig,
+    model: nn.Module,
+    data: ImageData,
+    plan: list[PlannedSet],
+    modes: tuple[str, ...],
+) -> dict[tuple[tuple[int, ...], str], dict[str, Tensor]] | None:
+    """BatchNorm's statistics of every set and mode on training images, the same on every process.
+
+    Returns:
+        What `evaluate_channel_sets(statistics=)` takes; None without `--eval-statistics`.
+    """
+    if not config.eval_statistics or data.train is None:
+        return None
+    count = min(config.eval_statistics, len(data.train))
+    chosen = seeded_rng("set statistics", config.seed).sample(range(len(data.train)), count)
+    images, device = data.train.take(sorted(chosen)), next(model.parameters()).device
+    found = {}
+    for one in plan:
+        for mode in modes:
+            told = data.channels.take(one.indices) if mode == "named" else ANONYMOUS
+            loader = eval_loader(config, images, data.channels)
+            batches = (x[:, one.indices].to(device) for x, _ in loader)
+            found[one.indices, mode] = channel_statistics(model, batches, told)
+    return found
 
 
 def _write(
-    path: Path,
-    results: dict[str, Any],
+    results: Mapping[str, Any],
     evaluated: Evaluated,
     model: nn.Module,
     data: ImageData,
     config: TrainConfig,
 ) -> None:
     """Everything that stays in the output folder."""
+    from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
+
+    path, sets = config.folder, evaluated.sets
+    title = f"{results['model']['name']} on {Path(data.name).name}"
     write_json(results, path / "results.json")
     (path / "results.md").write_text(markdown_report(results), encoding="utf-8")
     write_sets(results, path / "sets.csv")
-    title = f"{results['model']['name']} on {Path(data.name).name}"
-    files = [path / "results.md", path / "sets.csv"]
-    files.append(
-        plot_channel_sets(
-            evaluated.sets, path / "channel_sets.png", title, baseline=evaluated.baseline
-        )
-    )
-    files.append(plot_confusion(evaluated.sets[0], data.class_names, path / "confusion.png", title))
+    picture = path / "channel_sets.png"
+    files = [
+        path / "results.md",
+        path / "sets.csv",
+        plot_channel_sets(sets, picture, title, baseline=evaluated.baseline),
+        plot_confusion(sets[0], data.class_names, path / "confusion.png", title),
+    ]
     if results["evaluation"]["bands"]:
-        files.append(plot_bands(evaluated.sets, path / "bands.png", title))
+        files.append(plot_bands(sets, path / "bands.png", title))
     if results["training"] is not None:
         files.append(plot_curves(results["training"]["history"], path / "curves.png"))
     if config.eval_only is None:
