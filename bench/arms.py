@@ -304,8 +304,8 @@ def scratch(model: str, **changes: Any) -> dict[str, Any]:
 
 
 def lite(model: str, **changes: Any) -> dict[str, Any]:
-    """EfficientNet-Lite0 from its ImageNet weights, 24 epochs."""
-    return {**EUROSAT, **LITE0, "model": model, "epochs": 24, "lr": 1e-3, **changes}
+    """EfficientNet-Lite0 from its ImageNet weights, 20 epochs."""
+    return {**EUROSAT, **LITE0, "model": model, "epochs": 20, "lr": 3e-3, **changes}
 
 
 def own_kernels(**changes: Any) -> dict[str, Any]:
@@ -317,6 +317,7 @@ SCRATCH = {
     "k3": scratch("dwg_resnet10t", virtual_channels="RGB"),
     "k6-design": scratch("dwg_resnet10t", virtual_channels=K6),
     "k13": own_kernels(),
+    "k13-prior": own_kernels(model_kwargs={**QUARTER, "stem": "prior"}),
     "k13-share0": own_kernels(full_share=0.0),
     "k13-share25": own_kernels(full_share=0.25),
     "k13-share75": own_kernels(full_share=0.75),

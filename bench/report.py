@@ -60,14 +60,13 @@ SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
         },
     ),
     "eurosat": (
-        "13 bands of Sentinel-2",
+        "13 bands of Sentinel-2, from ImageNet weights",
         MANY[:5],
         {
-            "plain timm, zeros": ("plain", "zero"),
-            "trained with zeros": ("zero-fill", "trained"),
-            "trained with the mean of the others": ("mean-fill", "trained"),
-            "plain, predicted (ours), nothing trained": ("plain", "measured"),
-            "twin (ours)": ("k13", "trained"),
+            "plain timm, zeros": ("lite-tiled", "zero"),
+            "plain timm, mean of the others": ("lite-tiled", "mean"),
+            "plain timm, predicted (ours), nothing trained": ("lite-tiled", "measured"),
+            "twin (ours)": ("lite-k13", "trained"),
         },
     ),
 }
