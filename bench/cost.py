@@ -3,6 +3,7 @@
     python bench/cost.py complexity            counted, on the meta device: any size takes seconds
     python bench/cost.py stems                 what each stem can, and what it costs
     python bench/cost.py throughput            images a second of hf_train.py's loop, in turns
+    python bench/cost.py channels              choosing channels, beside a training step
     python bench/cost.py loading               images a second that are read, in turns
     python bench/cost.py latency --json FILE   of `pytest bench --benchmark-json=FILE`
 
@@ -39,12 +40,14 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 import timm_varchan
-from timm_varchan import RGB, ChannelSet
+from timm_varchan import RGB, ChannelSet, measure_channels
+from timm_varchan.channels import read_channels
 from timm_varchan.complexity import count_complexity
 from timm_varchan.data import TransformedSplit, cached, load_data, train_transform
 from timm_varchan.stems import MIXERS, Mixer
 from timm_varchan.training import TrainConfig
 from timm_varchan.training import run as train
+from timm_varchan.views import DrawKey, draw_channels
 
 Key = TypeVar("Key")
 Rows = list[dict[str, Any]]
@@ -320,6 +323,35 @@ def throughput(args: argparse.Namespace) -> Rows:
     ]  # fmt: skip
 
 
+def channels(args: argparse.Namespace) -> Rows:
+    """Choosing the channels of every image and telling the model, beside a training step."""
+    size, batch = 64, 256
+    names = read_channels("eurosat")
+    torch.manual_seed(0)
+    mixed = torch.randn(1000, len(names)) @ torch.randn(len(names), len(names))
+    known = measure_channels([mixed[:, :, None, None]], names)  # some correlation or other
+    x = torch.randn(batch, len(names), size, size)
+    twin = timm.create_model("dwg_resnet18", virtual_channels=names, statistics=known)
+    plain = timm.create_model("resnet18", in_chans=len(names))
+    seconds: dict[str, list[float]] = {"channels": [], "step": []}
+    for number in range(args.rounds + 1):  # the first warms up
+        started = time.perf_counter()
+        key = DrawKey(0, 0, number)
+        view = draw_channels("hcs-sample", x, names, key, identity="named", full_share=0.5)
+        view.tell(twin)
+        told = time.perf_counter()
+        plain(x).sum().backward()
+        seconds["channels"].append(told - started)
+        seconds["step"].append(time.perf_counter() - told)
+    shares = [a / b for a, b in zip(seconds["channels"], seconds["step"], strict=True)][1:]
+    return [
+        {"channels": len(names), "batch": batch, "img_size": size, "model": "resnet18",
+         "channels_ms": 1000 * spread(seconds["channels"][1:])["median"],
+         "step_ms": 1000 * spread(seconds["step"][1:])["median"],
+         **with_interval("of_step", spread(shares))}
+    ]  # fmt: skip
+
+
 # --- Reading
 
 PLANES, PIXELS = 13, 64
@@ -437,7 +469,8 @@ def read_formats(folder: Path, num_images: int, rounds: int) -> Rows:
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    measure.__name__: measure for measure in (complexity, stems, latency, throughput, loading)
+    measure.__name__: measure
+    for measure in (complexity, stems, latency, throughput, channels, loading)
 }
 
 
@@ -453,6 +486,8 @@ def conditions(args: argparse.Namespace) -> str:
         layout = "-channels_last" if one["channels_last"] else ""
         return (f"{one['model']}-{one['img_size']}px-{one['precision']}{layout}-{kind}-"
                 f"{info['machine_info']['threads']}threads-{one['device']}")  # fmt: skip
+    if args.measure == "channels":
+        return f"resnet18-64px-13bands-batch256-{os.cpu_count()}cores-cpu"
     if args.measure == "throughput":
         size = f"{args.arch}-{args.img_size}px-batch{args.batch_size}"
         return f"{size}-{os.cpu_count()}cores-{device}"

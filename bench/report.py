@@ -460,6 +460,17 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             },
         ),
     ),
+    "channels": (
+        "channels",
+        partial(
+            plain_table, "channels",
+            {
+                "channels": text("channels"), "batch": text("batch"), "px": text("img_size"),
+                "step of": text("model"), "choosing (ms)": number("channels_ms", 1),
+                "step (ms)": number("step_ms"), "share of the step": ratio("of_step"),
+            },
+        ),
+    ),
     "loading": (
         "loading",
         partial(
@@ -473,7 +484,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
         ),
     ),
 }  # fmt: skip
-COST = ("complexity", "stems", "latency", "throughput", "loading")
+COST = ("complexity", "stems", "latency", "throughput", "channels", "loading")
 
 
 def made(name: str) -> str:
