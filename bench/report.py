@@ -177,15 +177,15 @@ def comparison(
     rows = []
     if any(found.experts(question) for question in questions):
         cells = [percent(found.experts(question)) for question in questions]
-        rows.append(["an expert for each set", "", "", "", *cells, *[""] * len(minus)])
+        rows.append(["an expert for each set", "", "", "", "", *cells, *[""] * len(minus)])
     for arm, way, seed in found.ways():
         of = [found.get(arm, way, question, seed=seed) for question in questions]
         about = next((row for row in of if row is not None), None)
         if about is None or not ways(arm, way):
             continue
         gaps = [points(found.get(arm, way, q, ref, seed)) for ref, q in minus.values()]
-        rows.append([arm, way, seed, about["epochs"], *map(percent, of), *gaps])
-    header = ("arm", "tested", "seeds", "epochs", *questions, *minus)
+        rows.append([arm, way, seed, about["epochs"], about["images"], *map(percent, of), *gaps])
+    header = ("arm", "tested", "seeds", "epochs", "images", *questions, *minus)
     return table(header, rows) + conditions(found.rows)
 
 
@@ -193,7 +193,8 @@ def conditions(rows: Sequence[Row]) -> str:
     """What the rows of a table were measured on, from the rows themselves."""
 
     def values(key: str) -> str:
-        return ", ".join(sorted({row[key] for row in rows if row.get(key)}, key=len))
+        found = {row[key] for row in rows if row.get(key)}
+        return ", ".join(sorted(found, key=lambda value: (len(value), value)))
 
     parts = {"test images": values("images"), "training images": values("train_images"),
              "folds": values("folds"), "timm_varchan": values("version")}  # fmt: skip

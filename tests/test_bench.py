@@ -187,9 +187,9 @@ def made_up(tmp_path, monkeypatch):
 
 def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
     lines = report.made("finetune").splitlines()
-    assert lines[2] == "| an expert for each set |  |  |  | 80.0 |  |  | 66.0 |  |  |"
+    assert lines[2] == "| an expert for each set |  |  |  |  | 80.0 |  |  | 66.0 |  |  |"
     assert lines[5] == (
-        "| twin-1x | trained | 0+1 | 8 | 80.0 (72.0 to 88.0) ± 14.1 |  |  | "
+        "| twin-1x | trained | 0+1 | 8 | 100 | 80.0 (72.0 to 88.0) ± 14.1 |  |  | "
         "65.0 (60.0 to 70.0) ± 1.0 | +0.0 (-4.0 to +4.0) | -1.0 (-2.0 to +0.5) |"
     )
     assert "test images: 100; training images: 50; folds: 1; timm_varchan: 9.9." in lines
@@ -211,7 +211,9 @@ def test_the_picture_has_a_panel_for_each_benchmark_that_was_measured(made_up):
             return picture.size[0]
 
     one = width()
-    (made_up / "eurosat-made-up.csv").write_text(MADE_UP.replace("expert-RGB,zero", "plain,zero"))
+    (made_up / "eurosat-made-up.csv").write_text(
+        MADE_UP.replace("expert-RGB,zero", "lite-tiled,zero")
+    )
     assert width() > 1.5 * one
     lines = report.made("readme").splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == [
