@@ -1,10 +1,18 @@
-"""README's Python, word for word, on images that somebody might have."""
+"""README's Python and its commands for one's own data, on images that somebody might have."""
 
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
+import pytest
+import tifffile
 import timm
 import torch
+
+import timm_varchan
+from timm_varchan.predict import predict
+from timm_varchan.training import parse_args, run
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -34,3 +42,40 @@ def test_the_python_runs_word_for_word():
     assert shares["B08"] < 1e-6
     names["timm_varchan"].set_channels(model, "B02+B03+B04+B08")
     assert torch.allclose(model(images), before, atol=1e-4)
+
+
+def own_data(folder, num_planes, dtype):
+    """Two classes of small TIFFs, as the README shows them."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("validation", 2)):
+        for level, label in enumerate(("forest", "river")):
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                image = rng.integers(100, 4000 + 3000 * level, (num_planes, 20, 20)).astype(dtype)
+                file = folder / split / label / f"{number:04d}.tif"
+                tifffile.imwrite(file, image, photometric="minisblack")
+
+
+COMMANDS = re.findall(r"^python hf_train.py (--dataset mine .*)$", README, re.M)
+#: What the images of each of them are.
+assert len(COMMANDS) == 3
+PLANES = {"runs/bands": (13, np.uint16), "runs/stains": (3, np.uint16), "runs/rgb": (3, np.uint16)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_own_data_train_and_predict_by_its_commands(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = shlex.split(command, comments=True)
+    folder = given[given.index("--output-dir") + 1]
+    own_data(tmp_path / "mine", *PLANES[folder])
+    given = [word for word in given if word != "--pretrained"]  # needs the hub
+    small = "--model dwg_test_resnet --img-size 16 --epochs 1 --batch-size 4 --workers 0".split()
+    outcome = run(parse_args([*given, *small]))
+    assert outcome.results["data"]["num_images"]["train"] == 12
+    saved = timm_varchan.hub.load(tmp_path / folder / "model")
+    assert len(saved.channels) == PLANES[folder][0]
+    assert saved.class_names == ("forest", "river")
+    files = ["mine/validation/river/0000.tif"]
+    (one,) = predict(saved.model, files, channels=saved.channels, img_size=16,
+                     value_scale=saved.value_scale, class_names=saved.class_names)  # fmt: skip
+    assert one.error is None
