@@ -138,3 +138,10 @@ def test_command(saved, images, capsys):
     assert not capsys.readouterr().err, "nothing is missing"
     assert main(["predict", str(images), str(gray)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_command_takes_anonymous_for_a_channel_set(saved, tmp_path, capsys):
+    np.save(tmp_path / "five.npy", np.random.default_rng(0).random((5, 40, 40), np.float32))
+    words = ["predict", str(saved), str(tmp_path / "five.npy"), "--channels", "anonymous"]
+    assert main([*words, "--mean", "0.5", "--std", "0.3"]) == 0
+    assert capsys.readouterr().out.count("%") == 3
