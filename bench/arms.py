@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import peers as peers  # registers its models
 import timm
 from timm.models import register_model
 from torch import nn
@@ -213,7 +214,7 @@ LITE0: dict[str, Any] = {
 FINETUNE: dict[str, Any] = {
     **LITE0, "model": "tf_efficientnet_lite0", "img_size": 64, "limit": 6250, "epochs": 8,
     "batch_size": 32, "lr": 1e-3, "crop_scale": (0.6, 1.0), "rotation_degrees": 0.0, "workers": 0,
-    "cache": True, "mixed_precision": "no", "val_max_sets": 1,
+    "cache": True, "mixed_precision": "no", "val_max_sets": 1, "channels_last": True,
 }  # fmt: skip
 
 
@@ -356,6 +357,24 @@ eurosat = Benchmark(
     },
 )
 
+#: Transformers of as many parameters, 16 tokens an image and 16 for each of its channels.
+VIT = {"img_size": 64, "patch_size": 16, "depth": 4}
+PEERS = {
+    "k13": own_kernels(),
+    "dofa": scratch("dwg_dofa_resnet10t", model_kwargs={
+        **QUARTER, "width": 32, "num_tokens": 32, "feedforward": 128
+    }),
+    "channel-vit": scratch("dwg_channel_vit", lr=1e-3, model_kwargs={
+        **VIT, "virtual_channels": BANDS, "embed_dim": 128, "num_heads": 4
+    }),
+    "vit-k13": scratch("dwg_vit_tiny_patch16_224", lr=1e-3, virtual_channels=BANDS, model_kwargs={
+        **VIT, "embed_dim": 96, "num_heads": 3
+    }),
+}  # fmt: skip
+peers_on_eurosat = replace(
+    eurosat, arms={name: Arm(config, against=("k13", "vit-k13")) for name, config in PEERS.items()}
+)
+
 CONTRASTS = "brightfield+DNA+darkfield"
 STAINS: dict[str, Any] = {
     "channels": CONTRASTS, "new_names": True, "model": "resnet10t", "model_kwargs": SMALL,
@@ -364,11 +383,11 @@ STAINS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def stained(aug: str, stem: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def stained(aug: str, stem: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     """The twin of the small network on three contrasts, which are its own virtual channels."""
     return {
         **STAINS, "model": "dwg_resnet10t", "model_kwargs": {**SMALL, **(stem or {})},
-        "channel_aug": aug,
+        "channel_aug": aug, **changes,
     }  # fmt: skip
 
 
@@ -382,6 +401,8 @@ stains = Benchmark(
         **experts(STAINS, CONTRASTS, ("trained", "mask", "zero", "mean", "measured")),
         "hcs-sample": Arm(stained("hcs-sample"), against=TO_EXPERTS),
         "none": Arm(stained("none"), against=TO_BOTH),
+        # What no wavelength tells: each of three virtual channels begins as the mean of all.
+        "rgb": Arm(stained("hcs-sample", virtual_channels="RGB"), against=TO_BOTH),
         "zero_fill": Arm(stained("hcs-sample", {"stem": "zero_fill"}), against=TO_BOTH),
         "mean-fill": Arm(stained("hcs-sample", MEAN_FILL), against=TO_BOTH),
     },
@@ -435,6 +456,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "flagship": flagship,
     "finetune": finetune,
     "eurosat": eurosat,
+    "peers": peers_on_eurosat,
     "stains": stains,
     "task2": task2,
 }
