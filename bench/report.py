@@ -1,501 +1,59 @@
-"""Every table and picture of the results, made of the CSV files in `results/` alone.
+"""Every document of the results, made of the CSV files in `results/` alone.
 
     python bench/report.py
 
-The tables go into `bench/REPORT.md` and wherever README.md and docs/ ask for one: between
-`<!-- table: NAME -->` and `<!-- /table -->`. No figure is typed.
+Tables go into `bench/REPORT.md` and wherever README.md and docs/ ask for one, between
+`<!-- table: NAME -->` and `<!-- /table -->`; then the pictures, and the model cards of
+`dwg_densenet121` and the networks of Task II. No figure is typed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import tables
+import timm
+from arms import BENCHMARKS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from timm_varchan.cards import markdown_table
+from timm_varchan import RGB
+from timm_varchan.cards import Card, usage
+from timm_varchan.models.shipped import shipped_note
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent
-RESULTS = BENCH / "results"
 REPORT = BENCH / "REPORT.md"
+CARDS_FOLDER = ROOT / "model_cards"
 PICTURE = ROOT / "docs" / "channels_left.png"
 DOCUMENTS = (REPORT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
-Row = Mapping[str, str]
-
-#: Questions of the benchmarks on RGB: all, the means over pairs, single channels, everything.
-FEW = ("RGB", "all but one", "one", "every set")
-MANY = ("all", "all but one", "RGB+NIR", "RGB", "one", "random")
-CONTRASTS = ("brightfield+DNA+darkfield", *FEW[1:])
-EXPERTS = "expert-{set}"
-#: What the picture and README's table show of a benchmark: title, questions, arm and way by label.
-SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
-    "transfer": (
-        "ImageNet weights, nothing trained",
-        FEW[:3],
-        {
-            "plain timm, zeros": ("lite0", "zero"),
-            "zeros, the others times C/m": ("lite0", "mask"),
-            "mean of the others": ("lite0", "mean"),
-            "predicted (ours)": ("lite0", "measured"),
-        },
-    ),
-    "finetune": (
-        "ImageNet weights, fine-tuned",
-        FEW[:3],
-        {
-            "plain timm, zeros": ("expert-RGB", "zero"),
-            "trained with zeros": ("zero-fill", "trained"),
-            "trained with the mean of the others": ("mean-fill", "trained"),
-            "twin (ours), the same budget": ("twin-1x", "trained"),
-            "twin (ours), three times the budget": ("twin-3x", "trained"),
-        },
-    ),
-    "eurosat": (
-        "13 bands of Sentinel-2, from ImageNet weights",
-        MANY[:5],
-        {
-            "plain timm, zeros": ("lite-tiled", "zero"),
-            "plain timm, mean of the others": ("lite-tiled", "mean"),
-            "plain timm, predicted (ours), nothing trained": ("lite-tiled", "measured"),
-            "twin (ours)": ("lite-k13", "trained"),
-        },
-    ),
-}
-#: As printed in Chia-Ming Lee, Deep Learning Assignment II; units as there.
-PRINTED = {
-    "report: DWG DenseNet-121": (32.84, 14.13, 174.19, 2.65, 65.78, 69.79, 65.78, 65.47),
-    "report: the same, shuffling": (32.84, 14.13, 174.19, 2.65, 76.00, 76.61, 76.00, 75.20),
-}
-PRINTED_TASK2 = {
-    "report: ResNet34 from scratch": (90.16, 3.66, 59.81, 3.41, 26.67, 11.81, 26.67, 15.83),
-    "report: RRDB": (0.17, 0.20, 20.07, 0.19, 35.11, 44.25, 35.11, 34.35),
-    "report: RRDB-RNN": (0.30, 0.42, 20.07, 0.39, 42.67, 46.73, 42.67, 41.33),
-}
-
-
-def read(name: str, folder: Path | None = None) -> list[Row]:
-    """The rows of `NAME-CONDITIONS.csv`; where there is none, of the version measured before."""
-    folder = RESULTS if folder is None else folder
-    files = sorted(folder.glob(f"{name}-*.csv")) or sorted(folder.glob(f"*/{name}-*.csv"))
-    rows: list[Row] = []
-    for file in files:
-        with file.open(newline="") as lines:
-            rows += csv.DictReader(lines)
-    return rows
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table of anything that has a text."""
-    return markdown_table(header, [list(map(str, row)) for row in rows])
-
-
-def percent(row: Row | None) -> str:
-    """Accuracy with its interval, and the deviation between seeds where there are several."""
-    if row is None:
-        return ""
-    value, low, high = (100 * float(row[key] or "nan") for key in ("accuracy", "low", "high"))
-    text = f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if row["low"] else "")
-    return text + (f" ± {100 * float(row['sd_seeds']):.1f}" if row["sd_seeds"] else "")
-
-
-def points(row: Row | None) -> str:
-    """A paired difference with its interval."""
-    if row is None or not row["difference"]:
-        return ""
-    value, low, high = (100 * float(row[f"difference{key}"]) for key in ("", "_low", "_high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-class Results:
-    """The rows of a benchmark by arm, way and seed; of several seeds the row that means them all.
-
-    Args:
-        rows: As `run.py` writes them.
-    """
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.cells: dict[tuple[str, str, str, str, str], Row] = {}
-        for row in rows:
-            for reference in (row["reference"], ""):
-                key = (row["arm"], row["way"], row["seed"], row["question"], reference)
-                self.cells.setdefault(key, row)
-
-    def ways(self) -> list[tuple[str, str, str]]:
-        """Arms, ways and seeds, in the order of the file."""
-        seeds: dict[tuple[str, str], dict[str, None]] = {}
-        for row in self.rows:
-            seeds.setdefault((row["arm"], row["way"]), {})[row["seed"]] = None
-        found = []
-        for (arm, way), of in seeds.items():
-            together = max(of, key=len)
-            found += [(arm, way, seed) for seed in ([together] if "+" in together else of)]
-        return found
-
-    def get(
-        self, arm: str, way: str, question: str, reference: str = "", seed: str | None = None
-    ) -> Row | None:
-        """The row of a question, of the first seeds where none are named; or None."""
-        if seed is None:
-            seed = next((s for a, w, s in self.ways() if (a, w) == (arm, way)), "")
-        return self.cells.get((arm, way, seed, question, reference))
-
-    def experts(self, question: str) -> Row | None:
-        """What each set's own expert comes to, from a row that was compared with all of them."""
-        for row in self.rows:
-            known = row["question"] == question and row["reference"] == EXPERTS
-            if known and row["reference_accuracy"]:
-                return {"accuracy": row["reference_accuracy"], "low": "", "high": "",
-                        "sd_seeds": ""}  # fmt: skip
-        return None
-
-
-def comparison(
-    name: str,
-    questions: Sequence[str],
-    minus: Mapping[str, tuple[str, str]],
-    ways: Callable[[str, str], bool] = lambda arm, way: True,
-) -> str:
-    """Accuracy of arms on questions, and paired differences.
-
-    Args:
-        name: The benchmark.
-        questions: The columns, in per cent.
-        minus: Columns of differences in points: reference and question by title.
-        ways: Which arms and ways have a row.
-    """
-    found = Results(read(name))
-    rows = []
-    if any(found.experts(question) for question in questions):
-        cells = [percent(found.experts(question)) for question in questions]
-        rows.append(["an expert for each set", "", "", "", "", *cells, *[""] * len(minus)])
-    for arm, way, seed in found.ways():
-        of = [found.get(arm, way, question, seed=seed) for question in questions]
-        about = next((row for row in of if row is not None), None)
-        if about is None or not ways(arm, way):
-            continue
-        gaps = [points(found.get(arm, way, q, ref, seed)) for ref, q in minus.values()]
-        rows.append([arm, way, seed, about["epochs"], about["images"], *map(percent, of), *gaps])
-    header = ("arm", "tested", "seeds", "epochs", "images", *questions, *minus)
-    return table(header, rows) + conditions(found.rows)
-
-
-def conditions(rows: Sequence[Row]) -> str:
-    """What the rows of a table were measured on, from the rows themselves."""
-
-    def values(key: str) -> str:
-        found = {row[key] for row in rows if row.get(key)}
-        return ", ".join(sorted(found, key=lambda value: (len(value), value)))
-
-    parts = {"test images": values("images"), "training images": values("train_images"),
-             "folds": values("folds"), "timm_varchan": values("version")}  # fmt: skip
-    return "\n" + "; ".join(f"{key}: {value}" for key, value in parts.items() if value) + ".\n"
-
-
-def macro(row: Row) -> list[str]:
-    """Precision, recall and f1, macro means in per cent."""
-    return [f"{100 * float(row[k]):.1f}" if row[k] else "" for k in ("precision", "recall", "f1")]
-
-
-def beside(
-    name: str, columns: Mapping[str, tuple[str, str]], printed: Mapping[str, Sequence[float]]
-) -> str:
-    """Ours on RGB and the reference report's figures; cost at its size, 224 px.
-
-    Args:
-        name: The benchmark.
-        columns: Arm and way by the model whose cost it has.
-        printed: The report's.
-    """
-    found = Results(read(name))
-    costs = {row["model"]: row for row in read("complexity") if row["channels"] == "3"}
-    ours: dict[str, list[str]] = {}
-    for (arm, way), model in ((pair, model) for model, pair in columns.items()):
-        row, cost = found.get(arm, way, "RGB"), costs.get(model.split()[0])
-        if row is None or cost is None:
-            continue
-        macs = float(cost["macs"]) / 1e9
-        ours[f"{arm} ({way})"] = [
-            f"{float(cost['params']) / 1e6:.2f}", f"{macs:.2f}",
-            f"{float(cost['forward_backward_mb']):.2f}", f"{2 * macs:.2f}", percent(row),
-            *macro(row),
-        ]  # fmt: skip
-    theirs = {key: [f"{value:.2f}" for value in values] for key, values in printed.items()}
-    quantities = (
-        "parameters (M)", "multi-adds (G)", "forward/backward (MB)", "FLOPs (G)", "accuracy (%)",
-        "precision (%)", "recall (%)", "f1 (%)",
-    )  # fmt: skip
-    cells = {**ours, **theirs}
-    return table(("", *cells), zip(quantities, *cells.values(), strict=True))
-
-
-def task2_table(name: str, reference: str) -> str:
-    """Networks on RGB, with cost at the size of the images."""
-    found = Results(read(name))
-    rows = []
-    for arm, way, seed in found.ways():
-        row = found.get(arm, way, "RGB", seed=seed)
-        if row is None or way != "trained":
-            continue
-        gap = found.get(arm, way, "RGB", reference, seed)
-        rows.append([
-            arm, f"{float(row['params']) / 1e6:.2f}", f"{float(row['macs']) / 1e6:.1f}",
-            f"{float(row['forward_backward_mb']):.2f}", row["seed"], percent(row),
-            *macro(row),
-            points(gap), f"{float(gap['p']):.2g}" if gap and gap["p"] else "",
-            row.get("time_ratio", ""),
-        ])  # fmt: skip
-    header = ("network", "params (M)", "multi-adds (M)", "fwd/bwd size (MB)", "seeds", "accuracy",
-              "precision", "recall", "f1", f"minus {reference} (points)", "p",
-              f"time / {reference}, batches of 1, 32")  # fmt: skip
-    return table(header, rows) + conditions(found.rows)
-
-
-def sets_table(name: str, arms: Sequence[str]) -> str:
-    """Every channel set, a column for each arm."""
-    found = Results(read(name))
-    single = [row["question"] for row in found.rows if row["question"] not in FEW[1:]]
-    names = dict.fromkeys(single)
-    return table(
-        ("channels", *arms),
-        [(one, *(percent(found.get(arm, "trained", one)) for arm in arms)) for one in names],
-    )
-
-
-def versus_table(name: str, arm: str) -> str:
-    """How far every other arm is from one, told the channels, on the same images."""
-    found = Results(read(name))
-    rows = [
-        (other, way, seed, *cells)
-        for other, way, seed in found.ways()
-        if any(cells := [points(found.get(other, way, q, arm, seed)) for q in FEW])
-    ]
-    return table((f"minus {arm}", "tested", "seeds", *FEW), rows)
-
-
-def readme_table() -> str:
-    """What is left with all channels, without one, and with one alone, by benchmark."""
-    rows = []
-    for name, (title, questions, series) in SERIES.items():
-        found = Results(read(name))
-        for label, (arm, way) in series.items():
-            of = [found.get(arm, way, q) for q in (questions[0], "all but one", "one")]
-            if any(row is not None for row in of):
-                rows.append((title, label, *map(percent, of)))
-    header = ("", "missing channels are", "all channels", "one missing", "one left")
-    return table(header, rows)
-
-
-def plain_table(name: str, columns: Mapping[str, Callable[[Row], str]]) -> str:
-    """A row for each row of a file."""
-    return table(tuple(columns), [[make(row) for make in columns.values()] for row in read(name)])
-
-
-def number(key: str, digits: int = 0, scale: float = 1) -> Callable[[Row], str]:
-    """A column as a number."""
-    return lambda row: f"{float(row[key]) / scale:,.{digits}f}" if row[key] else ""
-
-
-def text(key: str) -> Callable[[Row], str]:
-    """A column as it is."""
-    return lambda row: row[key]
-
-
-def ratio(key: str) -> Callable[[Row], str]:
-    """A ratio with its interval."""
-
-    def show(row: Row) -> str:
-        if not row[key]:
-            return ""
-        value, low, high = (float(row[key + end]) for end in ("", "_low", "_high"))
-        return f"{value:.3f} ({low:.3f} to {high:.3f})"
-
-    return show
-
-
-#: The tables by name: which results they need, and how they are made.
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "readme": (" ".join(SERIES), readme_table),
-    "transfer": (
-        "transfer",
-        partial(
-            comparison, "transfer", FEW, {"minus zeros: one": ("lite0|zero", "one")}
-        ),
-    ),
-    "finetune": (
-        "finetune",
-        partial(
-            comparison, "finetune", FEW,
-            {
-                "minus experts: RGB": (EXPERTS, "RGB"),
-                "minus experts: every set": (EXPERTS, "every set"),
-            },
-        ),
-    ),
-    "eurosat": (
-        "eurosat",
-        partial(
-            comparison, "eurosat", MANY,
-            {
-                "minus plain, zeros: random": ("plain|zero", "random"),
-                "minus tiled Lite0, zeros: random": ("lite-tiled|zero", "random"),
-            },
-        ),
-    ),
-    "stains": (
-        "stains",
-        partial(
-            comparison, "stains", CONTRASTS,
-            {
-                "minus experts: all": (EXPERTS, CONTRASTS[0]),
-                "minus experts: every set": (EXPERTS, "every set"),
-            },
-        ),
-    ),
-    "flagship": (
-        "flagship",
-        partial(
-            comparison, "flagship", FEW,
-            {
-                "minus expert-RGB: RGB": ("expert-RGB", "RGB"),
-                "minus expert-RGB, zeros: one": ("expert-RGB|zero", "one"),
-                "shuffle minus none, anonymous: RGB": ("none|anonymous", "RGB"),
-            },
-        ),
-    ),
-    "flagship-beside-report": (
-        "flagship",
-        partial(
-            beside, "flagship",
-            {
-                "densenet121": ("expert-RGB", "trained"),
-                "dwg_densenet121": ("none", "trained"),
-                "dwg_densenet121 shuffled": ("shuffle", "anonymous"),
-                "dwg_densenet121 sampled": ("hcs-sample", "trained"),
-            },
-            PRINTED,
-        ),
-    ),
-    "task1": (
-        "task1",
-        partial(
-            comparison, "task1", FEW,
-            {"minus experts: RGB": (EXPERTS, "RGB"), "minus experts: one": (EXPERTS, "one")},
-            lambda arm, way: not way.endswith("estimated"),
-        ),
-    ),
-    "task1-sets": ("task1", partial(sets_table, "task1", ("hcs-sample", "zero_fill"))),
-    "task1-versus": ("task1", partial(versus_table, "task1", "hcs-sample")),
-    "batchnorm": (
-        "task1",
-        partial(
-            comparison, "task1", ("RGB", "RG", "RB", "GB", "R", "G", "B"),
-            {"minus experts: RGB": (EXPERTS, "RGB"), "minus experts: one": (EXPERTS, "one")},
-            lambda arm, way: arm in ("none", "shuffle", "hcs-sample", "hcs"),
-        ),
-    ),
-    "task2": ("task2", partial(task2_table, "task2", "resnet34")),
-    "task2-sets": ("task2", partial(sets_table, "task2", ("dwg_rrdb_rnn_small",))),
-    "task2-beside-report": (
-        "task2",
-        partial(
-            beside, "task2",
-            {name: (name, "trained") for name in ("resnet34", "rrdb_small", "rrdb_rnn_small")},
-            PRINTED_TASK2,
-        ),
-    ),
-    "task2_short": ("task2_short", partial(task2_table, "task2_short", "rrdb_rnn_small")),
-    "complexity": (
-        "complexity",
-        partial(
-            plain_table, "complexity",
-            {
-                "model": text("model"), "C": text("channels"),
-                "parameters (M)": number("params", 3, 1e6),
-                "multi-adds (G)": number("macs", 3, 1e9),
-                "forward/backward (MB)": number("forward_backward_mb", 2),
-                "M multi-adds a further channel": number("macs_per_added_channel", 2, 1e6),
-            },
-        ),
-    ),
-    "stems": (
-        "stems",
-        partial(
-            plain_table, "stems",
-            {
-                "stem": text("stem"), "any count": text("any_count"),
-                "anonymous channels": text("anonymous"), "unseen wavelengths": text("unseen"),
-                "depends on content": text("content"), "parameters": number("params"),
-                "M multi-adds more than timm": number("macs", 2, 1e6),
-            },
-        ),
-    ),
-    "latency": (
-        "latency",
-        partial(
-            plain_table, "latency",
-            {
-                "batch": text("batch"), "C": text("channels"), "twin (ms)": number("twin_ms", 1),
-                "timm (ms)": number("timm_ms", 1), "ratio to timm": ratio("to_timm"),
-                "ratio to the folded model": ratio("to_folded"),
-                "twin, peak (MiB)": number("twin_mib"), "timm, peak (MiB)": number("timm_mib"),
-            },
-        ),
-    ),
-    "throughput": (
-        "throughput",
-        partial(
-            plain_table, "throughput",
-            {
-                "loop": text("loop"), "images/s": number("images_per_second", 1),
-                "of the plain loop": ratio("of_plain"),
-            },
-        ),
-    ),
-    "channels": (
-        "channels",
-        partial(
-            plain_table, "channels",
-            {
-                "channels": text("channels"), "batch": text("batch"), "px": text("img_size"),
-                "step of": text("model"), "choosing (ms)": number("channels_ms", 1),
-                "step (ms)": number("step_ms"), "share of the step": ratio("of_step"),
-            },
-        ),
-    ),
-    "loading": (
-        "loading",
-        partial(
-            plain_table, "loading",
-            {
-                "13 x 64 x 64, 16 bits": text("format"), "plain reader (images/s)": number("plain"),
-                "ours (images/s)": number("ours"), "of the plain reader": ratio("of_plain"),
-                "ours with augmentation (images/s)": number("augmented"),
-                "of torchvision's augmentation": ratio("of_torchvision"),
-            },
-        ),
-    ),
-}  # fmt: skip
-COST = ("complexity", "stems", "latency", "throughput", "channels", "loading")
-
-
-def made(name: str) -> str:
-    """A table, or the command that it waits for."""
-    results, make = TABLES[name]
-    if any(read(one) for one in results.split()):
-        return make()
-    results = results.split()[0]
-    script = f"cost.py {results}" if results in COST else f"run.py {results} --data DATA"
-    return f"Not measured yet: `python bench/{script}`.\n"
+NORMALISED = f"R, G, B: values / 255, mean {RGB.mean}, standard deviation {RGB.std}"
+ASSIGNMENT = """@misc{chia2024assignment,
+  author = {Chia-Ming Lee},
+  title = {Deep Learning Assignment II},
+  note = {National Cheng Kung University, github.com/ming0531/DL-Assignment-2}
+}"""
+ESRGAN = """@misc{wang2018esrgan,
+  author = {Xintao Wang and others},
+  title = {ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks},
+  year = {2018},
+  note = {arXiv:1809.00219}
+}"""
+DENSENET = """@misc{huang2016densely,
+  author = {Gao Huang and Zhuang Liu and Laurens van der Maaten and Kilian Q. Weinberger},
+  title = {Densely Connected Convolutional Networks},
+  year = {2016},
+  note = {arXiv:1608.06993}
+}"""
+INTERVALS = "Per cent, differences in points, with 95 % intervals over the choice of test images"
 
 
 def fill(document: str) -> str:
@@ -503,7 +61,7 @@ def fill(document: str) -> str:
 
     def put(match: re.Match[str]) -> str:
         start, name, old, end = match.groups()
-        return start + (made(name) if name in TABLES else old) + end
+        return start + (tables.made(name) if name in tables.TABLES else old) + end
 
     return BLOCK.sub(put, document)
 
@@ -515,16 +73,16 @@ def draw_channels_left(file: Path) -> Path | None:
         file: A picture.
 
     Returns:
-        The file, or None where nothing of `SERIES` was measured.
+        The file, or None where nothing of `tables.SERIES` was measured.
     """
-    panels = [name for name in SERIES if read(name)]
+    panels = [name for name in tables.SERIES if tables.read(name)]
     if not panels:
         return None
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        title, questions, series = SERIES[name]
-        found = Results(read(name))
+        title, questions, series = tables.SERIES[name]
+        found = tables.Results(tables.read(name))
         for label, (arm, way) in series.items():
             draw_series(axes, label, [found.get(arm, way, question) for question in questions])
         axes.set(title=title, xlabel="channels that are left", ylabel="accuracy (%)")
@@ -537,7 +95,7 @@ def draw_channels_left(file: Path) -> Path | None:
     return file
 
 
-def draw_series(axes: Axes, label: str, cells: Sequence[Row | None]) -> None:
+def draw_series(axes: Axes, label: str, cells: Sequence[tables.Row | None]) -> None:
     """One line with its intervals, of those questions that were asked."""
     known = sorted((row for row in cells if row is not None), key=lambda row: int(row["channels"]))
     if not known:
@@ -552,17 +110,145 @@ def draw_series(axes: Axes, label: str, cells: Sequence[Row | None]) -> None:
     axes.errorbar(counts, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
 
 
+def cost_of(name: str) -> tables.Row:
+    """What a model costs on RGB."""
+    return next(r for r in tables.read("complexity") if (r["model"], r["channels"]) == (name, "3"))
+
+
+def dwg_densenet121(name: str) -> Card:
+    """Cost, and what the flagship keeps on channel sets."""
+    cost = cost_of(name)
+    rows = [row for row in tables.read("complexity") if row["model"] in ("densenet121", name)]
+    header = ("model", "channels", "params (M)", "multi-adds (G)", "fwd/bwd size (MB)")
+    costs = [
+        (r["model"], r["channels"], f"{float(r['params']) / 1e6:.2f}",
+         f"{float(r['macs']) / 1e9:.3f}", f"{float(r['forward_backward_mb']):.1f}")
+        for r in rows
+    ]  # fmt: skip
+    trained = bool(tables.read("flagship"))
+    what, run = ("flagship", "this network") if trained else ("task1", "a small network")
+    return Card(
+        name=name,
+        description="DenseNet-121 for any number, order and subset of channels: timm's network "
+        "behind a stem that generates a kernel for each channel of each image. No weights come "
+        "with this card: `pretrained=True` loads timm's for RGB, of which the twin gives the same "
+        f"logits. Accuracies below are those of {run} with this stem, trained for the benchmark.",
+        details={
+            "Model Type": "Image classification / feature backbone",
+            "Model Stats": {
+                "Params (M)": f"{float(cost['params']) / 1e6:.2f}",
+                "GMACs": f"{float(cost['macs']) / 1e9:.3f}",
+                "Image size": "224 x 224",
+            },
+            "Channels": f"any; by wavelength in nm, by name, or anonymous. {NORMALISED}",
+            "Papers": ["https://arxiv.org/abs/1608.06993", "https://arxiv.org/abs/1912.03458"],
+        },
+        usage=usage(name, RGB, 224, stem=True),
+        comparison="### Cost\nAt 224 px with 50 classes (`bench/cost.py complexity`).\n\n"
+        f"{tables.table(header, costs)}\n### Channel sets\n{INTERVALS} "
+        f"(`bench/run.py {what}`: {BENCHMARKS[what].conditions}).\n\n{tables.made(what)}",
+        limits=["With BatchNorm, accuracy on a channel set depends on how often training saw it.",
+                "Trained from scratch on few small images: figures compare arms under this budget, "
+                "not at convergence."],
+        license=timm.get_pretrained_cfg("densenet121").license,
+        citations=(ASSIGNMENT, DENSENET),
+    )  # fmt: skip
+
+
+#: What the networks of Task II are, and what their cards cite and allow.
+TASK2: dict[str, tuple[str, dict[str, Any]]] = {
+    "rrdb_small": (
+        "Three residual-in-residual dense blocks: three layers as the task counts them, five with "
+        "stem and classifier. The recommended network of Task II: as accurate as "
+        "`rrdb_rnn_small`, smaller and faster. Its weights do not come with the package.",
+        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
+    ),
+    "rrdb_rnn_small": (
+        "A recurrent convolution and three residual-in-residual dense blocks: four layers as the "
+        "task counts them (a block, or the recurrence, is one), six with stem and classifier.",
+        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
+    ),
+    "dwg_rrdb_rnn_small": (
+        "`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each image: "
+        "any number, order and subset of channels. Trained on RGB with a random subset of its "
+        "channels for every image.",
+        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
+    ),
+    "resnet34": (
+        "timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come with "
+        "the package.",
+        {"citations": (ASSIGNMENT,)},
+    ),
+}
+
+
+def from_task2(name: str) -> Card:
+    """A network of Task II."""
+    about, more = TASK2[name]
+    found = tables.Results(tables.read("task2"))
+    row, cost = found.get(name, "trained", "RGB"), cost_of(name)
+    if row is None:
+        raise SystemExit(f"error: no results of {name}. Run: python bench/run.py task2 --data DATA")
+    recipe, twin = BENCHMARKS["task2"].arms[name].config, name.startswith("dwg_")
+    sets = tables.made("task2-sets") if twin else ""
+    return Card(
+        name=name,
+        description=f"{about} Accuracy on {row['images']} test images: {tables.percent(row)} %, "
+        f"seed {row['seed']}, timm_varchan {row['version']}.",
+        details={
+            "Model Type": "Image classification / feature backbone",
+            "Model Stats": {
+                "Params (M)": f"{float(row['params']) / 1e6:.2f}",
+                "MMACs at 32 px": f"{float(row['macs']) / 1e6:.1f}",
+                "MMACs at 224 px": f"{float(cost['macs']) / 1e6:.1f}",
+            },
+            "Channels": NORMALISED,
+            "Data": f"25 classes of Tiny-ImageNet-200 at 32 px, {row['train_images']} training "
+            "images",
+            "Recipe": {
+                "epochs": row["epochs"],
+                "optimizer": "AdamW, weight decay 0.05, cosine schedule",
+                "learning rate": f"{recipe['lr']:g}, from a search on images set aside",
+                "batch size": str(recipe["batch_size"]),
+                "label smoothing": str(recipe["smoothing"]),
+            },
+        },
+        usage=usage(name, RGB, 32, stem=twin, pretrained=shipped_note(name) is not None),
+        comparison=f"{INTERVALS}; p of the exact McNemar test (`bench/run.py task2`).\n\n"
+        + tables.made("task2")
+        + (f"\n### Channel sets\nTold the channels.\n\n{sets}" if twin else ""),
+        limits=[
+            f"Trained for {row['epochs']} epochs on {row['train_images']} small images: figures "
+            "rank networks under this budget, not at convergence.",
+            "At 32 px ResNet34's stem (stride 2, then pooling) leaves a map of 8 x 8; a stem for "
+            "small images makes it slower, and may make it stronger.",
+            "Intervals cover the choice of test images, not of seeds.",
+        ],
+        **more,
+    )
+
+
+CARDS = {
+    "dwg_densenet121": partial(dwg_densenet121, "dwg_densenet121"),
+    **{name: partial(from_task2, name) for name in TASK2},
+}
+
+
+def write(path: Path, text: str) -> None:
+    """Write a document, and say whether it changed."""
+    old = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text != old:
+        path.write_text(text, encoding="utf-8")
+    print(f"{path.relative_to(ROOT)}: {'changed' if text != old else 'as it was'}")
+
+
 def main() -> None:
-    """Write the tables into the documents, and the pictures."""
+    """Write the tables into the documents, the cards, and the picture."""
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     for path in DOCUMENTS:
-        old = path.read_text()
-        new = fill(old)
-        if new != old:
-            path.write_text(new)
-        unknown = [m[2] for m in BLOCK.finditer(old) if m[2] not in TABLES]
-        print(f"{path.relative_to(ROOT)}: {'changed' if new != old else 'as it was'}"
-              + (f"; nobody knows {unknown}" if unknown else ""))  # fmt: skip
+        write(path, fill(path.read_text(encoding="utf-8")))
+    for name, make in CARDS.items():
+        write(CARDS_FOLDER / f"{name}.md", make().render())
     drawn = draw_channels_left(PICTURE)
     print(f"{PICTURE.relative_to(ROOT)}: {'drawn' if drawn else 'no results'}")
 

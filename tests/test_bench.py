@@ -19,10 +19,10 @@ BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import arms  # noqa: E402
-import cards  # noqa: E402
 import cost  # noqa: E402
 import report  # noqa: E402
 import run as bench  # noqa: E402
+import tables  # noqa: E402
 
 from timm_varchan.evaluation import wilson_interval  # noqa: E402
 from timm_varchan.training import TrainConfig  # noqa: E402
@@ -180,13 +180,13 @@ finetune,twin-1x,trained,in order,every set,,0+1,1,100,0.65,0.6,0.7,,,,0.01,expe
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "finetune-made-up.csv").write_text(MADE_UP)
     return tmp_path
 
 
 def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
-    lines = report.made("finetune").splitlines()
+    lines = tables.made("finetune").splitlines()
     assert lines[2] == "| an expert for each set |  |  |  |  | 80.0 |  |  | 66.0 |  |  |"
     assert lines[5] == (
         "| twin-1x | trained | 0+1 | 8 | 100 | 80.0 (72.0 to 88.0) ± 14.1 |  |  | "
@@ -194,7 +194,7 @@ def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
     )
     assert "test images: 100; training images: 50; folds: 1; timm_varchan: 9.9." in lines
     assert (
-        report.made("eurosat") == "Not measured yet: `python bench/run.py eurosat --data DATA`.\n"
+        tables.made("eurosat") == "Not measured yet: `python bench/run.py eurosat --data DATA`.\n"
     )
     document = (
         "a\n<!-- table: finetune -->\nstale\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
@@ -215,7 +215,7 @@ def test_the_picture_has_a_panel_for_each_benchmark_that_was_measured(made_up):
         MADE_UP.replace("expert-RGB,zero", "lite-tiled,zero")
     )
     assert width() > 1.5 * one
-    lines = report.made("readme").splitlines()
+    lines = tables.made("readme").splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == [
         "plain timm, zeros", "twin (ours), the same budget", "plain timm, zeros"
     ]  # fmt: skip
@@ -228,14 +228,14 @@ def test_the_picture_has_a_panel_for_each_benchmark_that_was_measured(made_up):
 def test_documents_hold_what_the_results_say(path):
     text = path.read_text()
     assert report.fill(text) == text, "run python bench/report.py"
-    unknown = [m[2] for m in report.BLOCK.finditer(text) if m[2] not in report.TABLES]
+    unknown = [m[2] for m in report.BLOCK.finditer(text) if m[2] not in tables.TABLES]
     assert not unknown
 
 
 def test_cards_hold_what_the_results_say():
-    for name, make in cards.CARDS.items():
+    for name, make in report.CARDS.items():
         text = (BENCH.parent / "model_cards" / f"{name}.md").read_text()
-        assert make().render() == text, "run python bench/cards.py --output model_cards"
+        assert make().render() == text, "run python bench/report.py"
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
