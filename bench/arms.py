@@ -182,31 +182,46 @@ task1 = Benchmark(
 
 FLAGSHIP: dict[str, Any] = {
     "model": "dwg_densenet121", "img_size": 32, "limit": 12500, "epochs": 12, "batch_size": 64,
-    "channels_last": True, "workers": 0, "cache": True, "val_max_sets": 1, "mixed_precision": "no",
+    "channels_last": True, "workers": 0, "cache": True, "val_max_sets": 1, "mixed_precision": "bf16",
 }  # fmt: skip
+
+
+def flagship_arms(**changes: Any) -> dict[str, Arm]:
+    """DenseNet-121 alone and behind the stem, in three ways of training."""
+    config = {**FLAGSHIP, **changes}
+    return {
+        "expert-RGB": Arm(
+            {**config, "model": "densenet121", "channel_aug": "none"},
+            ("trained", "mask", *UNTRAINED),
+        ),
+        "hcs-sample": Arm(
+            {**config, "channel_aug": "hcs-sample"}, ("trained", "anonymous"),
+            against=("expert-RGB", "expert-RGB|zero", "none"),
+        ),
+        "shuffle": Arm(
+            {**config, "channel_aug": "shuffle"}, ("anonymous",),
+            against=("expert-RGB", "none|anonymous", "hcs-sample|anonymous"),
+        ),
+        "none": Arm(
+            {**config, "channel_aug": "none"}, ("trained", "anonymous"),
+            against=("expert-RGB", "expert-RGB|zero"),
+        ),
+    }  # fmt: skip
+
+
 flagship = Benchmark(
     conditions="tinyimagenet50-32px-12500images-12ep",
     channels="RGB",
     questions=every_subset("RGB"),
-    arms={
-        "expert-RGB": Arm(
-            {**FLAGSHIP, "model": "densenet121", "channel_aug": "none"},
-            ("trained", "mask", *UNTRAINED),
-        ),
-        "hcs-sample": Arm(
-            {**FLAGSHIP, "channel_aug": "hcs-sample"}, ("trained", "anonymous"),
-            against=("expert-RGB", "expert-RGB|zero", "none"),
-        ),
-        "shuffle": Arm(
-            {**FLAGSHIP, "channel_aug": "shuffle"}, ("anonymous",),
-            against=("expert-RGB", "none|anonymous", "hcs-sample|anonymous"),
-        ),
-        "none": Arm(
-            {**FLAGSHIP, "channel_aug": "none"}, ("trained", "anonymous"),
-            against=("expert-RGB", "expert-RGB|zero"),
-        ),
-    },
-)  # fmt: skip
+    arms=flagship_arms(),
+)
+#: The size that a GPU takes.
+flagship60 = replace(
+    flagship,
+    conditions="tinyimagenet50-64px-60ep",
+    seeds=(0, 1, 2),
+    arms=flagship_arms(img_size=64, limit=None, epochs=60),
+)
 
 LITE0: dict[str, Any] = {
     "pretrained": True, "model_kwargs": {"pretrained_cfg_overlay": {"file": "{lite0}"}},
@@ -454,6 +469,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "transfer": transfer,
     "task1": task1,
     "flagship": flagship,
+    "flagship60": flagship60,
     "finetune": finetune,
     "eurosat": eurosat,
     "peers": peers_on_eurosat,

@@ -353,6 +353,16 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             },
         ),
     ),
+    "flagship60": (
+        "flagship60",
+        partial(
+            comparison, "flagship60", FEW,
+            {
+                "minus expert-RGB: RGB": ("expert-RGB", "RGB"),
+                "shuffle minus none, anonymous: RGB": ("none|anonymous", "RGB"),
+            },
+        ),
+    ),
     "flagship-beside-report": (
         "flagship",
         partial(
