@@ -227,8 +227,8 @@ LITE0: dict[str, Any] = {
     "pretrained": True, "model_kwargs": {"pretrained_cfg_overlay": {"file": "{lite0}"}},
 }  # fmt: skip
 FINETUNE: dict[str, Any] = {
-    **LITE0, "model": "tf_efficientnet_lite0", "img_size": 64, "limit": 6250, "epochs": 8,
-    "batch_size": 32, "lr": 1e-3, "crop_scale": (0.6, 1.0), "rotation_degrees": 0.0, "workers": 0,
+    **LITE0, "model": "tf_efficientnet_lite0", "img_size": 64, "limit": 6250, "epochs": 6,
+    "batch_size": 32, "lr": 3e-3, "crop_scale": (0.6, 1.0), "rotation_degrees": 0.0, "workers": 0,
     "cache": True, "mixed_precision": "no", "val_max_sets": 1, "channels_last": True,
 }  # fmt: skip
 
@@ -244,7 +244,7 @@ def fine_tuned(budget: int, stem: Mapping[str, Any] | None = None) -> dict[str, 
 
 MEAN_FILL = {"stem": "prior", "prior": "mean"}
 finetune = Benchmark(
-    conditions="tinyimagenet50-64px-6250images-8ep",
+    conditions="tinyimagenet50-64px-6250images-6ep",
     channels="RGB",
     questions=every_subset("RGB"),
     arms={
