@@ -182,7 +182,8 @@ task1 = Benchmark(
 
 FLAGSHIP: dict[str, Any] = {
     "model": "dwg_densenet121", "img_size": 32, "limit": 12500, "epochs": 12, "batch_size": 64,
-    "channels_last": True, "workers": 0, "cache": True, "val_max_sets": 1, "mixed_precision": "bf16",
+    "channels_last": True, "workers": 0, "cache": True, "val_max_sets": 1,
+    "mixed_precision": "bf16",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     python bench/cost.py complexity            counted, on the meta device: any size takes seconds
     python bench/cost.py stems                 what each stem can, and what it costs
+    python bench/cost.py peers_cost            DOFA's and ChannelViT's mechanisms beside ours
     python bench/cost.py throughput            images a second of hf_train.py's loop, in turns
     python bench/cost.py channels              choosing channels, beside a training step
     python bench/cost.py loading               images a second that are read, in turns
@@ -33,6 +34,7 @@ import timm
 import timm.optim
 import torch
 import torch.nn.functional as F
+from arms import BENCHMARKS
 from run import RESULTS, write_csv
 from scipy import stats
 from torch import Tensor, nn
@@ -209,6 +211,32 @@ def stems(args: argparse.Namespace) -> Rows:
         shown = {name: "yes" if flag else "no" for name, flag in can.items()}
         rows.append({"stem": stem, **shown, "params": cost.params - plain.params,
                      "macs": cost.macs - plain.macs})  # fmt: skip
+    return rows
+
+
+def peers_cost(args: argparse.Namespace) -> Rows:
+    """Published mechanisms beside ours: operations, and the time of a batch in turns."""
+    bands, models = BENCHMARKS["peers"].channel_set(), {}
+    for name, arm in BENCHMARKS["peers"].arms.items():
+        kwargs = dict(arm.config["model_kwargs"])
+        if "virtual_channels" in arm.config:
+            kwargs["virtual_channels"] = arm.config["virtual_channels"]
+        models[name] = timm.create_model(arm.config["model"], num_classes=10, **kwargs).eval()
+    rows: Rows = []
+    for count in COUNTS:
+        given = bands.take(tuple(range(count)))
+        x = torch.randn(args.batch_size, count, args.img_size, args.img_size)
+        for model in models.values():
+            timm_varchan.set_channels(model, given)
+        with torch.inference_mode():
+            calls = {name: partial(model, x) for name, model in models.items()}
+            steps = interleave(calls, Clock(x.device), rounds=4 * args.rounds, warmup=2)
+        for name, model in models.items():
+            cost = count_complexity(model, given, img_size=args.img_size)
+            row = {"model": name, "channels": count, "params": cost.params, "macs": cost.macs,
+                   "ms": 1000 * spread(steps[name])["median"]}  # fmt: skip
+            ratio = ratios({name: steps[name], "own": steps["k13"]})["own"]
+            rows.append({**row, **with_interval("to_k13", ratio)})
     return rows
 
 
@@ -470,7 +498,7 @@ def read_formats(folder: Path, num_images: int, rounds: int) -> Rows:
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Rows]] = {
     measure.__name__: measure
-    for measure in (complexity, stems, latency, throughput, channels, loading)
+    for measure in (complexity, stems, peers_cost, latency, throughput, channels, loading)
 }
 
 
@@ -488,6 +516,8 @@ def conditions(args: argparse.Namespace) -> str:
                 f"{info['machine_info']['threads']}threads-{one['device']}")  # fmt: skip
     if args.measure == "channels":
         return f"resnet18-64px-13bands-batch256-{os.cpu_count()}cores-cpu"
+    if args.measure == "peers_cost":
+        return f"{args.img_size}px-batch{args.batch_size}-{torch.get_num_threads()}threads-cpu"
     if args.measure == "throughput":
         size = f"{args.arch}-{args.img_size}px-batch{args.batch_size}"
         return f"{size}-{os.cpu_count()}cores-{device}"

@@ -332,6 +332,27 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             },
         ),
     ),
+    "peers": (
+        "peers",
+        partial(
+            comparison, "peers", MANY,
+            {
+                "minus k13: all": ("k13", "all"), "minus k13: random": ("k13", "random"),
+                "minus vit-k13: random": ("vit-k13", "random"),
+            },
+        ),
+    ),
+    "peers_cost": (
+        "peers_cost",
+        partial(
+            plain_table, "peers_cost",
+            {
+                "model": text("model"), "C": text("channels"), "parameters": number("params"),
+                "M multi-adds": number("macs", 1, 1e6), "ms a batch": number("ms", 1),
+                "time / k13": ratio("to_k13"),
+            },
+        ),
+    ),
     "stains": (
         "stains",
         partial(
@@ -475,7 +496,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
         ),
     ),
 }  # fmt: skip
-COST = ("complexity", "stems", "latency", "throughput", "channels", "loading")
+COST = ("complexity", "stems", "peers_cost", "latency", "throughput", "channels", "loading")
 
 
 def made(name: str) -> str:
