@@ -63,10 +63,9 @@ PRINTED_TASK2 = {
 }
 
 
-def read(name: str, folder: Path | None = None) -> list[Row]:
-    """The rows of `NAME-CONDITIONS.csv`; where there is none, of the version measured before."""
-    folder = RESULTS if folder is None else folder
-    files = sorted(folder.glob(f"{name}-*.csv")) or sorted(folder.glob(f"*/{name}-*.csv"))
+def read(name: str) -> list[Row]:
+    """The rows of `NAME-CONDITIONS.csv`, those of versions measured before first."""
+    files = sorted(RESULTS.glob(f"*/{name}-*.csv")) + sorted(RESULTS.glob(f"{name}-*.csv"))
     rows: list[Row] = []
     for file in files:
         with file.open(newline="") as lines:
