@@ -2,82 +2,78 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from typing import Any
 
 import pytest
 import timm
 import torch
-from cost import EMPTY_ROWS, LatencyOptions
+from cost import EMPTY_ROWS
 
 import timm_varchan
 
 
 def numbers(text: str) -> tuple[int, ...]:
     """Read `1,3,8`."""
-    values = tuple(int(part) for part in text.split(","))
+    values = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
     if min(values) < 1:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"whole numbers above 0 such as 1,3,8, not {text!r}")
     return values
 
 
+def count(text: str) -> int:
+    """Read a number above 0."""
+    return min(numbers(text))
+
+
+def twin(name: str) -> str:
+    """The name of a twin."""
+    if not (name.startswith("dwg_") and timm.is_model(name)):
+        raise ArgumentTypeError(
+            f"{name!r} is no twin of timm_varchan. Give dwg_<architecture>, such as "
+            f"dwg_densenet121; its baseline is <architecture> with in_chans=."
+        )
+    return name
+
+
+def device(name: str) -> str:
+    """A device that is there."""
+    if name not in ("cpu", "cuda"):
+        raise ArgumentTypeError(f"{name!r}: choose cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ArgumentTypeError("there is no CUDA device here; use cpu")
+    return name
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The conditions of the measurement."""
+    """The conditions of the measurement; what cannot be measured is refused at once."""
     group = parser.getgroup("latency", "latency of timm_varchan's models")
-    group.addoption("--model", default="dwg_densenet121", help="a twin, dwg_<architecture>")
-    group.addoption("--counts", default="1,3,8,13", help="numbers of channels")
-    group.addoption("--batches", default="1,8", help="batch sizes")
-    group.addoption("--img-size", type=int, default=224, help="height and width, in pixels")
-    group.addoption("--rounds", type=int, default=20, help="timed steps of each model")
-    group.addoption("--warmup", type=int, default=3, help="steps before that")
-    group.addoption("--device", default="cpu", help="cpu or cuda")
-    group.addoption("--precision", default="float32", choices=("float32", "bfloat16"))
-    group.addoption("--channels-last", action="store_true", help="memory format")
-    group.addoption("--compiled", action="store_true", help="torch.compile each model")
-    group.addoption("--threads", type=int, default=None, help="CPU threads of PyTorch")
+    add = group.addoption
+    add("--model", type=twin, default="dwg_densenet121", help="a twin, dwg_<architecture>")
+    add("--counts", type=numbers, default=(1, 3, 8, 13), help="numbers of channels")
+    add("--batches", type=numbers, default=(1, 8), help="batch sizes")
+    add("--img-size", type=count, default=224, help="height and width, in pixels")
+    add("--rounds", type=count, default=20, help="timed steps of each model")
+    add("--warmup", type=int, default=3, help="steps before that")
+    add("--device", type=device, default="cpu", help="cpu or cuda")
+    add("--precision", default="float32", choices=("float32", "bfloat16"))
+    add("--channels-last", action="store_true", help="memory format")
+    add("--compiled", action="store_true", help="torch.compile each model")
+    add("--threads", type=count, default=None, help="CPU threads of PyTorch")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot be measured.
-
-    Raises:
-        UsageError: An unknown model, no CUDA when asked for, numbers that are none.
-    """
-    get = config.getoption
-    name, device = get("--model"), get("--device")
-    if not (name.startswith("dwg_") and timm.is_model(name)):
-        raise pytest.UsageError(
-            f"--model {name!r} is no twin of timm_varchan. Give dwg_<architecture>, such as "
-            f"dwg_densenet121; its baseline is <architecture> with in_chans=."
-        )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: there is no CUDA device here. Use --device cpu.")
-    if device not in ("cpu", "cuda"):
-        raise pytest.UsageError(f"--device {device!r}: choose cpu or cuda.")
-    try:
-        counts, batches = numbers(get("--counts")), numbers(get("--batches"))
-    except ValueError as error:
-        raise pytest.UsageError(
-            f"--counts and --batches take whole numbers above 0 such as 1,3,8, not {error}."
-        ) from error
-    if min(get("--rounds"), get("--img-size")) < 1 or get("--warmup") < 0:
-        raise pytest.UsageError("--rounds and --img-size must be above 0, --warmup not below.")
-    if get("--threads"):
-        torch.set_num_threads(get("--threads"))
+    """Take the number of threads."""
+    if config.option.threads:
+        torch.set_num_threads(config.option.threads)
     config.stash[EMPTY_ROWS] = []
-    config.stash[LatencyOptions.KEY] = LatencyOptions(
-        model=name, counts=counts, batches=batches, img_size=get("--img-size"),
-        rounds=get("--rounds"), warmup=get("--warmup"), device=device,
-        precision=get("--precision"), channels_last=get("--channels-last"),
-        compiled=get("--compiled"),
-    )  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each number of channels and batch size."""
     if "num_channels" in metafunc.fixturenames:
-        options = metafunc.config.stash[LatencyOptions.KEY]
-        metafunc.parametrize("num_channels", options.counts)
-        metafunc.parametrize("batch_size", options.batches)
+        metafunc.parametrize("num_channels", metafunc.config.option.counts)
+        metafunc.parametrize("batch_size", metafunc.config.option.batches)
 
 
 @pytest.hookimpl(optionalhook=True)

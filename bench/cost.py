@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -244,24 +244,6 @@ def peers_cost(args: argparse.Namespace) -> Rows:
 
 #: Rows without a figure: what was to be measured, and the reason.
 EMPTY_ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-
-
-@dataclasses.dataclass(frozen=True)
-class LatencyOptions:
-    """What `pytest bench` was asked for; see `pytest bench --help`."""
-
-    model: str
-    counts: tuple[int, ...]
-    batches: tuple[int, ...]
-    img_size: int
-    rounds: int
-    warmup: int
-    device: str
-    precision: str
-    channels_last: bool
-    compiled: bool
-
-    KEY: ClassVar[pytest.StashKey[LatencyOptions]] = pytest.StashKey()
 
 
 def latency(args: argparse.Namespace) -> Rows:

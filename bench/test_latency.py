@@ -8,6 +8,7 @@ ratio of the times of a round, in `extra_info` with its spread; absolute times a
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from cost import (
     EMPTY_ROWS,
     Clock,
-    LatencyOptions,
     is_out_of_memory,
     peak_mib,
     ratios,
@@ -33,13 +33,7 @@ from timm_varchan.folding import fold
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(0)]
 
 
-@pytest.fixture
-def options(request: pytest.FixtureRequest) -> LatencyOptions:
-    """What was asked for."""
-    return request.config.stash[LatencyOptions.KEY]
-
-
-def contestants(options: LatencyOptions, num_channels: int) -> dict[str, nn.Module]:
+def contestants(options: Namespace, num_channels: int) -> dict[str, nn.Module]:
     """The twin and its baselines, with random weights, in evaluation mode."""
     channels = RGB if num_channels == len(RGB) else ChannelSet.anonymous(num_channels)
     twin = timm.create_model(options.model).eval()
@@ -53,7 +47,7 @@ def contestants(options: LatencyOptions, num_channels: int) -> dict[str, nn.Modu
     return {name: ready(model, options) for name, model in models.items()}
 
 
-def ready(model: nn.Module, options: LatencyOptions) -> nn.Module:
+def ready(model: nn.Module, options: Namespace) -> nn.Module:
     """On the device, in the type and memory format that were asked for."""
     model = model.to(options.device, getattr(torch, options.precision))
     if options.channels_last:
@@ -61,7 +55,7 @@ def ready(model: nn.Module, options: LatencyOptions) -> nn.Module:
     return torch.compile(model) if options.compiled else model
 
 
-def images(options: LatencyOptions, batch_size: int, num_channels: int) -> Tensor:
+def images(options: Namespace, batch_size: int, num_channels: int) -> Tensor:
     """Random input."""
     shape = (batch_size, num_channels, options.img_size, options.img_size)
     x = torch.randn(shape, device=options.device, dtype=getattr(torch, options.precision))
@@ -104,13 +98,10 @@ def race(
 
 
 def test_latency(
-    benchmark: Any,
-    options: LatencyOptions,
-    num_channels: int,
-    batch_size: int,
-    request: pytest.FixtureRequest,
+    benchmark: Any, num_channels: int, batch_size: int, pytestconfig: pytest.Config
 ) -> None:
     """Time one row of the table."""
+    options = pytestconfig.option
     row = {
         "model": options.model, "num_channels": num_channels, "batch_size": batch_size,
         "img_size": options.img_size, "device": options.device, "precision": options.precision,
@@ -129,7 +120,7 @@ def test_latency(
         if not is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        request.config.stash[EMPTY_ROWS].append({**row, "reason": reason})
+        pytestconfig.stash[EMPTY_ROWS].append({**row, "reason": reason})
         pytest.skip(f"no figure, and no smaller batch in its place: {reason}")
     num_steps = 1 if benchmark.disabled else options.rounds
     assert {len(seconds) for seconds in steps.values()} == {num_steps}

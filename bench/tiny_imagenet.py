@@ -14,43 +14,18 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-PLAN = Path(__file__).with_name("tiny_imagenet50.json")
+PLAN = json.loads(Path(__file__).with_name("tiny_imagenet50.json").read_text())
 SOURCE = "zh-plus/tiny-imagenet"
 VALIDATION_NAMES = ("validation", "valid", "val", "test")
-_DIGITS = 8
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What belongs to the subset.
-
-    Args:
-        classes: Class names (`n01443537_goldfish`) in the order of the labels, and for each its
-            validation images: number of the file (`val_1230.JPEG`) and first digits of the digest.
-        train_digest: Of the training images in their order.
-        train_set_digest: Of the same images, whatever their order.
-    """
-
-    classes: dict[str, dict[str, str]]
-    train_digest: str
-    train_set_digest: str
-
-    @classmethod
-    def read(cls, path: Path = PLAN) -> Plan:
-        """From a file: each class with `number:digits` of its images, split at spaces."""
-        plan = json.loads(path.read_text())
-        plan["classes"] = {
-            name: dict(entry.split(":") for entry in text.split())
-            for name, text in plan["classes"].items()
-        }
-        return cls(**plan)
+#: Bytes as stored, name of the file ('' where the source has none), label.
+Row = tuple[bytes, str, int]
 
 
 def digest(content: bytes) -> str:
@@ -58,19 +33,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def digest_all(rows: list[Row], *, ordered: bool) -> str:
-    """One digest for many images."""
-    each = [digest(row.content) for row in rows]
-    return digest("".join(each if ordered else sorted(each)).encode())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image: its bytes as stored, the file's name ('' if the source has none), its label."""
-
-    content: bytes
-    name: str
-    label: int
+def digest_all(digests: Iterable[str]) -> str:
+    """One digest for many images, in their order."""
+    return digest("".join(digests).encode())
 
 
 def read_rows(table: datasets.Dataset, classes: list[str]) -> list[Row]:
@@ -84,48 +49,38 @@ def read_rows(table: datasets.Dataset, classes: list[str]) -> list[Row]:
     number_of = {name.split("_")[0]: label for label, name in enumerate(classes)}
     theirs = getattr(table.features["label"], "names", [])
     label_of = {i: number_of.get(name.split("_")[0].split()[0]) for i, name in enumerate(theirs)}
-    missing = set(range(len(classes))) - set(label_of.values())
+    missing = set(number_of.values()) - set(label_of.values())
     if missing:
         raise ValueError(
             f"The source lacks {len(missing)} of {len(classes)} classes, such as "
             f"{classes[min(missing)]}; its labels must be named by WordNet numbers."
         )
     kept = [i for i, label in enumerate(table["label"]) if label_of[label] is not None]
-    stored = table.cast_column("image", datasets.Image(decode=False)).select(kept)
-    rows = []
-    for row in stored:
-        content, path = row["image"]["bytes"], row["image"]["path"]
+    rows: list[Row] = []
+    for row in table.cast_column("image", datasets.Image(decode=False)).select(kept):
+        content, path = row["image"]["bytes"], row["image"]["path"] or ""
         content = Path(path).read_bytes() if content is None else content
-        label = label_of[row["label"]]
-        assert label is not None
-        rows.append(Row(content, Path(path or "").name, label))
+        rows.append((content, Path(path).name, label_of[row["label"]] or 0))
     return rows
 
 
-def choose_training(rows: list[Row]) -> list[Row]:
-    """All of them, in the order of the subset, or nearly where the source has no file names."""
-    rows = sorted(rows, key=lambda row: row.name if row.name else f"{row.label:06d}")
-    random.Random(0).shuffle(rows)
-    return rows
-
-
-def choose_validation(rows: list[Row], plan: Plan) -> list[Row]:
-    """The images of the plan, by digest of their bytes, else by file name.
+def choose_validation(rows: list[Row], plan: Mapping[str, Any]) -> list[tuple[Row, bool]]:
+    """The images of the plan, by their bytes, else by file name, and whether the bytes are right.
 
     Raises:
         ValueError: Some are not there.
     """
-    by_digest = {digest(row.content)[:_DIGITS]: row for row in rows}
-    by_name = {row.name: row for row in rows if row.name}
+    known = {name: row for row in rows if (name := row[1])}
+    known |= {digest(row[0])[:8]: row for row in rows}
     chosen, missing = [], []
-    for label, images in enumerate(plan.classes.values()):
-        for number, digits in images.items():
+    for label, images in enumerate(plan["classes"].values()):
+        for number, digits in (image.split(":") for image in images.split()):
             name = f"val_{number}.JPEG"
-            row = by_digest.get(digits) or by_name.get(name)
-            if row is None or row.label != label:
+            row = known.get(digits) or known.get(name)
+            if row is None or row[2] != label:
                 missing.append(name)
             else:
-                chosen.append(row)
+                chosen.append((row, digits in known))
     if missing:
         raise ValueError(
             f"{len(missing)} validation images are not in the source, such as {missing[0]}, "
@@ -134,13 +89,17 @@ def choose_validation(rows: list[Row], plan: Plan) -> list[Row]:
     return chosen
 
 
-def rebuild(source: Mapping[str, datasets.Dataset], folder: Path, plan: Plan) -> dict[str, bool]:
+def rebuild(
+    source: Mapping[str, datasets.Dataset], folder: Path, plan: Mapping[str, Any] = PLAN
+) -> dict[str, bool]:
     """Write `train.parquet` and `validation.parquet`.
 
     Args:
         source: The public splits.
         folder: Where to.
-        plan: What belongs to the subset.
+        plan: `classes`, in the order of the labels, each with `number:digits` of its validation
+            images; `train_digest` of the training images in their order, `train_set_digest` of
+            them sorted.
 
     Returns:
         Whether the training images, their order, and the validation images are those of the plan.
@@ -151,29 +110,26 @@ def rebuild(source: Mapping[str, datasets.Dataset], folder: Path, plan: Plan) ->
     name = next((name for name in VALIDATION_NAMES if name in source), None)
     if "train" not in source or name is None:
         raise ValueError(f"Needed are the splits train and validation, not {list(source)}.")
-    classes = list(plan.classes)
-    train = choose_training(read_rows(source["train"], classes))
+    classes = list(plan["classes"])
+    # Without names of files the order is nearly that of the subset.
+    train = sorted(read_rows(source["train"], classes), key=lambda row: row[1] or f"{row[2]:06d}")
+    random.Random(0).shuffle(train)
     validation = choose_validation(read_rows(source[name], classes), plan)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", train), ("validation", validation)):
-        write_parquet(rows, classes, folder / f"{split}.parquet")
-    wanted = [digits for images in plan.classes.values() for digits in images.values()]
-    return {
-        "training images": digest_all(train, ordered=False) == plan.train_set_digest,
-        "order of the training images": digest_all(train, ordered=True) == plan.train_digest,
-        "validation images": [digest(row.content)[:_DIGITS] for row in validation] == wanted,
-    }
-
-
-def write_parquet(rows: list[Row], classes: list[str], path: Path) -> None:
-    """Write rows with the columns image and label."""
-    columns: dict[str, list[Any]] = {
-        "image": [{"bytes": row.content, "path": row.name or None} for row in rows],
-        "label": [row.label for row in rows],
-    }
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    table.to_parquet(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in (("train", train), ("validation", [row for row, _ in validation])):
+        columns: dict[str, list[Any]] = {
+            "image": [{"bytes": content, "path": name or None} for content, name, _ in rows],
+            "label": [label for *_, label in rows],
+        }
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table.to_parquet(folder / f"{split}.parquet")
+    digests = [digest(content) for content, *_ in train]
+    return {
+        "training images": digest_all(sorted(digests)) == plan["train_set_digest"],
+        "order of the training images": digest_all(digests) == plan["train_digest"],
+        "validation images": all(same for _, same in validation),
+    }
 
 
 def main() -> None:
@@ -183,11 +139,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
     args = parser.parse_args()
     try:
-        if (Path(args.source) / "dataset_dict.json").is_file():
-            source = datasets.load_from_disk(args.source)
-        else:
-            source = datasets.load_dataset(args.source)
-        same = rebuild(source, args.output, Plan.read())
+        saved = (Path(args.source) / "dataset_dict.json").is_file()
+        load = datasets.load_from_disk if saved else datasets.load_dataset
+        same = rebuild(load(args.source), args.output)
     except (ValueError, OSError) as error:
         parser.exit(1, f"{args.source}: {error}\n")
     for what, is_same in same.items():
