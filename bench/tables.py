@@ -24,9 +24,9 @@ SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
         FEW[:3],
         {
             "plain timm, zeros": ("lite0", "zero"),
-            "zeros, the others times C/m": ("lite0", "mask"),
             "mean of the others": ("lite0", "mean"),
-            "predicted (ours)": ("lite0", "measured"),
+            "predicted from wavelengths (ours)": ("lite0", "spectral"),
+            "predicted, correlation measured (ours)": ("lite0", "measured"),
         },
     ),
     "finetune": (
