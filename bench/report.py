@@ -83,8 +83,9 @@ def draw_channels_left(file: Path) -> Path | None:
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         title, questions, series = tables.SERIES[name]
         found = tables.Results(tables.read(name))
-        for label, (arm, way) in series.items():
-            draw_series(axes, label, [found.get(arm, way, question) for question in questions])
+        for place, (label, (arm, way)) in enumerate(series.items()):
+            cells = [found.get(arm, way, question) for question in questions]
+            draw_series(axes, label, cells, place - len(series) / 2)
         axes.set(title=title, xlabel="channels that are left", ylabel="accuracy (%)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
@@ -95,8 +96,17 @@ def draw_channels_left(file: Path) -> Path | None:
     return file
 
 
-def draw_series(axes: Axes, label: str, cells: Sequence[tables.Row | None]) -> None:
-    """One line with its intervals, of those questions that were asked."""
+def draw_series(
+    axes: Axes, label: str, cells: Sequence[tables.Row | None], aside: float = 0.0
+) -> None:
+    """One line with its intervals, of those questions that were asked.
+
+    Args:
+        axes: Where to.
+        label: For the legend.
+        cells: Results.
+        aside: How far to the side, in percent of the width, so that equal lines are both seen.
+    """
     known = sorted((row for row in cells if row is not None), key=lambda row: int(row["channels"]))
     if not known:
         return
@@ -106,7 +116,8 @@ def draw_series(axes: Axes, label: str, cells: Sequence[tables.Row | None]) -> N
     spread = [[m - a for m, a in zip(middle, low, strict=True)],
               [b - m for m, b in zip(middle, high, strict=True)]]  # fmt: skip
     style = {"linewidth": 2.4} if "ours" in label else {"linewidth": 1.2, "linestyle": "--"}
-    counts = [int(row["channels"]) for row in known]
+    most = int(known[-1]["channels"])
+    counts = [int(row["channels"]) + aside * most / 100 for row in known]
     axes.errorbar(counts, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
 
 
