@@ -570,7 +570,8 @@ def main(args: Sequence[str] | None = None) -> None:
     unknown = sorted(set(arms) - set(benchmark.arms))
     if unknown:
         sys.exit(f"error: {name} has no arm {', '.join(unknown)}: {', '.join(benchmark.arms)}")
-    changes = {k: json.loads(v) for k, _, v in (c.partition("=") for c in options.changes)}
+    pairs = [change.partition("=")[::2] for change in options.changes]
+    changes = {k: tuple(v) if isinstance(v := json.loads(text), list) else v for k, text in pairs}
     folder = options.output.resolve() / name
     try:
         for seed in options.seeds or benchmark.seeds:
