@@ -25,13 +25,13 @@ from timm_varchan.data.dataset import (
     ImageData,
     data_of,
     find_column,
-    label_problem,
     readable,
     reading_for,
     seeded_transform,
     stored_bytes,
 )
 from timm_varchan.data.decode import Reading
+from timm_varchan.data.labels import label_problem
 from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
 
