@@ -34,7 +34,7 @@ def saved(model, folder):
 
 
 def test_every_architecture_with_a_convolution_has_a_twin():
-    twins = set(timm.list_models("dwg_*"))
+    twins = set(timm.list_models("dwg_*", module="dwg_twins"))
     bases = base_architectures()
     assert twins == {f"dwg_{name}" for name in bases}
     assert not twins & set(bases)
