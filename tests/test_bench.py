@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import timm
+import torch
 from PIL import Image
 from tiny_runs import fresh_accelerate  # noqa: F401
 from torch import nn
@@ -24,6 +25,8 @@ import report  # noqa: E402
 import run as bench  # noqa: E402
 import tables  # noqa: E402
 
+import timm_varchan  # noqa: E402
+from timm_varchan import ChannelSet, hub  # noqa: E402
 from timm_varchan.evaluation import wilson_interval  # noqa: E402
 from timm_varchan.training import TrainConfig  # noqa: E402
 
@@ -176,6 +179,27 @@ finetune,twin-1x,trained,in order,RGB,3,0+1,1,100,0.8,0.72,0.88,,,,0.1414,expert
 finetune,twin-1x,trained,in order,every set,,0+1,1,100,0.65,0.6,0.7,,,,0.01,expert-{set},0.66,\
 -0.01,-0.02,0.005,1,8,50,,,,,9.9
 """
+
+
+@pytest.mark.parametrize("arm", ["dofa", "channel-vit"])
+def test_peers_are_saved_and_do_not_look_at_absent_planes(arm, tmp_path):
+    config, bands = arms.PEERS[arm], ChannelSet.parse(arms.BANDS)
+    model = timm.create_model(config["model"], num_classes=3, **config["model_kwargs"]).eval()
+    x, some = torch.randn(2, len(bands), 64, 64), bands.index("B08+B03")
+    timm_varchan.set_channels(model, "B08+B03")
+    with torch.no_grad():
+        few = model(x[:, some])
+        present = torch.zeros(2, len(bands), dtype=torch.bool)
+        present[:, some] = True
+        timm_varchan.set_channels(model, bands, present=present)
+        torch.testing.assert_close(model(x.masked_fill(~present[..., None, None], 9.0)), few)
+        timm_varchan.set_channels(model, bands)
+        assert not torch.allclose(model(x), few, atol=1e-3)
+        names, channels = ["a", "b", "c"], bands.with_stats((0.0,) * 13, (1.0,) * 13)
+        hub.save(model, tmp_path / "m", class_names=names, channels=channels, img_size=64)
+        loaded = hub.load(tmp_path / "m").model.eval()
+        timm_varchan.set_channels(loaded, bands)
+        torch.testing.assert_close(loaded(x), model(x))
 
 
 @pytest.fixture
