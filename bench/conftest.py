@@ -23,7 +23,16 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def count(text: str) -> int:
     """Read a number above 0."""
-    return min(numbers(text))
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r}: it must be above 0, one whole number")
+    return int(text)
+
+
+def no_less(text: str) -> int:
+    """Read a number that is not below 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r}: it must be a whole number, not below 0")
+    return int(text)
 
 
 def twin(name: str) -> str:
@@ -54,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--batches", type=numbers, default=(1, 8), help="batch sizes")
     add("--img-size", type=count, default=224, help="height and width, in pixels")
     add("--rounds", type=count, default=20, help="timed steps of each model")
-    add("--warmup", type=int, default=3, help="steps before that")
+    add("--warmup", type=no_less, default=3, help="steps before that")
     add("--device", type=device, default="cpu", help="cpu or cuda")
     add("--precision", default="float32", choices=("float32", "bfloat16"))
     add("--channels-last", action="store_true", help="memory format")

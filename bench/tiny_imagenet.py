@@ -48,19 +48,20 @@ def read_rows(table: datasets.Dataset, classes: list[str]) -> list[Row]:
         raise ValueError(f"Needed are the columns image and label, not {table.column_names}.")
     number_of = {name.split("_")[0]: label for label, name in enumerate(classes)}
     theirs = getattr(table.features["label"], "names", [])
-    label_of = {i: number_of.get(name.split("_")[0].split()[0]) for i, name in enumerate(theirs)}
+    numbers = [name.split("_")[0].split()[0] for name in theirs]
+    label_of = {i: number_of[number] for i, number in enumerate(numbers) if number in number_of}
     missing = set(number_of.values()) - set(label_of.values())
     if missing:
         raise ValueError(
             f"The source lacks {len(missing)} of {len(classes)} classes, such as "
             f"{classes[min(missing)]}; its labels must be named by WordNet numbers."
         )
-    kept = [i for i, label in enumerate(table["label"]) if label_of[label] is not None]
+    kept = [i for i, label in enumerate(table["label"]) if label in label_of]
     rows: list[Row] = []
     for row in table.cast_column("image", datasets.Image(decode=False)).select(kept):
         content, path = row["image"]["bytes"], row["image"]["path"] or ""
         content = Path(path).read_bytes() if content is None else content
-        rows.append((content, Path(path).name, label_of[row["label"]] or 0))
+        rows.append((content, Path(path).name, label_of[row["label"]]))
     return rows
 
 

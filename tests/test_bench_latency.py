@@ -52,7 +52,9 @@ def configured(**changes):
         ({"--counts": "1,two"}, "whole numbers"),
         ({"--batches": "0"}, "whole numbers above 0"),
         ({"--device": "tpu"}, "choose cpu or cuda"),
-        ({"--rounds": "0"}, "numbers above 0"),
+        ({"--rounds": "0"}, "must be above 0"),
+        ({"--rounds": "1,2"}, "one whole number"),
+        ({"--warmup": "-1"}, "not below 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(changes, message, capsys):
