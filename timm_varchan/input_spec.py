@@ -1,0 +1,79 @@
+"""What an image must be like to enter a model: saved once with it, and handed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from timm_varchan.channels import ANONYMOUS, ChannelSet
+from timm_varchan.errors import UserError
+
+__all__ = ["NO_DATA", "InputSpec"]
+
+#: What can be done about pixels that hold no data.
+NO_DATA = ("refuse", "mean", "predict", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """Everything between a file of a user and the input of a model.
+
+    Args:
+        channels: The planes in order, with mean, deviation, correlation and value scale where
+            they are known; `ANONYMOUS` for any number.
+        img_size: Height and width for the model, in pixels; None where nobody said.
+        crop_pct: Share of the resized image's side that evaluation keeps, above 0 and at most 1.
+        no_data: What is done about pixels without data, one of `NO_DATA`.
+        no_data_value: A stored number that means no data, beside what files say themselves.
+        class_names: Name of every class in the order of the logits; empty where nobody knows.
+
+    Raises:
+        UserError: A value out of its range, class names that are no text.
+    """
+
+    channels: ChannelSet = ANONYMOUS
+    img_size: int | None = None
+    crop_pct: float = 1.0
+    no_data: str = "refuse"
+    no_data_value: float | None = None
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.img_size is not None and self.img_size < 1:
+            raise UserError(f"img_size is {self.img_size}; an image has 1 pixel a side or more.")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
+        if self.no_data not in NO_DATA:
+            raise UserError(f"no_data is {self.no_data!r}. Choose from: {', '.join(NO_DATA)}.")
+        if not all(isinstance(name, str) for name in self.class_names):
+            raise UserError("The class names are no texts. Save the model anew.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-serialisable form; `from_dict` reads it."""
+        return {
+            "channels": self.channels.to_dict(),
+            "img_size": self.img_size,
+            "crop_pct": self.crop_pct,
+            "no_data": self.no_data,
+            "no_data_value": self.no_data_value,
+            "class_names": list(self.class_names),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> InputSpec:
+        """What `to_dict` gave.
+
+        Raises:
+            UserError: Another content.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "channels": ChannelSet.from_dict(values["channels"]),
+                    "class_names": tuple(values["class_names"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"This says nothing of an input ({error}). Save the model anew.") from error
