@@ -76,4 +76,6 @@ class InputSpec:
                 }
             )
         except (KeyError, TypeError) as error:
-            raise UserError(f"This says nothing of an input ({error}). Save the model anew.") from error
+            raise UserError(
+                f"This says nothing of an input ({error}). Save the model anew."
+            ) from error

@@ -22,7 +22,7 @@ from timm_varchan.channels import (
     known_channels,
 )
 from timm_varchan.errors import UserError
-from timm_varchan.stems.prior import PRIORS, SCALES, Prior
+from timm_varchan.stems.prior import PRIORS, SAME_BAND_NM, SCALES, Prior, find_channel
 
 __all__ = ["CORRELATION", "ChannelsLike", "Mixer"]
 
@@ -90,8 +90,8 @@ class Mixer(nn.Module):
         default_channels: The set that an input with exactly as many channels is taken for, as long
             as `set_channels` says nothing else; inputs with another count are anonymous.
         prior: How an absent virtual channel is made of the others: `measured`, `spectral`,
-            `nearest` or `mean` (see `Prior`); None: measured where the correlation is known, else
-            spectral.
+            `nearest`, `mean` or `zero` (see `Prior`); None: measured where the correlation is
+            known, else spectral.
         statistics: Mean, deviation and correlation of the planes as the model sees them.
         prior_scale: `plain`, or `matched`: see `Prior`.
         device: Where parameters and tables live.
@@ -335,7 +335,12 @@ class Mixer(nn.Module):
     @torch.jit.unused
     def _strict(self) -> bool:
         """Whether an input with another count is an error rather than anonymous."""
-        return not self.supports_anonymous or self.mixed or self.channels not in (None, ANONYMOUS)
+        return (
+            not self.supports_anonymous
+            or self.prior_name == "zero"
+            or self.mixed
+            or self.channels not in (None, ANONYMOUS)
+        )
 
     @torch.jit.unused
     def _describe_rows(self, channels: ChannelSet) -> None:
@@ -388,7 +393,7 @@ class Mixer(nn.Module):
 
     def prior_rows(self, count: Tensor) -> Tensor:
         """The prior `(S, N, K)` of the planes of each row, from the counts of planes `(S, N)`."""
-        return self._solver.solve(count)
+        return self._solver.coefficients(count)
 
     def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
         """What subclasses need to know of each channel, by name, `(N, ...)` each."""
@@ -445,13 +450,29 @@ class Mixer(nn.Module):
         """Refuse channel sets that this mixer cannot serve."""
         sets = channels if isinstance(channels, tuple) else (channels,)
         for channel_set in sets:
-            if channel_set is None or self.supports_anonymous:
+            if channel_set is None:
+                continue
+            if self.prior_name == "zero":
+                self._check_places(channel_set)
+            if self.supports_anonymous:
                 continue
             if not channel_set.channels or any(c.is_anonymous for c in channel_set):
                 raise UserError(
                     f"{type(self).__name__} needs to know each channel, but {channel_set} has "
                     f"anonymous ones. Name the channels or give their wavelengths in nm."
                 )
+
+    def _check_places(self, channels: ChannelSet) -> None:
+        """With zeros for what is absent, a channel that is none of the virtual ones is lost."""
+        virtual = self.virtual_channels
+        if virtual.is_anonymous and len(channels) == len(virtual):
+            return
+        lost = [c.label for c in channels if find_channel(c, virtual.channels, SAME_BAND_NM) < 0]
+        if lost or not len(channels):
+            raise UserError(
+                f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: the kernels "
+                f"are for {virtual}. Leave them out, or take another prior."
+            )
 
     @torch.jit.ignore
     def _check_input(self, x: Tensor) -> None:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: How an absent virtual channel is made of the others.
-PRIORS = ("measured", "spectral", "nearest", "mean")
+PRIORS = ("measured", "spectral", "nearest", "mean", "zero")
 #: Whether a prediction keeps its own, smaller deviation or is brought to that of the channel.
 SCALES = ("plain", "matched")
 
@@ -196,7 +196,8 @@ class Prior:
     prediction from what is there, `(C_SS + 0.01 I)^-1 C_Sv` for the correlation C of the channels:
     `measured` on the data, or `spectral`, a function of the wavelengths, with coefficients that sum
     to one (ordinary kriging). `mean` and `nearest` take the mean of the channels or the nearest
-    one. What nothing is known of becomes the mean. Identical channels share their coefficient.
+    one, `zero` nothing. What nothing is known of becomes the mean. Identical channels share their
+    coefficient.
 
     Args:
         channels: N channels; the coefficients are for subsets of them.
@@ -230,6 +231,7 @@ class Prior:
                 "prior='measured' needs statistics with a correlation: pass "
                 "statistics=timm_varchan.measure_channels(loader, channels)."
             )
+        self.member = _same_channel(channels, ids)
         near = SAME_BAND_NM if kind != "nearest" else math.inf
         measured = kind == "measured"
         self.distance = torch.full((len(channels), len(virtual_channels)), math.inf).double()
@@ -254,8 +256,7 @@ class Prior:
         """
         count = count.double()
         there = (count > 0)[:, :, None]
-        share = there / count.sum(1).clamp(min=1)[:, None, None]
-        planes = share.expand(-1, -1, self.distance.shape[1])
+        planes = self._mean(count) * (self.kind != "zero")
         done = torch.tensor(self.kind not in ("measured", "spectral"))
         systems = [self.spectral] if self.kind == "spectral" else [self.measured, self.spectral]
         for system in systems:
@@ -268,6 +269,29 @@ class Prior:
         own = (distance <= nearest + 1e-6) & distance.isfinite()
         whole = own / (own * count[:, :, None]).sum(1, keepdim=True).clamp(min=1)
         return torch.where(nearest.isfinite(), whole, planes * there)
+
+    def coefficients(self, count: Tensor) -> Tensor:
+        """What a stem takes: the same, except that one channel alone is taken by all.
+
+        The prediction of the others from it would be paler and tinted, which costs a network more
+        than a gray image does. `zero` stays what it says.
+
+        Args:
+            count: `(B, N)`, how many planes there are of each channel.
+
+        Returns:
+            `(B, N, K)`, float64.
+        """
+        count = count.double()
+        if self.kind == "zero":
+            return self.solve(count)
+        alone = ((count @ self.member) > 0).sum(1) == 1
+        return torch.where(alone[:, None, None], self._mean(count), self.solve(count))
+
+    def _mean(self, count: Tensor) -> Tensor:
+        """The mean of the planes that are there, for every virtual channel `(B, N, K)`."""
+        weight = (count > 0) / count.sum(1, keepdim=True).clamp(min=1)
+        return weight[:, :, None].expand(-1, -1, self.distance.shape[1])
 
     def _predict(self, system: _System, count: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction `(B, N, K)` of a system, and where it can be used, `(B, 1, K)`."""
@@ -296,6 +320,20 @@ class Prior:
                 error = torch.where(possible, system.unexplained(planes, count), error)
         distance = self.distance.masked_fill((count == 0)[:, :, None], math.inf)
         return error.masked_fill(distance.amin(1) <= 1.0, 0.0)
+
+
+def _same_channel(channels: ChannelSet, ids: Sequence[int]) -> Tensor:
+    """Which of the different channels each one is, `(N, U)`, float64; anonymous ones all differ."""
+    keys: list[object] = []
+    for row, (channel, known) in enumerate(zip(channels, ids, strict=True)):
+        if known >= 0:
+            keys.append(("measured", known))
+        elif channel.wavelength_nm is not None:
+            keys.append(round(channel.wavelength_nm))
+        else:
+            keys.append(channel.name or ("anonymous", row))
+    different = list(dict.fromkeys(keys))
+    return _members([different.index(key) for key in keys])[0]
 
 
 def _apart_nm(channel: Channel, virtual: Channel, by_name: bool) -> float:
