@@ -29,7 +29,7 @@ class Way:
         mode: Key of `timm_varchan.evaluation.MODES`.
         order: One of `ORDERS`.
         adapted: Arguments of `adapt` that put a stem into a plain model, which is not trained
-            further; `statistics=True` hands it those of its training images.
+            further; `channel_stats=True` hands it those of its training images.
         estimated: BatchNorm's statistics are estimated anew for each set, on training images.
     """
 
@@ -48,10 +48,10 @@ WAYS: dict[str, Way] = {
     "mean": Way(adapted={"stem": "prior", "prior": "mean"}),
     "nearest": Way(adapted={"stem": "prior", "prior": "nearest"}),
     "spectral": Way(adapted={"stem": "prior", "prior": "spectral"}),
-    "measured": Way(adapted={"stem": "prior", "prior": "measured", "statistics": True}),
+    "measured": Way(adapted={"stem": "prior", "prior": "measured", "channel_stats": True}),
     "measured-matched": Way(
         adapted={
-            "stem": "prior", "prior": "measured", "prior_scale": "matched", "statistics": True
+            "stem": "prior", "prior": "measured", "prior_scale": "matched", "channel_stats": True
         }
     ),
 }  # fmt: skip

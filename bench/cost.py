@@ -341,7 +341,7 @@ def channels(args: argparse.Namespace) -> Rows:
     mixed = torch.randn(1000, len(names)) @ torch.randn(len(names), len(names))
     known = measure_channels([mixed[:, :, None, None]], names)  # some correlation or other
     x = torch.randn(batch, len(names), size, size)
-    twin = timm.create_model("dwg_resnet18", virtual_channels=names, statistics=known)
+    twin = timm.create_model("dwg_resnet18", virtual_channels=names, channel_stats=known)
     plain = timm.create_model("resnet18", in_chans=len(names))
     seconds: dict[str, list[float]] = {"channels": [], "step": []}
     for number in range(args.rounds + 1):  # the first warms up

@@ -29,7 +29,7 @@ default_cfgs = generate_default_cfgs({
     for name, classifier in (("dwg_dofa_resnet10t", "fc"), ("dwg_channel_vit", "head"))
 })  # fmt: skip
 #: What `set_channels` notes in a model's arguments, and these models need not be told.
-NOTED = ("prior", "prior_scale", "statistics", "channel_set")
+NOTED = ("prior", "prior_scale", "channel_stats", "channel_set")
 
 
 class DofaMixer(HyperMixer):

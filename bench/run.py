@@ -260,9 +260,9 @@ def met(folder: Path, way: Way, train: list[Any]) -> nn.Module:
     given = dict(way.adapted)
     known = saved.channels.standardised()
     virtual = known.without_correlation()
-    if given.get("statistics"):
+    if given.get("channel_stats"):
         measured = known.correlation is not None
-        given["statistics"] = known if measured else measure_channels(train, virtual)
+        given["channel_stats"] = known if measured else measure_channels(train, virtual)
     return timm_varchan.adapt(saved.model, given.pop("stem"), virtual_channels=virtual, **given)
 
 
@@ -287,7 +287,7 @@ def sets_of(
 def estimated(model: nn.Module, views: Sequence[SetView], batches: list[Any]) -> dict[Any, Any]:
     """BatchNorm's statistics for each view, none without batches."""
     return {
-        (view.indices, view.mode): timm_varchan.channel_statistics(
+        (view.indices, view.mode): timm_varchan.estimate_bn_buffers(
             model, (x[:, view.indices] for x, _ in batches), view.channel_set
         )
         for view in views
@@ -322,7 +322,7 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
         each = list(dict.fromkeys(sets.values()))
         views = [SetView(saved.channels, s, "mask" if fixed else way.mode, way.order) for s in each]
         classes, found["labels"] = predict_channel_sets(
-            model, batches, views, statistics=estimated(model, views, few if way.estimated else [])
+            model, batches, views, bn_buffers=estimated(model, views, few if way.estimated else [])
         )
         for key, indices in sets.items():
             found[f"{name}|{key}"] = classes[:, each.index(indices)].astype(np.int16)

@@ -23,7 +23,7 @@ def main(args: list[str] | None = None) -> None:
     before = model(batch[:8])
 
     known = timm_varchan.measure_channels([batch], BANDS)  # or a loader of training batches
-    timm_varchan.adapt(model, virtual_channels=BANDS, statistics=known)
+    timm_varchan.adapt(model, virtual_channels=BANDS, channel_stats=known)
     same = (model(batch[:8]) - before).abs().max().item()
     print(f"all bands: answers differ by {same:.1g} from those of the model as it was")
 

@@ -421,13 +421,13 @@ def test_a_model_of_fixed_count_is_masked_and_feels_the_order():
 
 def test_statistics_of_a_set_are_used_for_that_set_alone(twin):
     loader = batches(size=32)
-    own = timm_varchan.channel_statistics(twin, [x[:, :2] * 3 for x, _ in loader], "RG")
+    own = timm_varchan.estimate_bn_buffers(twin, [x[:, :2] * 3 for x, _ in loader], "RG")
     views = [SetView(RGB, i, "named", "in order") for i in ((0, 1), (0, 2))]
     plain, _ = predict_channel_sets(twin, loader, views)
-    with_own, _ = predict_channel_sets(twin, loader, views, statistics={((0, 1), "named"): own})
+    with_own, _ = predict_channel_sets(twin, loader, views, bn_buffers={((0, 1), "named"): own})
     assert plain[:, 1].tolist() == with_own[:, 1].tolist()
     twin.eval()
-    shared = timm_varchan.share(twin, "RG", statistics=own).eval()
+    shared = timm_varchan.share(twin, "RG", bn_buffers=own).eval()
     with torch.no_grad():
         expected = torch.cat([shared(x[:, :2]).argmax(1) for x, _ in loader])
     assert with_own[:, 0].tolist() == expected.tolist()
@@ -438,16 +438,16 @@ def test_statistics_are_found_by_positions_where_texts_are_equal(twin):
     loader = batches(size=32)
     pairs = [(0, 1), (0, 2), (1, 2)]
     own = {
-        (pair, "anonymous"): timm_varchan.channel_statistics(
+        (pair, "anonymous"): timm_varchan.estimate_bn_buffers(
             twin, [x[:, list(pair)] * (1 + pair[0] + pair[1]) for x, _ in loader], "anonymous"
         )
         for pair in pairs
     }
     views = [SetView(channels, pair, "anonymous", "in order") for pair in pairs]
-    together, _ = predict_channel_sets(twin, loader, views, statistics=own)
+    together, _ = predict_channel_sets(twin, loader, views, bn_buffers=own)
     for column, view in enumerate(views):
         key = (view.indices, "anonymous")
-        alone, _ = predict_channel_sets(twin, loader, [view], statistics={key: own[key]})
+        alone, _ = predict_channel_sets(twin, loader, [view], bn_buffers={key: own[key]})
         assert together[:, column].tolist() == alone[:, 0].tolist()
 
 

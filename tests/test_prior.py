@@ -28,10 +28,10 @@ def correlated(channels, seed=0, factors=3, mean=None, std=None):
     return channels.with_stats(mean or zeros, std or ones, correlation.tolist())
 
 
-def solve(channels, kind, virtual=RGB, statistics=None, count=None, scale="plain"):
+def solve(channels, kind, virtual=RGB, channel_stats=None, count=None, scale="plain"):
     """Coefficients `(N, K)` of one set."""
     channels = ChannelSet.parse(channels)
-    prior = Prior(channels, ChannelSet.parse(virtual), kind, statistics, scale)
+    prior = Prior(channels, ChannelSet.parse(virtual), kind, channel_stats, scale)
     return prior.solve(torch.ones(1, len(channels)) if count is None else count)[0]
 
 
@@ -55,9 +55,9 @@ def test_nearest_is_what_it_was():
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("spec", ["RGB", "BGR", "B04+B03+B02", "RGB+NIR", "B08+B03+B02+B11+B04"])
 def test_a_virtual_channel_that_is_there_is_taken_whole(kind, scale, spec):
-    statistics = correlated(S2) if kind == "measured" else None
+    channel_stats = correlated(S2) if kind == "measured" else None
     channels = ChannelSet.parse(spec)
-    found = solve(channels, kind, statistics=statistics, scale=scale)
+    found = solve(channels, kind, channel_stats=channel_stats, scale=scale)
     for k, own in enumerate((("R", "B04"), ("G", "B03"), ("B", "B02"))):
         row = next(i for i, name in enumerate(channels.names) if name in own)
         assert torch.equal(found[:, k], torch.eye(len(channels)).double()[row])
@@ -70,13 +70,13 @@ def test_one_channel_is_that_plane_k_times(kind, spec):
 
 
 def test_measured_is_the_best_linear_prediction_of_every_subset():
-    statistics = correlated(S2)
-    table = np.array(statistics.correlation)
+    channel_stats = correlated(S2)
+    table = np.array(channel_stats.correlation)
     rng = np.random.default_rng(1)
     for size in (1, 2, 5, 12):
         there = sorted(rng.choice(13, size, replace=False).tolist())
         absent = [i for i in range(13) if i not in there]
-        found = solve(S2.take(there), "measured", S2, statistics)
+        found = solve(S2.take(there), "measured", S2, channel_stats)
         block = table[np.ix_(there, there)] + NUGGET * np.eye(size)
         expected = np.linalg.solve(block, table[np.ix_(there, absent)])
         np.testing.assert_allclose(found[:, absent], expected, atol=1e-9)
@@ -103,9 +103,9 @@ def test_spectral_is_ordinary_kriging():
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_identical_channels_share_and_change_nothing(kind):
-    statistics = correlated(S2) if kind == "measured" else None
-    once = solve([492.4, 832.8, 1613.7], kind, statistics=statistics)
-    twice = solve([492.4, 832.8, 832.8, 1613.7], kind, statistics=statistics)
+    channel_stats = correlated(S2) if kind == "measured" else None
+    once = solve([492.4, 832.8, 1613.7], kind, channel_stats=channel_stats)
+    twice = solve([492.4, 832.8, 832.8, 1613.7], kind, channel_stats=channel_stats)
     if kind != "mean":
         merged = torch.stack([twice[0], twice[1] + twice[2], twice[3]])
         torch.testing.assert_close(merged, once)
@@ -114,14 +114,14 @@ def test_identical_channels_share_and_change_nothing(kind):
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_one_solve_for_a_batch_is_the_solve_of_each_set(kind):
-    statistics = correlated(S2) if kind == "measured" else None
-    prior = Prior(S2, RGB, kind, statistics)
+    channel_stats = correlated(S2) if kind == "measured" else None
+    prior = Prior(S2, RGB, kind, channel_stats)
     count = (torch.rand(32, 13, generator=torch.Generator().manual_seed(0)) < 0.4).double()
     count[:, 0] = (count.sum(1) == 0).double() + count[:, 0]
     batch = prior.solve(count)
     for row, there in zip(batch, count, strict=True):
         planes = there.nonzero()[:, 0].tolist()
-        alone = Prior(S2.take(planes), RGB, kind, statistics).solve(torch.ones(1, len(planes)))
+        alone = Prior(S2.take(planes), RGB, kind, channel_stats).solve(torch.ones(1, len(planes)))
         torch.testing.assert_close(row[planes], alone[0])
         assert not row[there == 0].any()
 
@@ -132,41 +132,41 @@ def test_one_solve_for_a_batch_is_the_solve_of_each_set(kind):
 def test_many_near_and_equal_bands_in_any_order(kind, num_channels, spacing_nm):
     waves = [400 + spacing_nm * i for i in range(num_channels)]
     channels = ChannelSet(tuple(Channel(f"b{i}", w) for i, w in enumerate(waves)))
-    statistics = correlated(channels) if kind == "measured" else None
-    found = solve(channels, kind, statistics=statistics)
+    channel_stats = correlated(channels) if kind == "measured" else None
+    found = solve(channels, kind, channel_stats=channel_stats)
     assert found.isfinite().all()
     assert found.abs().sum(0).max() < 3
     order = np.random.default_rng(0).permutation(num_channels)
-    again = solve(channels.take(order), kind, statistics=statistics)
+    again = solve(channels.take(order), kind, channel_stats=channel_stats)
     torch.testing.assert_close(again, found[order], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_coefficients_of_unknown_virtual_channels_stay_small(scale):
-    statistics = correlated(S2, seed=3)
+    channel_stats = correlated(S2, seed=3)
     virtual = ChannelSet.parse([float(w) for w in range(400, 2401, 40)])
     rng = np.random.default_rng(0)
     count = torch.from_numpy(rng.random((400, 13)) < rng.random((400, 1))).double()
     count[count.sum(1) == 0, 0] = 1
-    found = Prior(S2, virtual, "measured", statistics, scale).solve(count)
+    found = Prior(S2, virtual, "measured", channel_stats, scale).solve(count)
     assert found.isfinite().all()
     assert found.abs().sum(1).max() <= 3
 
 
 def test_an_unknown_virtual_channel_takes_the_row_of_the_band_beside_it():
-    statistics = correlated(S2)
-    found = solve("B08+B11", "measured", ["R", "B04"], statistics)
+    channel_stats = correlated(S2)
+    found = solve("B08+B11", "measured", ["R", "B04"], channel_stats)
     torch.testing.assert_close(found[:, 0], found[:, 1])
 
 
 def test_planes_that_are_normalised_otherwise():
     """Least squares of the planes as they are, without a bias: second moments for covariances."""
     mean, std = np.linspace(0.2, 0.9, 13), np.linspace(0.05, 0.3, 13)
-    statistics = correlated(S2, mean=mean.tolist(), std=std.tolist())
-    moment = np.array(statistics.correlation) + np.outer(mean / std, mean / std)
+    channel_stats = correlated(S2, mean=mean.tolist(), std=std.tolist())
+    moment = np.array(channel_stats.correlation) + np.outer(mean / std, mean / std)
     for there in ([0, 4, 9], [12], [1, 2, 3, 5, 8, 11]):
         absent = [i for i in range(13) if i not in there]
-        found = solve(S2.take(there), "measured", S2, statistics).numpy()
+        found = solve(S2.take(there), "measured", S2, channel_stats).numpy()
         block = moment[np.ix_(there, there)] + NUGGET * np.eye(len(there))
         weights = np.linalg.solve(block, moment[np.ix_(there, absent)])
         expected = weights * std[absent] / std[there][:, None]
@@ -182,11 +182,11 @@ def test_planes_that_are_normalised_otherwise():
 
 
 def test_scale_is_matched_up_to_a_limit_and_not_for_whole_channels():
-    statistics = correlated(S2)
-    table = torch.tensor(statistics.correlation).double()
+    channel_stats = correlated(S2)
+    table = torch.tensor(channel_stats.correlation).double()
     there = [0, 4, 9]
-    plain = solve(S2.take(there), "measured", S2, statistics)
-    matched = solve(S2.take(there), "measured", S2, statistics, scale="matched")
+    plain = solve(S2.take(there), "measured", S2, channel_stats)
+    matched = solve(S2.take(there), "measured", S2, channel_stats, scale="matched")
     block = table[there][:, there]
     deviation = (plain * (block @ plain)).sum(0).sqrt()
     absent = [i for i in range(13) if i not in there]
@@ -197,8 +197,8 @@ def test_scale_is_matched_up_to_a_limit_and_not_for_whole_channels():
 
 
 def test_stains_of_near_wavelengths_are_two_things():
-    statistics = correlated(STAINS)
-    found = solve([STAINS.channels[0]], "measured", STAINS, statistics)
+    channel_stats = correlated(STAINS)
+    found = solve([STAINS.channels[0]], "measured", STAINS, channel_stats)
     assert found[0, 0] == 1
     assert abs(found[0, 1]) < 1
     assert solve([STAINS.channels[0]], "spectral", STAINS)[0, 1] == 1  # nothing measured
@@ -214,33 +214,33 @@ def test_names_without_wavelengths_need_statistics_or_take_the_mean():
 
 
 def test_channels_that_nobody_measured_leave_the_others_alone():
-    statistics = correlated(S2)
+    channel_stats = correlated(S2)
     thermal = Channel("thermal", 10900.0)
-    alone = solve("B08", "measured", statistics=statistics)
-    both = solve(["B08", thermal], "measured", statistics=statistics)
+    alone = solve("B08", "measured", channel_stats=channel_stats)
+    both = solve(["B08", thermal], "measured", channel_stats=channel_stats)
     torch.testing.assert_close(both, torch.cat([alone, torch.zeros(1, 3).double()]))
-    landsat = solve("L8_B5", "measured", statistics=statistics)  # 865 nm: B8A by another name
-    torch.testing.assert_close(landsat, solve("B8A", "measured", statistics=statistics))
+    landsat = solve("L8_B5", "measured", channel_stats=channel_stats)  # 865 nm: B8A by another name
+    torch.testing.assert_close(landsat, solve("B8A", "measured", channel_stats=channel_stats))
     assert torch.equal(
-        solve([thermal], "measured", statistics=statistics), torch.ones(1, 3).double()
+        solve([thermal], "measured", channel_stats=channel_stats), torch.ones(1, 3).double()
     )  # nothing known is there: spectral
 
 
 def test_measured_needs_a_correlation_and_other_words_are_refused():
-    with pytest.raises(ValueError, match="statistics with a correlation"):
+    with pytest.raises(ValueError, match="channel_stats with a correlation"):
         Mixer(prior="measured")
     with pytest.raises(ValueError, match="choose of measured, spectral, nearest, mean"):
         Mixer(prior="best")
     with pytest.raises(ValueError, match="plain, matched"):
         Mixer(prior_scale="much")
     with pytest.raises(ValueError, match="without names"):
-        Mixer(statistics=correlated(ChannelSet.anonymous(5)))
+        Mixer(channel_stats=correlated(ChannelSet.anonymous(5)))
 
 
 def test_statistics_without_names_are_those_of_the_virtual_channels():
     unnamed = correlated(ChannelSet.anonymous(3))
     named = correlated(RGB)
-    mixers = [Mixer(statistics=unnamed), Mixer(statistics=named)]
+    mixers = [Mixer(channel_stats=unnamed), Mixer(channel_stats=named)]
     assert [m.prior_name for m in mixers] == ["measured", "measured"]
     for mixer in mixers:
         mixer.set_channels("GB")
@@ -249,13 +249,13 @@ def test_statistics_without_names_are_those_of_the_virtual_channels():
 
 def test_the_default_follows_what_is_known():
     assert Mixer().prior_name == DWGMixer().prior_name == "spectral"
-    assert Mixer(statistics=correlated(S2)).prior_name == "measured"
-    assert Mixer(statistics=correlated(S2), prior="mean").prior_name == "mean"
-    assert Mixer(statistics=S2).prior_name == "spectral"  # no correlation
+    assert Mixer(channel_stats=correlated(S2)).prior_name == "measured"
+    assert Mixer(channel_stats=correlated(S2), prior="mean").prior_name == "mean"
+    assert Mixer(channel_stats=S2).prior_name == "spectral"  # no correlation
 
 
 def test_expected_error_is_zero_for_what_is_there_and_falls_with_every_channel():
-    mixer = Mixer(S2, S2, statistics=correlated(S2))
+    mixer = Mixer(S2, S2, channel_stats=correlated(S2))
     for there in itertools.combinations(range(0, 13, 3), 2):
         error = np.array(mixer.expected_error(S2.take(there)))
         assert np.array_equal(error[list(there)], np.zeros(2))
@@ -266,10 +266,10 @@ def test_expected_error_is_zero_for_what_is_there_and_falls_with_every_channel()
 
 
 def test_expected_error_is_what_a_prediction_misses():
-    statistics = correlated(S2)
-    root = np.linalg.cholesky(np.array(statistics.correlation))
+    channel_stats = correlated(S2)
+    root = np.linalg.cholesky(np.array(channel_stats.correlation))
     pixels = root @ np.random.default_rng(0).normal(size=(13, 200_000))
-    mixer = Mixer(S2, S2, statistics=statistics)
+    mixer = Mixer(S2, S2, channel_stats=channel_stats)
     there = [1, 6, 10]
     mixer.set_channels(S2.take(there))
     x = torch.tensor(pixels[there], dtype=torch.float32).reshape(1, 3, 400, 500)

@@ -12,7 +12,7 @@ from torch import nn
 import timm_varchan
 from timm_varchan import hub
 from timm_varchan.channels import RGB, ChannelSet
-from timm_varchan.models import channel_statistics, set_channels, share, stems
+from timm_varchan.models import estimate_bn_buffers, set_channels, share, stems
 
 SETS = ("RGB", "GB", "B", "B02+B08", "anonymous")
 
@@ -141,7 +141,7 @@ def test_statistics_are_those_of_the_batches(model):
     batches = [images("GB", 4) * 2 + 1 for _ in range(3)]
     set_channels(model, "RGB")
     before, state = buffers(model), copy.deepcopy(model.state_dict())
-    statistics = channel_statistics(model, iter(batches), "GB")
+    found = estimate_bn_buffers(model, iter(batches), "GB")
     for name, value in model.named_buffers():
         assert torch.equal(value, before[name]) or value.isnan().any(), name
     for name, value in model.state_dict().items():
@@ -151,10 +151,10 @@ def test_statistics_are_those_of_the_batches(model):
     assert str(stems(model)[0].channels) == "RGB"
     # the first normalisation sees what no other statistics touch
     mean, variance = record(share(model, "GB"), "bn1", batches)
-    assert_same(statistics["bn1.running_mean"], mean)
-    assert_same(statistics["bn1.running_var"], variance)
-    assert statistics["bn1.num_batches_tracked"] == 3
-    assert len(statistics) == 3 * len(norms(model))
+    assert_same(found["bn1.running_mean"], mean)
+    assert_same(found["bn1.running_var"], variance)
+    assert found["bn1.num_batches_tracked"] == 3
+    assert len(found) == 3 * len(norms(model))
 
 
 def norms(model):
@@ -166,43 +166,43 @@ def test_statistics_belong_to_the_shared_copy_alone(model):
     x = images("GB", 4) * 2 + 1
     plain = share(model, "GB")
     expected = plain(x)
-    statistics = channel_statistics(model, [x], "GB")
-    own = share(model, "GB", statistics=statistics)
+    found = estimate_bn_buffers(model, [x], "GB")
+    own = share(model, "GB", bn_buffers=found)
     assert (own(x) - expected).abs().max() > 1e-2
     assert torch.equal(plain(x), expected)
     for name, value in own.named_buffers():
-        if name in statistics:
-            assert torch.equal(value, statistics[name])
-            assert value is not statistics[name]
+        if name in found:
+            assert torch.equal(value, found[name])
+            assert value is not found[name]
     # one batch: evaluation with these statistics is training's normalisation, but for n / (n - 1)
     own.bn1.train()
     trained = own.bn1(own.conv1(x))
     own.bn1.eval()
-    assert_same(share(model, "GB", statistics=statistics).bn1(own.conv1(x)), trained, 1e-3)
+    assert_same(share(model, "GB", bn_buffers=found).bn1(own.conv1(x)), trained, 1e-3)
 
 
 def test_unfit_statistics_are_refused(model):
-    statistics = channel_statistics(model, [images("GB")], "GB")
+    found = estimate_bn_buffers(model, [images("GB")], "GB")
     for wrong in (
         {"bn9.running_mean": torch.zeros(64)},
         {"bn1.running_mean": torch.zeros(3)},
     ):
-        with pytest.raises(ValueError, match="do not fit this model"):
-            share(model, "GB", statistics={**statistics, **wrong})
+        with pytest.raises(ValueError, match="not fit this model"):
+            share(model, "GB", bn_buffers={**found, **wrong})
     with pytest.raises(ValueError, match="No batches"):
-        channel_statistics(model, [], "GB")
+        estimate_bn_buffers(model, [], "GB")
     with pytest.raises(ValueError, match="no stem"):
         share(nn.Conv2d(3, 4, 1), "GB")
 
 
 def test_a_model_without_batch_norm_has_no_statistics(pair):
     model = pair("vit_tiny_patch16_224")[1]
-    assert channel_statistics(model, [images("GB", 1)], "GB") == {}
+    assert estimate_bn_buffers(model, [images("GB", 1)], "GB") == {}
 
 
 def test_public_names():
     assert timm_varchan.share is share
-    assert timm_varchan.channel_statistics is channel_statistics
+    assert timm_varchan.estimate_bn_buffers is estimate_bn_buffers
 
 
 def test_sets_without_a_count_are_refused_in_a_mixed_batch():

@@ -205,7 +205,7 @@ def test_tables_grow_in_steps(count):
     assert mixer(x).isfinite().all()
 
 
-STATISTICS = RGB.with_stats((0,) * 3, (1,) * 3, [[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]])
+CHANNEL_STATS = RGB.with_stats((0,) * 3, (1,) * 3, [[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]])
 COMMON = [
     {"virtual_channels": "RG"},
     {"default_channels": "BGR"},
@@ -214,7 +214,7 @@ COMMON = [
 ]
 OWN = {
     "dwg": [{"channel_names": ("DNA",)}, {"width": 16}, {"num_frequencies": 4}],
-    "prior": [{"prior": "nearest"}, {"statistics": STATISTICS}],
+    "prior": [{"prior": "nearest"}, {"channel_stats": CHANNEL_STATS}],
     "template": [{"channel_names": ("DNA",)}],
     "depthwise": [{"channel_names": ("DNA",)}],
     "dynamic": [{"num_kernels": 3}, {"temperature": 30.0}],
@@ -244,7 +244,7 @@ def test_every_argument_changes_something(name, kwargs):
         tables = [(n, t.shape, t.dtype, t.device.type) for n, t in tensors.items()]
         return tables, mixer.prior.tolist() if mixer.prior.device.type == "cpu" else None
 
-    if {"prior", "statistics"} & set(kwargs):  # with all virtual channels there is nothing to fill
+    if {"prior", "channel_stats"} & set(kwargs):  # with all there is nothing to fill
         made.set_channels("RG")
         plain.set_channels("RG")
     if "temperature" in kwargs:

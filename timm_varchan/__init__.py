@@ -13,7 +13,7 @@ from timm_varchan.folding import fold
 from timm_varchan.measure import measure_channels
 from timm_varchan.models import (
     adapt,
-    channel_statistics,
+    estimate_bn_buffers,
     expected_error,
     register_model,
     set_channels,
@@ -31,7 +31,7 @@ __all__ = [
     "Stem",
     "__version__",
     "adapt",
-    "channel_statistics",
+    "estimate_bn_buffers",
     "expected_error",
     "fill_missing",
     "fold",

@@ -11,7 +11,7 @@ from torch import Tensor
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 
-__all__ = ["ChannelMoments", "measure_channels"]
+__all__ = ["ChannelMoments", "images_of", "measure_channels"]
 
 
 class ChannelMoments:
@@ -122,7 +122,7 @@ def measure_channels(
         num_batches: How many batches to look at; all where None.
 
     Returns:
-        The channels with mean, deviation and correlation, e.g. for `adapt(statistics=)`.
+        The channels with mean, deviation and correlation, e.g. for `adapt(channel_stats=)`.
 
     Raises:
         UserError: No batches, or what `ChannelMoments.result` refuses.
@@ -131,11 +131,11 @@ def measure_channels(
     for number, batch in enumerate(loader):
         if number == num_batches:
             break
-        moments.update(_images(batch))
+        moments.update(images_of(batch))
     return moments.result(channels)
 
 
-def _images(batch: Any) -> Tensor:
+def images_of(batch: Any) -> Tensor:
     """The images of a batch as loaders of this field give it."""
     if isinstance(batch, dict):
         found = next((key for key in ("pixel_values", "image", "x") if key in batch), None)

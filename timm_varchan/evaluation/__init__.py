@@ -6,10 +6,10 @@ from timm_varchan.errors import needs
 
 with needs("train"):
     from timm_varchan.evaluation.channel_sets import (
+        BatchNormBuffers,
         Evaluation,
         OrderCheck,
         SetResult,
-        Statistics,
         Validation,
         default_modes,
         evaluate_channel_sets,
@@ -55,6 +55,7 @@ __all__ = [
     "NO_CLASS",
     "ORDERS",
     "Band",
+    "BatchNormBuffers",
     "ChannelSetMetrics",
     "Difference",
     "Estimate",
@@ -65,7 +66,6 @@ __all__ = [
     "SetResult",
     "SetView",
     "SizeSummary",
-    "Statistics",
     "Validation",
     "choose_sets",
     "classification_metrics",

@@ -25,10 +25,10 @@ from timm_varchan.models import has_stems, set_channels, share, stems
 from timm_varchan.views import MODES, ORDERS, SetView
 
 __all__ = [
+    "BatchNormBuffers",
     "Evaluation",
     "OrderCheck",
     "SetResult",
-    "Statistics",
     "Validation",
     "default_modes",
     "evaluate_channel_sets",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 #: BatchNorm buffers for some sets, by the positions of their planes and the mode.
-Statistics = Mapping[tuple[tuple[int, ...], str], Mapping[str, Tensor]]
+BatchNormBuffers = Mapping[tuple[tuple[int, ...], str], Mapping[str, Tensor]]
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 #: All subsets of so many channels are also evaluated shuffled, of a model of a fixed count.
@@ -220,17 +220,17 @@ class _Predictor:
     Args:
         model: The classifier, in evaluation mode.
         views: What to predict.
-        statistics: BatchNorm buffers for some of them.
+        bn_buffers: BatchNorm buffers for some of them.
         stacked: Images that one forward pass may take.
     """
 
     def __init__(
-        self, model: nn.Module, views: Sequence[SetView], statistics: Statistics, stacked: int
+        self, model: nn.Module, views: Sequence[SetView], bn_buffers: BatchNormBuffers, stacked: int
     ) -> None:
         self.model, self.stacked = model, stacked
         self.own = {
-            key: share(unwrap_model(model), statistics=buffers).eval()
-            for key, buffers in statistics.items()
+            key: share(unwrap_model(model), bn_buffers=buffers).eval()
+            for key, buffers in bn_buffers.items()
         }
         # A single plane has one order: not computed twice.
         self.keys = [(v.indices, v.mode, v.order if len(v.indices) > 1 else "any") for v in views]
@@ -296,7 +296,7 @@ def _predict(
     views: Sequence[SetView],
     *,
     accelerator: Accelerator | None = None,
-    statistics: Statistics | None = None,
+    bn_buffers: BatchNormBuffers | None = None,
     validating: bool = False,
     check_order: bool = False,
     progress: str | None = None,
@@ -314,7 +314,7 @@ def _predict(
     losses: list[Tensor] = []
     checked: OrderCheck | None = None
     batch_size = 0
-    predictor = _Predictor(model, views, statistics or {}, _stack_size(device))
+    predictor = _Predictor(model, views, bn_buffers or {}, _stack_size(device))
     with _as_it_was(model), _bar(loader, len(predictor.views), progress) as bar:
         for number, (x, labels) in enumerate(loader):
             batch_size = batch_size or len(x)
@@ -371,7 +371,7 @@ def predict_channel_sets(
     views: Sequence[SetView],
     *,
     accelerator: Accelerator | None = None,
-    statistics: Statistics | None = None,
+    bn_buffers: BatchNormBuffers | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predictions of every view, with every batch loaded once.
 
@@ -380,7 +380,7 @@ def predict_channel_sets(
         loader: Likewise.
         views: What to predict.
         accelerator: Gathers over the processes.
-        statistics: BatchNorm buffers by the set's positions and the mode.
+        bn_buffers: BatchNorm buffers by the set's positions and the mode.
 
     Returns:
         Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
@@ -389,7 +389,7 @@ def predict_channel_sets(
     Raises:
         UserError: No batches.
     """
-    found = _predict(model, loader, views, accelerator=accelerator, statistics=statistics)
+    found = _predict(model, loader, views, accelerator=accelerator, bn_buffers=bn_buffers)
     return found.classes, found.references
 
 
@@ -440,7 +440,7 @@ def evaluate_channel_sets(
     orders: Sequence[str] | None = None,
     sets: str | int | Sequence[PlannedSet] = "default",
     seed: int = 0,
-    statistics: Statistics | None = None,
+    bn_buffers: BatchNormBuffers | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a classifier on channel sets.
@@ -460,7 +460,7 @@ def evaluate_channel_sets(
             any order by construction, the first batch checks that it is.
         sets: What `plan_sets` takes, or its answer.
         seed: Of permutations, sampled sets and intervals.
-        statistics: BatchNorm buffers for some sets, from `channel_statistics`: by the positions
+        bn_buffers: BatchNorm buffers for some sets, from `estimate_bn_buffers`: by the positions
             of their planes and the mode.
         progress: Whether to show a bar.
 
@@ -486,7 +486,7 @@ def evaluate_channel_sets(
     ]
     found = _predict(
         model, loader, [view for _, view in rows],
-        accelerator=accelerator, statistics=statistics,
+        accelerator=accelerator, bn_buffers=bn_buffers,
         check_order=not fixed and orders is None and len(channels) > 1,
         progress=f"evaluating {len(sets)} channel sets" if progress else None,
     )  # fmt: skip

@@ -10,12 +10,12 @@ from timm_varchan.models.adapt import (
     stems,
 )
 from timm_varchan.models.dwg_twins import register_model
-from timm_varchan.models.share import channel_statistics, share
+from timm_varchan.models.share import estimate_bn_buffers, share
 
 __all__ = [
     "adapt",
-    "channel_statistics",
     "choose_virtual_channels",
+    "estimate_bn_buffers",
     "expected_error",
     "has_stems",
     "register_model",

@@ -28,7 +28,7 @@ NUM_VIRTUAL = 16
 
 #: What a twin takes and its base does not.
 TWIN_ARGUMENTS = frozenset(
-    {"channel_set", "channel_names", "virtual_channels", "prior", "prior_scale", "statistics"}
+    {"channel_set", "channel_names", "virtual_channels", "prior", "prior_scale", "channel_stats"}
 )
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -121,10 +121,10 @@ def _mixer_arguments(mixer: Mixer) -> dict[str, Any]:
     if mixer.virtual_channels != RGB:
         arguments["virtual_channels"] = mixer.virtual_channels.to_config()
     if mixer.measured is not None:
-        statistics = mixer.measured
-        if len(statistics) > MAX_TEXT_CHANNELS:  # its correlation is among the weights
-            statistics = statistics.without_correlation()
-        arguments["statistics"] = statistics.to_dict()
+        known = mixer.measured
+        if len(known) > MAX_TEXT_CHANNELS:  # its correlation is among the weights
+            known = known.without_correlation()
+        arguments["channel_stats"] = known.to_dict()
     return arguments
 
 
@@ -177,7 +177,7 @@ def adapt(
             More of them than the convolution takes are anchors: further virtual channels with
             kernels of their own, which start at zero. For a convolution for RGB they must hold R,
             G and B, or bands within 30 nm of them; the default set stays RGB.
-        **stem_kwargs: Further arguments of the mixer: `statistics` (from `measure_channels`),
+        **stem_kwargs: Further arguments of the mixer: `channel_stats` (from `measure_channels`),
             `prior`, `prior_scale`, `channel_names`.
 
     Returns:

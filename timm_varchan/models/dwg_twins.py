@@ -142,7 +142,7 @@ def _build_twin(
     channel_set: ChannelSetLike | None = None,
     channel_names: tuple[str, ...] = (),
     virtual_channels: ChannelSetLike | None = None,
-    statistics: ChannelSetLike | None = None,
+    channel_stats: ChannelSetLike | None = None,
     prior: str | None = None,
     prior_scale: str = "plain",
     stem: str = "dwg",
@@ -165,7 +165,7 @@ def _build_twin(
             bands close to them among them: RGB's kernels are the base's, the others are anchors,
             which start at zero beside pretrained weights and at random otherwise. Other channels:
             the bank is built for them by the base's own `in_chans=`.
-        statistics: Mean, deviation and correlation of the planes, from `measure_channels`.
+        channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`.
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
@@ -209,7 +209,7 @@ def _build_twin(
     words = {"channel_names": channel_names} if channel_names and learns_names else {}
     adapt(
         model, stem, channels=channel_set, in_chans=in_chans, virtual_channels=virtual_channels,
-        statistics=_with_correlation(statistics, added), prior=prior, prior_scale=prior_scale,
+        channel_stats=_with_correlation(channel_stats, added), prior=prior, prior_scale=prior_scale,
         **words,
     )  # fmt: skip
     if not pretrained:
@@ -249,12 +249,12 @@ def _prior_of_old_weights(name: str, with_arguments: bool) -> str:
 
 
 def _with_correlation(
-    statistics: ChannelSetLike | None, added: dict[str, dict[str, Tensor]]
+    channel_stats: ChannelSetLike | None, added: dict[str, dict[str, Tensor]]
 ) -> ChannelSet | None:
     """Statistics with the correlation that lies among the weights, where there is one."""
-    if statistics is None:
+    if channel_stats is None:
         return None
-    known = ChannelSet.parse(statistics)
+    known = ChannelSet.parse(channel_stats)
     tables = [w[f"mixer.{CORRELATION}"] for w in added.values() if f"mixer.{CORRELATION}" in w]
     if known.correlation is not None or not tables:
         return known
@@ -320,7 +320,7 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
         name: The new name, e.g. `dwg_resnet18_s2`.
         base: The architecture of timm, e.g. `resnet18`, or of a twin, `dwg_resnet18`.
         **defaults: What the twin is built with unless the caller says otherwise: `channel_set`,
-            `virtual_channels`, `statistics`, ...
+            `virtual_channels`, `channel_stats`, ...
 
     Raises:
         UserError: A name that timm knows, a base that has no twin, or a channel set that nobody

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.errors import UserError
+from timm_varchan.measure import images_of
 from timm_varchan.models.adapt import set_channels
 from timm_varchan.stems import ChannelsLike
 
-__all__ = ["channel_statistics", "share"]
+__all__ = ["estimate_bn_buffers", "share"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -25,7 +26,7 @@ def share(
     model: ModuleT,
     channels: ChannelsLike | Sequence[ChannelSet] = None,
     *,
-    statistics: Mapping[str, Tensor] | None = None,
+    bn_buffers: Mapping[str, Tensor] | None = None,
 ) -> ModuleT:
     """A second module tree over the same parameters and statistics, with its own channel set.
 
@@ -34,7 +35,7 @@ def share(
     Args:
         model: A model with a stem.
         channels: What `set_channels` takes; for a mixed batch one `ChannelSet` a sample.
-        statistics: BatchNorm buffers for this channel set, from `channel_statistics`; the copy
+        bn_buffers: BatchNorm buffers for this channel set, from `estimate_bn_buffers`; the copy
             then has its own statistics and the model keeps its own.
 
     Returns:
@@ -46,27 +47,27 @@ def share(
     tensors = itertools.chain(model.parameters(), model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     set_channels(twin, channels)
-    if statistics is not None:
-        _put_statistics(twin, statistics)
+    if bn_buffers is not None:
+        _put_buffers(twin, bn_buffers)
     return twin
 
 
-def _put_statistics(model: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+def _put_buffers(model: nn.Module, bn_buffers: Mapping[str, Tensor]) -> None:
     """Replace BatchNorm buffers by copies of these, leaving tensors that others share alone."""
     own = dict(model.named_buffers())
-    for name, value in statistics.items():
+    for name, value in bn_buffers.items():
         if name not in own or own[name].shape != value.shape:
             raise UserError(
-                f"Statistics {name!r} {tuple(value.shape)} do not fit this model. Make them with "
-                f"timm_varchan.channel_statistics(model, ...) from the same architecture."
+                f"Buffer {name!r} {tuple(value.shape)} does not fit this model. Make them with "
+                f"timm_varchan.estimate_bn_buffers(model, ...) from the same architecture."
             )
         path, _, buffer = name.rpartition(".")
         setattr(model.get_submodule(path), buffer, value.to(own[name], copy=True))
 
 
 @torch.no_grad()
-def channel_statistics(
-    model: nn.Module, batches: Iterable[Tensor], channels: ChannelsLike
+def estimate_bn_buffers(
+    model: nn.Module, batches: Iterable[Any], channels: ChannelsLike
 ) -> dict[str, Tensor]:
     """Estimate BatchNorm's statistics anew for one channel set.
 
@@ -77,12 +78,12 @@ def channel_statistics(
 
     Args:
         model: A model with a stem.
-        batches: Inputs `(B, C, H, W)` of this channel set, from the training data; each batch
-            counts the same. A few hundred images are enough.
+        batches: Of this channel set, from the training data, in any form that `measure_channels`
+            takes; each batch counts the same. A few hundred images are enough.
         channels: Which channels they have.
 
     Returns:
-        BatchNorm's buffers by name, for `share(model, channels, statistics=...)`. Empty if the
+        BatchNorm's buffers by name, for `share(model, channels, bn_buffers=...)`. Empty if the
         model has no BatchNorm.
 
     Raises:
@@ -99,10 +100,10 @@ def channel_statistics(
         _renew(norm)
     count = 0
     for batch in batches:
-        twin(batch)
+        twin(images_of(batch))
         count += 1
     if not count:
-        raise UserError("No batches to estimate statistics from: pass at least one input.")
+        raise UserError("No batches to estimate buffers from: pass at least one input.")
     return {
         f"{name}.{buffer}": value.clone()
         for name, norm in norms.items()

@@ -63,7 +63,7 @@ class DWGMixer(Mixer):
         gain: Factor of the residual, which sets how fast it leaves zero: an optimizer moves every
             weight by about its learning rate, whatever the size of the coefficients.
         num_frequencies: Fourier frequencies of the wavelength code.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     content_dependent: ClassVar[bool] = True
@@ -124,7 +124,7 @@ class DWGMixer(Mixer):
         present = torch.where(named, self.present[:, rows], torch.ones_like(self.fallback))
         present = present.unsqueeze(-1)
         code = torch.where(named, self.code[:, rows], torch.zeros_like(self.fallback))
-        token = self.content(self.statistics(x)) + self.identity(code)
+        token = self.content(self.describe_content(x)) + self.identity(code)
         if self.vocabulary is not None:
             word = torch.where(named, self.word[:, rows], torch.zeros_like(self.word[0, 0]))
             token = token + self.vocabulary(word) * (word > 0).unsqueeze(-1).to(token.dtype)
@@ -134,7 +134,7 @@ class DWGMixer(Mixer):
         token = F.gelu(self.own(token) + self.context(pooled))
         return prior + self.gain * self.out(token) * (present / num_present)
 
-    def statistics(self, x: Tensor) -> Tensor:
+    def describe_content(self, x: Tensor) -> Tensor:
         """Describe the content of each plane by spatially global statistics, in float32 at least.
 
         Args:
@@ -151,8 +151,8 @@ class DWGMixer(Mixer):
         mean = mean.clamp(-self.value_limit, self.value_limit)
         mean_square = (norm / planes.shape[-1] ** 0.5).clamp(max=self.value_limit).square()
         deviation = ((mean_square - mean.square()).clamp(min=0.0) + self.variance_eps).sqrt()
-        statistics = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
-        return statistics.to(self.content.weight.dtype)
+        described = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
+        return described.to(self.content.weight.dtype)
 
     def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
         super()._check_channels(channels)

@@ -27,7 +27,7 @@ class DynamicMixer(KernelMixer, KnownMixer):
         kernel_shape: `(out, kh, kw)` of the bank.
         num_kernels: N.
         temperature: The attention's logits are divided by it.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     any_count: ClassVar[bool] = False

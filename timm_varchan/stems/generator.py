@@ -29,7 +29,7 @@ class GeneratorMixer(KernelMixer):
         default_channels: The set an input with as many channels is taken for.
         kernel_shape: `(out, kh, kw)` of the bank.
         hidden: Width of the hidden layer.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     content_dependent: ClassVar[bool] = True

@@ -27,7 +27,7 @@ class HyperMixer(KernelMixer):
         width: D, of the tokens.
         num_tokens: Learned tokens beside those of the channels.
         feedforward: Width of the transformer's hidden layer.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     supports_anonymous: ClassVar[bool] = False

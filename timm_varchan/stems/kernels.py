@@ -46,7 +46,7 @@ class KernelMixer(Mixer):
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set an input with as many channels is taken for.
         kernel_shape: `(out, kh, kw)` of the bank.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     def __init__(

@@ -55,24 +55,24 @@ def _parse_channels(
     return ChannelSet.parse(channels, own=own())  # type: ignore[arg-type]  # no channel sets in it
 
 
-def _statistics(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet | None:
+def _named_stats(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet | None:
     """Statistics of channels with names; without names they are those of the virtual channels."""
     if given is None:
         return None
-    statistics = ChannelSet.parse(given)
-    if statistics.is_anonymous and len(statistics) == len(virtual) and not virtual.is_anonymous:
+    stats = ChannelSet.parse(given)
+    if stats.is_anonymous and len(stats) == len(virtual) and not virtual.is_anonymous:
         named = [
             Channel(v.name, v.wavelength_nm, c.mean, c.std)
-            for v, c in zip(virtual, statistics, strict=True)
+            for v, c in zip(virtual, stats, strict=True)
         ]
-        return ChannelSet(tuple(named), statistics.correlation)
-    if any(c.is_anonymous for c in statistics):
+        return ChannelSet(tuple(named), stats.correlation)
+    if any(c.is_anonymous for c in stats):
         raise UserError(
-            f"The statistics are of {len(statistics)} channels without names, and the virtual "
+            f"The statistics are of {len(stats)} channels without names, and the virtual "
             f"channels are {virtual} ({len(virtual)}). Say what was measured: "
             f"timm_varchan.measure_channels(loader, 'B02+B03+...')."
         )
-    return statistics
+    return stats
 
 
 class Mixer(nn.Module):
@@ -92,7 +92,7 @@ class Mixer(nn.Module):
         prior: How an absent virtual channel is made of the others: `measured`, `spectral`,
             `nearest`, `mean` or `zero` (see `Prior`); None: measured where the correlation is
             known, else spectral.
-        statistics: Mean, deviation and correlation of the planes as the model sees them.
+        channel_stats: Mean, deviation and correlation of the planes as the model sees them.
         prior_scale: `plain`, or `matched`: see `Prior`.
         device: Where parameters and tables live.
         dtype: Their type.
@@ -127,7 +127,7 @@ class Mixer(nn.Module):
         default_channels: ChannelSetLike = RGB,
         *,
         prior: str | None = None,
-        statistics: ChannelSetLike | None = None,
+        channel_stats: ChannelSetLike | None = None,
         prior_scale: str = "plain",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -140,7 +140,7 @@ class Mixer(nn.Module):
                 "virtual_channels needs a count: name them, or use ChannelSet.anonymous(K)."
             )
         self.num_virtual = len(self.virtual_channels)
-        self.measured = _statistics(statistics, self.virtual_channels)
+        self.measured = _named_stats(channel_stats, self.virtual_channels)
         known = self.measured is not None and self.measured.correlation is not None
         self.prior_name = prior or ("measured" if known else "spectral")
         self.prior_scale = prior_scale
@@ -470,8 +470,8 @@ class Mixer(nn.Module):
         lost = [c.label for c in channels if find_channel(c, virtual.channels, SAME_BAND_NM) < 0]
         if lost or not len(channels):
             raise UserError(
-                f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: the kernels "
-                f"are for {virtual}. Leave them out, or take another prior."
+                f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: its "
+                f"kernels are for {virtual}. Leave them out, or take another prior."
             )
 
     @torch.jit.ignore

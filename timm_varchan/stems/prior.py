@@ -203,7 +203,7 @@ class Prior:
         channels: N channels; the coefficients are for subsets of them.
         virtual_channels: K.
         kind: One of `PRIORS`.
-        statistics: Mean, deviation and correlation of the planes as the model sees them (without
+        channel_stats: Mean, deviation and correlation of the planes as the model sees them (without
             mean and deviation: standardised), for `measured`.
         scale: One of `SCALES`: `matched` divides a measured prediction by its deviation, but by no
             less than a half.
@@ -217,19 +217,19 @@ class Prior:
         channels: ChannelSet,
         virtual_channels: ChannelSet,
         kind: str,
-        statistics: ChannelSet | None = None,
+        channel_stats: ChannelSet | None = None,
         scale: str = "plain",
     ) -> None:
         self.kind, self.scale = kind, scale
         self.spectral = _spectral(channels, virtual_channels)
         self.measured: _System | None = None
         ids, virtual_ids = [-1] * len(channels), [-1] * len(virtual_channels)
-        if statistics is not None and statistics.correlation is not None:
-            self.measured, ids, virtual_ids = _measured(channels, virtual_channels, statistics)
+        if channel_stats is not None and channel_stats.correlation is not None:
+            self.measured, ids, virtual_ids = _measured(channels, virtual_channels, channel_stats)
         elif kind == "measured":
             raise UserError(
-                "prior='measured' needs statistics with a correlation: pass "
-                "statistics=timm_varchan.measure_channels(loader, channels)."
+                "prior='measured' needs channel_stats with a correlation: pass "
+                "channel_stats=timm_varchan.measure_channels(loader, channels)."
             )
         self.member = _same_channel(channels, ids)
         near = SAME_BAND_NM if kind != "nearest" else math.inf

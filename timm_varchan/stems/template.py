@@ -26,7 +26,7 @@ class TemplateMixer(KnownMixer):
         virtual_channels: What the K planes of the kernel bank stand for.
         default_channels: The set an input with as many channels is taken for.
         channel_names: Further channels that the model learns a mixture for.
-        **kwargs: `prior`, `statistics`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
     def __init__(

@@ -48,8 +48,8 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     """
     model = _load(config, _arguments(config, data))
     if config.adapt:
-        words, statistics = _words(data.channels), _statistics(data.channels)
-        adapt(model, in_chans=len(data.channels), **words, **statistics)
+        words, stats = _words(data.channels), _stats(data.channels)
+        adapt(model, in_chans=len(data.channels), **words, **stats)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]  # every timm model has it
     if config.channels_last:
@@ -110,7 +110,7 @@ def _twin_arguments(
     )
     if virtual != RGB:
         arguments["virtual_channels"] = virtual.to_config()
-    return arguments | _statistics(channels)
+    return arguments | _stats(channels)
 
 
 def _words(channels: ChannelSet, known: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -120,11 +120,11 @@ def _words(channels: ChannelSet, known: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"channel_names": names} if names else {}
 
 
-def _statistics(channels: ChannelSet) -> dict[str, Any]:
+def _stats(channels: ChannelSet) -> dict[str, Any]:
     """The correlation of the normalised planes, where it is known and belongs to names."""
     if channels.correlation is None or any(c.is_anonymous for c in channels):
         return {}
-    return {"statistics": channels.standardised().to_dict()}
+    return {"channel_stats": channels.standardised().to_dict()}
 
 
 def prepare(

@@ -32,7 +32,7 @@ from timm_varchan.evaluation import (
     plan_sets,
 )
 from timm_varchan.hub import SavedModel, load, save
-from timm_varchan.models import channel_statistics, expected_error, has_stems
+from timm_varchan.models import estimate_bn_buffers, expected_error, has_stems
 from timm_varchan.training.build import architecture, build_model, prepare
 from timm_varchan.training.checkpoint import (
     Progress,
@@ -295,7 +295,7 @@ def _evaluate(
         modes=modes,
         orders=config.eval_orders,
         sets=plan,
-        statistics=_set_statistics(config, model, data, plan, modes),
+        bn_buffers=_set_buffers(config, model, data, plan, modes),
         **common,
     )
     warn_not_finite({s.name: s.num_not_finite for s in sets if s.num_not_finite}, accelerator)
@@ -331,7 +331,7 @@ def _expected_error(
     return error if math.isfinite(error) else None
 
 
-def _set_statistics(
+def _set_buffers(
     config: TrainConfig,
     model: nn.Module,
     data: ImageData,
@@ -341,7 +341,7 @@ def _set_statistics(
     """BatchNorm's statistics of every set and mode on training images, the same on every process.
 
     Returns:
-        What `evaluate_channel_sets(statistics=)` takes; None without `--eval-statistics`.
+        What `evaluate_channel_sets(bn_buffers=)` takes; None without `--eval-statistics`.
     """
     if not config.eval_statistics or data.train is None:
         return None
@@ -354,7 +354,7 @@ def _set_statistics(
             told = data.channels.take(one.indices) if mode == "named" else ANONYMOUS
             loader = eval_loader(config, images, data.channels)
             batches = (x[:, one.indices].to(device) for x, _ in loader)
-            found[one.indices, mode] = channel_statistics(model, batches, told)
+            found[one.indices, mode] = estimate_bn_buffers(model, batches, told)
     return found
 
 
