@@ -14,7 +14,7 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from timm_varchan.channels import ChannelSet, read_channels, seeded_rng
+from timm_varchan.channels import ChannelSet, seeded_rng
 
 __all__ = ["BENCHMARKS", "WAYS", "Arm", "Benchmark", "Way"]
 
@@ -108,12 +108,12 @@ class Benchmark:
 
     def channel_set(self) -> ChannelSet:
         """The planes of the images."""
-        return read_channels(self.channels, new_names=True)
+        return ChannelSet.parse(self.channels, new_names=True)
 
 
 def every_subset(channels: str) -> Sets:
     """Each subset alone, by name, and the means over those of a size and over all."""
-    planes = read_channels(channels, new_names=True)
+    planes = ChannelSet.parse(channels, new_names=True)
     sets = planes.subset_indices()
     few = {len(planes) - 1: "all but one", 1: "one"}
     return (
@@ -125,7 +125,7 @@ def every_subset(channels: str) -> Sets:
 
 def experts(config: Mapping[str, Any], channels: str, ways: tuple[str, ...]) -> dict[str, Arm]:
     """A plain model for each subset, by timm's own `in_chans=`; that for all also without some."""
-    planes = read_channels(channels, new_names=True)
+    planes = ChannelSet.parse(channels, new_names=True)
     plain = {**config, "channel_aug": "none"}
     arms = {f"expert-{planes}": Arm(plain, ways)}
     for indices in planes.subset_indices()[1:]:

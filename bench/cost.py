@@ -43,7 +43,6 @@ from torch.utils.data import DataLoader
 
 import timm_varchan
 from timm_varchan import RGB, ChannelSet, measure_channels
-from timm_varchan.channels import read_channels
 from timm_varchan.complexity import count_complexity
 from timm_varchan.data import TransformedSplit, cached, load_data, train_transform
 from timm_varchan.stems import MIXERS, Mixer
@@ -336,7 +335,7 @@ def throughput(args: argparse.Namespace) -> Rows:
 def channels(args: argparse.Namespace) -> Rows:
     """Choosing the channels of every image and telling the model, beside a training step."""
     size, batch = 64, 256
-    names = read_channels("eurosat")
+    names = ChannelSet.parse("eurosat")
     torch.manual_seed(0)
     mixed = torch.randn(1000, len(names)) @ torch.randn(len(names), len(names))
     known = measure_channels([mixed[:, :, None, None]], names)  # some correlation or other

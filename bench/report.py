@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 
 from timm_varchan import RGB
 from timm_varchan.cards import Card, usage
-from timm_varchan.models.shipped import shipped_note
 
 BENCH = Path(__file__).parent
 ROOT = BENCH.parent
@@ -224,7 +223,7 @@ def from_task2(name: str) -> Card:
                 "label smoothing": str(recipe["smoothing"]),
             },
         },
-        usage=usage(name, RGB, 32, stem=twin, pretrained=shipped_note(name) is not None),
+        usage=usage(name, RGB, 32, stem=twin, pretrained=False),
         comparison=f"{INTERVALS}; p of the exact McNemar test (`bench/run.py task2`).\n\n"
         + tables.made("task2")
         + (f"\n### Channel sets\nTold the channels.\n\n{sets}" if twin else ""),

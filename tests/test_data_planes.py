@@ -9,15 +9,13 @@ import pytest
 import torch
 
 from timm_varchan.__main__ import main
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import ChannelSet, write_channels
 from timm_varchan.data import (
     ImageSplit,
     cached,
     channel_stats,
     load_data,
-    read_channels,
     train_transform,
-    write_channels,
 )
 from timm_varchan.data.measure import main as measure
 from timm_varchan.data.transforms import OPERATIONS, RandomOperations
@@ -128,16 +126,15 @@ def test_channels_are_measured_and_kept_in_a_file(tmp_path, capsys):
     args = [str(tmp_path / "data"), "--channels", "B02+B03+B04+B08", "--value-scale", "10000"]
     assert measure([*args, "--output", file]) == 0
     assert "B08" in capsys.readouterr().out
-    channels = read_channels(file)
+    channels = ChannelSet.parse(file)
     split = load_data(args[0], channels="B02+B03+B04+B08", value_scale=10000.0).train
     assert (list(channels.mean), list(channels.std)) == channel_stats(split)
     assert channels.names == ("B02", "B03", "B04", "B08")
-    assert read_channels("B02+B08") == ChannelSet.parse("B02+B08")
-    written = json.loads((tmp_path / "channels.json").read_text())
-    assert (written["channels"], written["value_scale"]) == (channels.to_config(), 10000)
+    assert json.loads((tmp_path / "channels.json").read_text()) == channels.to_dict()
+    assert channels.value_scale == 10000
     assert channels.correlation is not None
     assert (
-        write_channels(channels, tmp_path / "again.json", 10000.0).read_text()
+        write_channels(channels, tmp_path / "again.json").read_text()
         == (tmp_path / "channels.json").read_text()
     )
 
@@ -159,14 +156,15 @@ def test_columns_and_split_of_what_is_measured_can_be_named(tmp_path, capsys):
 
 
 def test_what_is_no_file_of_channels_is_refused(tmp_path, capsys):
-    for content in ("{}", "[]", '""', "null", '{"0": {"name": "R"}}'):
+    empty = json.dumps(ChannelSet().to_dict())
+    for content in ("{}", "[]", '""', "null", '[{"name": "R"}]', empty):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(ValueError, match=r"holds no channels.*a list of channels"):
-            read_channels(str(tmp_path / "other.json"))
+            ChannelSet.parse(str(tmp_path / "other.json"))
     (tmp_path / "other.json").write_text("[1, 2]")
     for name in ("other.json", "nothing.json"):
-        with pytest.raises(ValueError, match=r"holds no channels.*timm_varchan.data.measure"):
-            read_channels(str(tmp_path / name))
+        with pytest.raises(ValueError, match=r"holds no channels.*timm-varchan measure"):
+            ChannelSet.parse(str(tmp_path / name))
     for command in (measure, lambda words: main(["measure", *words])):
         assert command([str(tmp_path / "nothing")]) == 1
         assert "error: " in capsys.readouterr().err

@@ -232,7 +232,7 @@ def test_a_scale_from_a_file_of_channels_is_saved(tmp_path):
             image = rng.integers(0, 4000, (4, 16, 16)).astype(np.uint16)
             np.save(tmp_path / "data" / name / f"{i}.npy", image)
     channels = ChannelSet.parse("sentinel2-10m").with_stats([0.2] * 4, [0.1] * 4)
-    file = write_channels(channels, tmp_path / "channels.json", value_scale=10_000)
+    file = write_channels(channels.with_scale(10_000), tmp_path / "channels.json")
     config = dataclasses.replace(
         MANY, dataset=str(tmp_path / "data"), channels=str(file), validation_fraction=0.25,
         eval_sets="RGB", output_dir=str(tmp_path / "run"),

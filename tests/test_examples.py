@@ -21,13 +21,13 @@ MAX_LINES = 60
 @pytest.fixture(autouse=True)
 def known_channels(monkeypatch):
     """What an example registers is forgotten."""
-    monkeypatch.setattr("timm_varchan.bands._registry", dict(_registry()))
+    monkeypatch.setattr("timm_varchan.channels._registry", dict(_registry()))
 
 
 def _registry():
-    from timm_varchan import bands
+    from timm_varchan import channels
 
-    return bands._registry
+    return channels._registry
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)

@@ -80,7 +80,7 @@ def channel_sets(spec):
     except ValueError as error:
         assert len(str(error)) > 20
         return
-    again = ChannelSet.from_config(json.loads(json.dumps(channels.to_config())))
+    again = ChannelSet.from_dict(json.loads(json.dumps(channels.to_dict())))
     assert again == channels
     assert all(nm is None or math.isfinite(nm) for nm in channels.wavelengths_nm)
     assert len(str(channels)) > 0
@@ -479,7 +479,7 @@ def saved_models(case, saved_folder):
     if timm_varchan.models.has_stems(saved.model):
         with torch.no_grad():
             timm_varchan.share(saved.model, None)(torch.randn(1, 3, 32, 32))
-    assert ChannelSet.from_config(channels.to_config()) == channels
+    assert ChannelSet.from_dict(channels.to_dict()) == channels
 
 
 arguments = st.lists(

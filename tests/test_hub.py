@@ -39,7 +39,7 @@ def test_config_holds_what_a_user_needs(model, folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "dwg_test_resnet"
     assert config["label_names"] == NAMES
-    assert config["channels"][0] == {
+    assert config["channels"]["channels"][0] == {
         "name": "R", "wavelength_nm": 660.0, "mean": 0.485, "std": 0.229,
     }  # fmt: skip
     assert config["num_classes"] == 3

@@ -8,7 +8,7 @@ import tifffile
 
 from timm_varchan import ChannelSet
 from timm_varchan.__main__ import main
-from timm_varchan.channels import known_channels, read_channels
+from timm_varchan.channels import known_channels, write_channels
 from timm_varchan.data import load_data, read_image
 from timm_varchan.products import PRODUCTS, natural_sets, products_with
 
@@ -16,7 +16,7 @@ from timm_varchan.products import PRODUCTS, natural_sets, products_with
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_every_product_is_a_channel_set(name):
     product, channels = PRODUCTS[name], ChannelSet.parse(name)
-    assert channels.names == product.bands == read_channels(name.upper()).names
+    assert channels.names == product.bands == ChannelSet.parse(name.upper()).names
     assert len(set(product.bands)) == len(product.bands)
     assert all(nm is not None and 400 < nm < 13_000 for nm in channels.wavelengths_nm)
     assert channels.mean is None, "statistics hang on the data"
@@ -68,10 +68,8 @@ def test_statistics_of_a_file_of_channels_know_their_scale(tmp_path):
             tifffile.imwrite(folder / f"{i}.tif", image, photometric="minisblack")
     file = tmp_path / "channels.json"
     channels = ChannelSet.parse("sentinel2-10m").with_stats([0.2] * 4, [0.1] * 4)
-    from timm_varchan.channels import write_channels
-
-    write_channels(channels, file, value_scale=10_000)
-    read = read_channels(str(file))
+    write_channels(channels.with_scale(10_000), file)
+    read = ChannelSet.parse(str(file))
     assert read == channels
     assert read.take([1, 2]).value_scale == read.without_identity().value_scale == 10_000
     data = load_data(str(tmp_path / "data"), channels=read)

@@ -284,12 +284,11 @@ def test_results_follow_the_documented_schema(finished):
         "channels",
         "num_images",
         "num_skipped",
-        "value_scale",
         "no_data",
         "invalid_share",
     }
     assert data["num_images"] == {"train": 30, "validation": 30, "test": 30, "evaluated": 30}
-    assert ChannelSet.from_config(data["channels"]).names == ("R", "G")
+    assert ChannelSet.from_dict(data["channels"]).names == ("R", "G")
     assert set(results["training"]) == {
         "epochs", "updates", "history", "seconds", "images_per_second",
     }  # fmt: skip
@@ -452,7 +451,7 @@ def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
     outcome = run(config)
     assert {s.mode for s in outcome.sets} == {"anonymous"}
     saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
-    assert saved["model_args"]["channel_set"] == "anonymous"
+    assert ChannelSet.from_dict(saved["model_args"]["channel_set"]) == ANONYMOUS
 
 
 def test_a_plain_model_on_a_folder_of_images(tmp_path):

@@ -52,7 +52,7 @@ def config(planes, tmp_path):
 
 
 def channels_of(outcome):
-    return [c.get("name") for c in outcome.results["data"]["channels"]]
+    return [c.get("name") for c in outcome.results["data"]["channels"]["channels"]]
 
 
 def test_planes_without_names_are_called_by_their_place(config, caplog):
@@ -60,7 +60,7 @@ def test_planes_without_names_are_called_by_their_place(config, caplog):
         outcome = run(config)
     assert channels_of(outcome) == ["c0", "c1", "c2", "c3", "c4"]
     assert "called c0+c1+c2+c3+c4" in caplog.text
-    means = [c["mean"] for c in outcome.results["data"]["channels"]]
+    means = [c["mean"] for c in outcome.results["data"]["channels"]["channels"]]
     assert means == pytest.approx([(14.5 + 40 * i) / 255 for i in range(5)], abs=0.01)
     saved = hub.load(outcome.folder / "model")
     assert str(saved.select("c4+c1")) == "c4+c1"
@@ -85,7 +85,7 @@ def test_part_of_the_planes(config, channels):
     use = "c3+c1" if channels is None else "B08+B03"
     outcome = run(dataclasses.replace(config, channels=channels, use=use))
     assert channels_of(outcome) == use.split("+")
-    means = [c["mean"] for c in outcome.results["data"]["channels"]]
+    means = [c["mean"] for c in outcome.results["data"]["channels"]["channels"]]
     assert means == pytest.approx([(14.5 + 40 * i) / 255 for i in (3, 1)], abs=0.01)
     assert {s["channels"] for s in outcome.results["evaluation"]["sets"]} == {
         use, *use.split("+")
@@ -104,7 +104,7 @@ def test_a_model_of_some_planes_is_tested_on_whole_files(config, tmp_path):
     sets = [run.results["evaluation"]["sets"][0]["accuracy"]["value"] for run in (trained, again)]
     assert sets[0] == sets[1]
     expected = json.loads((trained.folder / "model" / "config.json").read_text())["channels"]
-    assert [c["mean"] for c in again.results["data"]["channels"]] == [c["mean"] for c in expected]
+    assert again.results["data"]["channels"]["channels"] == expected["channels"]
 
 
 def test_what_cannot_be_used_is_refused(config):

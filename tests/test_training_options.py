@@ -219,7 +219,7 @@ def test_from_rgb_to_other_channels_with_the_stem_alone(tmp_path):
         "channel_aug": "hcs-sample",
     }  # fmt: skip
     (third,) = runs(tmp_path / "third", fewer)
-    assert third.results["data"]["channels"][0]["name"] == "B"
+    assert third.results["data"]["channels"]["channels"][0]["name"] == "B"
     kept = timm_varchan.hub.load(third.folder / "model").model.state_dict()
     assert torch.equal(kept["conv1.0.mixer.out.weight"], after["conv1.0.mixer.out.weight"])
     assert not torch.equal(kept["fc.weight"], after["fc.weight"])

@@ -210,7 +210,8 @@ def _split_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _channels(args: argparse.Namespace) -> int:
-    from timm_varchan.products import PRODUCTS, product_channels
+    from timm_varchan.channels import ChannelSet
+    from timm_varchan.products import PRODUCTS
 
     if args.product is None:
         for name, product in PRODUCTS.items():
@@ -218,10 +219,7 @@ def _channels(args: argparse.Namespace) -> int:
             print(f"{'':25}{' '.join(product.bands)}")
             print(f"{'':25}source: {product.source}")
         return 0
-    channels = product_channels(args.product)
-    if channels is None:
-        raise UserError(f"There is no product {args.product!r}. Known: {', '.join(PRODUCTS)}.")
-    for plane, channel in enumerate(channels, start=1):
+    for plane, channel in enumerate(ChannelSet.parse(args.product), start=1):
         print(f"plane {plane:2}  {channel.label:16}{channel.wavelength_nm:8g} nm")
     return 0
 
@@ -233,8 +231,7 @@ def _export(args: argparse.Namespace) -> int:
     saved, chosen = _load(args)
     metadata = {
         "class_names": saved.class_names,
-        "channels": (chosen or saved.channels).to_config(),
-        "value_scale": saved.value_scale,
+        "channels": (chosen or saved.channels).with_scale(saved.value_scale).to_dict(),
         "img_size": saved.img_size,
         "crop_pct": saved.crop_pct,
     }

@@ -186,9 +186,7 @@ def folder_card(
     architecture = str(config["architecture"])
     img_size = int(cfg["input_size"][-1])
     saved = config.get("channels")
-    channels = (
-        ChannelSet.from_config(saved) if saved else ChannelSet.anonymous(cfg["input_size"][0])
-    )
+    channels = ChannelSet.from_dict(saved) if saved else ChannelSet.anonymous(cfg["input_size"][0])
     details: dict[str, Any] = {
         "Model Type": f"Image classification, `{architecture}`",
         "Model Stats": {
@@ -197,7 +195,7 @@ def folder_card(
         "Channels": [_channel_text(c, i) for i, c in enumerate(channels, start=1)],
         "Classes": ", ".join(config.get("label_names") or ()) or str(config["num_classes"]),
     }  # fmt: skip
-    scale = config.get("value_scale")
+    scale = channels.value_scale
     divided = f"divided by {scale:g} and then " if scale else ""
     limits = [
         f"Images must be {divided}normalised by the means and deviations above, channel by channel."

@@ -1,111 +1,222 @@
-"""Channel sets: what the planes of an input are, apart from what they contain.
+"""Channels and channel sets: what the planes of an input are, apart from what they contain.
 
 No tensors and no modules here: a channel set is plain, hashable, JSON-serialisable data that the
-stems, the data sets, the evaluation and the configuration files all read.
+stems, the data sets, the evaluation and the configuration files all read. `ChannelSet.parse` is the
+one place where what people write becomes channels.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
-import math
+import os
 import random
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, Union
 
-from timm_varchan.bands import Channel, known_channels, register_channel
 from timm_varchan.errors import UserError
-from timm_varchan.products import product_channels
+from timm_varchan.products import PRODUCT_BANDS_NM, PRODUCTS
 
 __all__ = [
     "ANONYMOUS",
+    "MIN_WAVELENGTH_NM",
     "RGB",
     "Channel",
-    "ChannelFile",
     "ChannelLike",
     "ChannelSet",
     "ChannelSetLike",
     "known_channels",
-    "read_channel_file",
-    "read_channels",
     "register_channel",
     "seeded_rng",
     "write_channels",
 ]
 
-ChannelLike = Union[Channel, str, float, int, dict[str, Any], None]
-Correlation = tuple[tuple[float, ...], ...]
+#: Wavelengths below this, in nm, are refused: they are almost always micrometres.
+MIN_WAVELENGTH_NM = 100.0
+#: Of the serial form.
+VERSION = 1
+#: Names that an error lists, at most.
+MAX_NAMES = 8
 
-#: Of the JSON form of a channel set with statistics; 1 was a bare list of channels.
-FILE_VERSION = 2
-#: Files hold the correlation of at most so many channels in text, of more in a tensor file.
-MAX_TEXT_CHANNELS = 32
+
+def _is_finite(value: object) -> bool:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    # NaN is not; an int may be larger than any float
+    return bool(abs(value) <= sys.float_info.max)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input plane, described by a name, a centre wavelength, both, or neither (anonymous).
+
+    Args:
+        name: How people call it (`"R"`, `"B08"`, `"DNA"`).
+        wavelength_nm: Centre wavelength in nm, at least 100.
+        mean: Mean of the channel in the units of the scaled input (8-bit images scaled to 0..1).
+        std: Standard deviation in the same units, above 0.
+
+    Raises:
+        UserError: A value that is not finite, a wavelength in micrometres, a deviation of 0.
+    """
+
+    name: str | None = None
+    wavelength_nm: float | None = None
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        name = self.name
+        if name is not None and not (isinstance(name, str) and re.fullmatch(r"[^\s+,]+", name)):
+            raise UserError(
+                f"Channel name {name!r} is no text, empty or contains a space, '+' or ',', "
+                f"which separate channels. Use letters, digits, '-' and '_'."
+            )
+        for number in ("wavelength_nm", "mean", "std"):
+            value = getattr(self, number)
+            if value is not None and not _is_finite(value):
+                raise UserError(
+                    f"Channel {self.label}: {number} is {value!r}, not a finite number."
+                )
+        if self.wavelength_nm is not None and self.wavelength_nm < MIN_WAVELENGTH_NM:
+            raise UserError(
+                f"Channel {self.label}: wavelength {self.wavelength_nm:g} nm is below "
+                f"{MIN_WAVELENGTH_NM:g} nm. Wavelengths are in nanometres: for micrometres "
+                f"multiply by 1000 ({self.wavelength_nm * 1000:g})."
+            )
+        if self.std is not None and self.std <= 0:
+            raise UserError(f"Channel {self.label}: std is {self.std}, it must be above 0.")
+        if (self.mean is None) != (self.std is None):
+            raise UserError(f"Channel {self.label}: give mean and std together, or neither.")
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether nothing tells this channel from another."""
+        return self.name is None and self.wavelength_nm is None
+
+    @property
+    def identity(self) -> tuple[str | None, float | None]:
+        """What tells it from other channels: name and wavelength."""
+        return self.name, self.wavelength_nm
+
+    @property
+    def label(self) -> str:
+        """Short text for tables and errors: the name, else the wavelength, else `?`."""
+        if self.name is not None:
+            return self.name
+        if not _is_finite(self.wavelength_nm):  # unknown, or what an error has to show
+            return "?"
+        return f"{self.wavelength_nm:g}nm"
+
+
+# Names --------------------------------------------------------------------------------------------
+
+# ImageNet's mean and deviation; of gray those of BT.601's luminance of natural images.
+_IMAGENET = {
+    "R": (0.485, 0.229), "G": (0.456, 0.224), "B": (0.406, 0.225), "gray": (0.459, 0.22),
+}  # fmt: skip
+# Centre wavelengths in nm. R, G, B are those of a camera's sensor; gray is where luminance (CIE
+# 1931) peaks, PAN the panchromatic band of Landsat 8: one such plane alone is taken whole by every
+# virtual channel, beside others it stands for the middle of what is visible. Sentinel-2 as in the
+# user guide of its instrument (S2A); Landsat as in the handbooks of OLI and TIRS.
+_WAVELENGTHS_NM = {
+    "R": 660.0, "G": 550.0, "B": 470.0, "NIR": 850.0, "SWIR1": 1610.0, "SWIR2": 2200.0,
+    "gray": 555.0, "PAN": 589.5,
+    "B01": 442.7, "B02": 492.4, "B03": 559.8, "B04": 664.6, "B05": 704.1, "B06": 740.5,
+    "B07": 782.8, "B08": 832.8, "B8A": 864.7, "B09": 945.1, "B10": 1373.5, "B11": 1613.7,
+    "B12": 2202.4,
+}  # fmt: skip
+_LANDSAT_NM = (443.0, 482.0, 561.5, 654.5, 865.0, 1608.5, 2200.5, 589.5, 1373.5, 10895.0, 12005.0)
+
+_registry: dict[str, Channel] = {
+    name: Channel(name, nm, *_IMAGENET.get(name, (None, None)))
+    for name, nm in {
+        **_WAVELENGTHS_NM,
+        **{f"L{n}_B{band}": nm for n in (8, 9) for band, nm in enumerate(_LANDSAT_NM, start=1)},
+        **PRODUCT_BANDS_NM,
+    }.items()
+}
+
+
+def known_channels() -> dict[str, Channel]:
+    """Every channel that can be named in a specification, by name."""
+    return dict(_registry)
+
+
+def register_channel(
+    name: str,
+    wavelength_nm: float | None = None,
+    *,
+    mean: float | None = None,
+    std: float | None = None,
+    overwrite: bool = False,
+) -> Channel:
+    """Make a further name known to `ChannelSet.parse`: a stain, a radar polarisation, a band.
+
+    Args:
+        name: The name; case matters.
+        wavelength_nm: Centre wavelength in nm, or None where light has no part in it.
+        mean: Mean of the scaled input, with `std`.
+        std: Standard deviation of the scaled input, with `mean`.
+        overwrite: Replace a channel that is known by this name.
+
+    Raises:
+        UserError: The name is taken by another channel, or reads as something else: a row of
+            known letters (`"GB"` would no longer be green and blue), a product, a file.
+    """
+    channel = Channel(name, wavelength_nm, mean, std)
+    known = _registry.get(name)
+    if known is not None and known != channel and not overwrite:
+        raise UserError(f"Channel {name!r} is known already ({known}). Pass overwrite=True.")
+    if len(name) > 1 and all(letter in _registry for letter in name):
+        raise UserError(
+            f"Channel name {name!r} already reads as {'+'.join(name)}; choose another one."
+        )
+    if name.lower() == "anonymous" or name.lower() in PRODUCTS or name.endswith(".json"):
+        raise UserError(f"Channel name {name!r} is reserved for a whole set; choose another one.")
+    _registry[name] = channel
+    return channel
 
 
 def _unknown(name: str, own: Iterable[str]) -> UserError:
-    theirs, new = ", ".join(own), name.partition("@")[0] or "NAME"
+    """An error that names what was perhaps meant, and how a new name is declared."""
+    if not name:
+        return UserError("A channel without a name: nothing stands before or after a '+'.")
+    if "," in name:
+        joined = "+".join(part.strip() for part in name.split(","))
+        return UserError(f"Channels are joined by '+', not by ',': say {joined!r}.")
+    if near := _near(name, own):
+        hint = f": did you mean {', '.join(near)}?"
+    else:
+        some = [*own, "R", "G", "B", "NIR", "gray", "B02", "eurosat", "sentinel2-l2a"][:MAX_NAMES]
+        hint = f". Known are, among others: {', '.join(some)} (see: timm-varchan channels)."
+    new = name.partition("@")[0] or "NAME"
     return UserError(
-        f"Unknown channel {name!r}. Known: {theirs and theirs + ' (its own), '}"
-        f"{', '.join(known_channels())}. Declare a new one where you name it, as "
-        f"{new}@461nm, or {new}= without a wavelength, or once by "
-        f"timm_varchan.register_channel({name!r}, wavelength_nm=...)."
+        f"Unknown channel {name!r}{hint} Declare a new one where you name it, as {new}@461nm, or "
+        f"{new}= without a wavelength, take every new name with --new-names (new_names=True), or "
+        f"register it by timm_varchan.register_channel({name!r}, wavelength_nm=...)."
     )
 
 
-def _channel_of(entry: dict[str, Any]) -> Channel:
-    known = [field.name for field in fields(Channel)]
-    if not isinstance(entry, dict) or not set(entry) <= set(known):
-        raise UserError(f"A channel is described by {', '.join(known)}, not by {entry!r}.")
-    return Channel(**entry)
+def _near(name: str, own: Iterable[str]) -> list[str]:
+    """Names and products that are written much like this one."""
 
+    def key(text: str) -> str:  # B2, b02 and B02 alike
+        return re.sub(r"(?<!\d)0+(?=\d)", "", text.lower())
 
-def _channel(item: ChannelLike, own: Mapping[str, Channel]) -> Channel:
-    if isinstance(item, Channel):
-        return item
-    if item is None:
-        return Channel()
-    if isinstance(item, dict):  # an entry of `ChannelSet.to_config`, as model arguments hold it
-        return _channel_of(item)
-    if isinstance(item, str):
-        known = own.get(item) or known_channels().get(item) or _declared(item)
-        if known is None:
-            raise _unknown(item, own)
-        return known
-    if isinstance(item, Real) and not isinstance(item, bool):
-        return Channel(wavelength_nm=float(item))
-    raise UserError(
-        f"A channel is a name, a wavelength in nm, None or a Channel, not {type(item).__name__} "
-        f"({item!r})."
-    )
-
-
-def _parse_text(text: str, own: Mapping[str, Channel], new_names: bool) -> list[Channel]:
-    known = known_channels() | dict(own)
-    channels: list[Channel] = []
-    for part in (part.strip() for part in re.split(r"[+,]", text)):
-        if part in known:
-            channels.append(known[part])
-        elif (declared := _declared(part)) is not None:
-            channels.append(declared)
-        elif part and all(letter in known for letter in part):
-            channels.extend(known[letter] for letter in part)
-        elif part and new_names:
-            channels.append(Channel(part))
-        else:
-            raise _unknown(part, own)
-    return channels
-
-
-def _declared(part: str) -> Channel | None:
-    """The channel that `name@461nm`, `name=` or `461nm` declares, or None."""
-    if part.endswith("="):
-        return Channel(part[:-1])
-    found = re.fullmatch(r"(?:([^@]+)@)?(\d+(?:\.\d+)?)nm", part)
-    return None if found is None else Channel(found[1], float(found[2]))
+    by_key: dict[str, list[str]] = {}
+    for known in dict.fromkeys((*own, *_registry, *PRODUCTS)):
+        by_key.setdefault(key(known), []).append(known)
+    letters = name.upper()
+    row = [letters] if len(name) > 1 and all(letter in _registry for letter in letters) else []
+    keys = [key(name)] if key(name) in by_key else difflib.get_close_matches(key(name), by_key, 8)
+    return [*row, *itertools.chain.from_iterable(by_key[k] for k in keys)][:MAX_NAMES]
 
 
 def seeded_rng(*key: int | str) -> random.Random:
@@ -113,25 +224,33 @@ def seeded_rng(*key: int | str) -> random.Random:
     return random.Random(":".join(str(part) for part in key))
 
 
+# Sets ---------------------------------------------------------------------------------------------
+
+ChannelLike = Union[Channel, str, float, int, None]
+Correlation = tuple[tuple[float, ...], ...]
+
+
 @dataclass(frozen=True)
 class ChannelSet:
-    """The ordered tuple of channels of one input.
+    """The ordered tuple of channels of one input, and what is known of its numbers.
 
     An empty tuple is the set `ANONYMOUS`: any number of channels, nothing known about them.
 
     Args:
         channels: The channels in the order of the planes.
         correlation: C rows of C correlations between the planes, or None where it is not known.
-        value_scale: What stored numbers are divided by before mean and deviation hold, where a
-            file of channels says so; None: their type's own range.
+        value_scale: What stored numbers are divided by before mean and deviation hold; None: by
+            their type's own range.
+        value_offset: What is added to stored numbers before, in their units.
 
     Raises:
-        UserError: A name comes twice, or a correlation that is none.
+        UserError: A name comes twice, a correlation that is none, a scale that is not above 0.
     """
 
     channels: tuple[Channel, ...] = ()
     correlation: Correlation | None = field(default=None, hash=False, repr=False)
     value_scale: float | None = field(default=None, compare=False, repr=False)
+    value_offset: float = field(default=0.0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.correlation is not None:
@@ -143,6 +262,11 @@ class ChannelSet:
                 f"Channel {', '.join(doubled)} comes more than once in {self}. Every name stands "
                 f"for one plane; call further planes None (anonymous) or by another name."
             )
+        scale = self.value_scale
+        if scale is not None and not (_is_finite(scale) and scale > 0):
+            raise UserError(f"value_scale is {scale!r}; it must be a number above 0, as 10000.")
+        if not _is_finite(self.value_offset):
+            raise UserError(f"value_offset is {self.value_offset!r}, not a finite number.")
 
     @classmethod
     def parse(
@@ -151,40 +275,47 @@ class ChannelSet:
         """Read a channel set from what people write.
 
         Args:
-            spec: A text (`"RGB"`, `"GB"`, `"B02+B08"`, `"R,G,NIR"`; split at `+` or `,`, a part is
-                a known name, one that is declared where it stands (`DNA@461nm`, `phase=` without a
-                wavelength, `461nm` without a name), else a row of known single letters),
-                a product (`"eurosat"`, see `timm_varchan.products`), `"anonymous"`, or a sequence
-                of names, wavelengths in nm, `Channel` objects and None (anonymous), also mixed.
-            own: Channels that a model or data knows, before all others.
+            spec: A text of parts joined by `+`, each a known name, one that is declared where it
+                stands (`DNA@461nm`, `phase=` without a wavelength, `461nm` without a name), or a
+                row of known single letters (`"RGB"`, `"GB+NIR"`, `"B02+B08"`); a product
+                (`"eurosat"`, see `timm_varchan.products`); `"anonymous"`; the path of a `.json`
+                file of `write_channels`; what `to_dict` gave; or a sequence of names, wavelengths
+                in nm, `Channel` objects and None (anonymous), also mixed.
+            own: Channels that a model or data knows, before all others. Of a channel set their
+                means, deviations, correlation and value scale hold for what is chosen of it.
             new_names: Take a name that nobody knows for a channel without a wavelength.
 
-        Returns:
-            The channel set.
-
         Raises:
-            UserError: Unknown or doubled names, no channels, wavelengths in micrometres.
+            UserError: Unknown or doubled names, no channels, wavelengths in micrometres, a file
+                that holds no channels.
         """
         if isinstance(spec, ChannelSet):
             return spec
-        if isinstance(spec, dict):
-            return cls.from_config(spec)
-        own_names = {c.name: c for c in own if c.name is not None}
-        if isinstance(spec, str):
-            if spec == "anonymous":
-                return ANONYMOUS
-            product = product_channels(spec) or ()
-            bands = tuple(own_names.get(band.name or "", band) for band in product)
-            return cls(bands or tuple(_parse_text(spec, own_names, new_names)))
+        if isinstance(spec, os.PathLike) or (isinstance(spec, str) and spec.endswith(".json")):
+            return _read(Path(spec))
+        if isinstance(spec, Mapping):
+            return cls.from_dict(spec)
         if not isinstance(spec, Iterable):
             raise UserError(
                 f"A channel set is a text such as 'RGB' or 'B02+B08', or a list of names, "
                 f"wavelengths in nm and None, not {type(spec).__name__} ({spec!r})."
             )
-        channels = tuple(_channel(item, own_names) for item in spec)
+        if isinstance(spec, str) and spec.strip().lower() == "anonymous":
+            return ANONYMOUS
+        given = tuple(own)
+        names = known_channels() | {c.name: c for c in given if c.name is not None}
+        if isinstance(spec, str):
+            channels = _parse_text(spec, names, given, new_names)
+        else:
+            channels = [_channel(item, names, given, new_names) for item in spec]
         if not channels:
             raise UserError("A channel set needs at least one channel.")
-        return cls(channels)
+        return _as_owned(tuple(channels), own if isinstance(own, ChannelSet) else cls._of(given))
+
+    @classmethod
+    def _of(cls, channels: Iterable[Channel]) -> ChannelSet:
+        """A set of channels of which some may be the same."""
+        return cls(tuple({c.name or i: c for i, c in enumerate(channels)}.values()))
 
     @classmethod
     def anonymous(cls, num_channels: int) -> ChannelSet:
@@ -205,8 +336,7 @@ class ChannelSet:
     def __str__(self) -> str:
         if not self.channels:
             return "anonymous"
-        labels = self.labels
-        return ("" if all(len(label) == 1 for label in labels) else "+").join(labels)
+        return ("" if all(len(label) == 1 for label in self.labels) else "+").join(self.labels)
 
     @property
     def is_anonymous(self) -> bool:
@@ -246,57 +376,51 @@ class ChannelSet:
         std: Sequence[float],
         correlation: Sequence[Sequence[float]] | None = None,
     ) -> ChannelSet:
-        """The same channels with these means and standard deviations, one each.
-
-        Args:
-            mean: C means.
-            std: C standard deviations, above 0.
-            correlation: C rows of C correlations, or None: not known.
-        """
+        """The same channels with C means, C standard deviations and C x C correlations or None."""
         if len(mean) != len(self) or len(std) != len(self):
             raise UserError(
                 f"{self} has {len(self)} channels, but {len(mean)} means and {len(std)} deviations "
                 f"came. Give one of each a channel."
             )
-        return ChannelSet(
-            tuple(
-                replace(c, mean=float(m), std=float(s))
-                for c, m, s in zip(self.channels, mean, std, strict=True)
-            ),
-            correlation,  # type: ignore[arg-type]  # checked and turned into tuples
+        channels = tuple(
+            replace(c, mean=float(m), std=float(s))
+            for c, m, s in zip(self.channels, mean, std, strict=True)
         )
+        table = None if correlation is None else _checked(correlation, len(self))
+        return replace(self, channels=channels, correlation=table)
 
-    def scale_with(self, value_scale: float | None) -> float | None:
-        """What stored numbers are divided by: as somebody asks, else as the statistics need it.
+    def with_scale(
+        self, value_scale: float | None, value_offset: float | None = None
+    ) -> ChannelSet:
+        """The same channels of stored numbers that are scaled so; None changes nothing.
 
         Raises:
-            UserError: The two differ.
+            UserError: The means and deviations hold for another scale.
         """
-        if value_scale is None or self.value_scale in (None, value_scale):
-            return self.value_scale if value_scale is None else value_scale
-        raise UserError(
-            f"The means and deviations of {self} hold for numbers divided by "
-            f"{self.value_scale:g}, not by {value_scale:g}. Leave value_scale (--value-scale) out, "
-            f"or measure the channels anew."
-        )
+        scale = self.value_scale if value_scale is None else value_scale
+        offset = self.value_offset if value_offset is None else value_offset
+        said = self.value_scale is not None or self.value_offset != 0
+        if said and self.mean and (scale, offset) != (self.value_scale, self.value_offset):
+            own, given = self.value_scale, f"{scale:g}" if scale else "their type's range"
+            more = "" if offset == self.value_offset else f" with another offset ({offset:g})"
+            raise UserError(
+                f"The means and deviations of {self} hold for numbers divided by "
+                f"{'their type' if own is None else f'{own:g}'}, not by {given}{more}. Leave "
+                f"value_scale (--value-scale) out, or measure the channels anew."
+            )
+        return replace(self, value_scale=scale, value_offset=offset)
 
     def without_identity(self) -> ChannelSet:
         """The same planes, means and deviations with no names and no wavelengths."""
-        return ChannelSet(
-            tuple(Channel(mean=c.mean, std=c.std) for c in self.channels),
-            self.correlation,
-            self.value_scale,
-        )
+        return replace(self, channels=tuple(Channel(mean=c.mean, std=c.std) for c in self))
 
     def without_correlation(self) -> ChannelSet:
         """The same channels, means and deviations, with nothing said of their correlation."""
-        return ChannelSet(self.channels, value_scale=self.value_scale)
+        return replace(self, correlation=None)
 
     def standardised(self) -> ChannelSet:
         """The statistics of the planes after normalisation by mean and deviation: 0 and 1."""
-        return ChannelSet(
-            tuple(Channel(c.name, c.wavelength_nm) for c in self.channels), self.correlation
-        )
+        return replace(self, channels=tuple(Channel(c.name, c.wavelength_nm) for c in self))
 
     def take(self, indices: Iterable[int]) -> ChannelSet:
         """The channels at these positions, in this order, with their part of the correlation."""
@@ -304,7 +428,8 @@ class ChannelSet:
         correlation = self.correlation and tuple(
             tuple(self.correlation[i][j] for j in chosen) for i in chosen
         )
-        return ChannelSet(tuple(self.channels[i] for i in chosen), correlation, self.value_scale)
+        channels = tuple(self.channels[i] for i in chosen)
+        return replace(self, channels=channels, correlation=correlation)
 
     def index(self, other: ChannelSetLike) -> tuple[int, ...]:
         """Positions in this set of another set's channels, in the other's order.
@@ -312,7 +437,7 @@ class ChannelSet:
         Raises:
             UserError: The other set has a channel that this one lacks, or an anonymous one.
         """
-        wanted = ChannelSet.parse(other)
+        wanted = ChannelSet.parse(other, own=self.channels)
         free: dict[tuple[str | None, float | None], list[int]] = {}
         for position, channel in enumerate(self.channels):
             free.setdefault(channel.identity, []).append(position)
@@ -340,50 +465,127 @@ class ChannelSet:
         """Every subset, largest first, or those with `size` channels."""
         return [self.take(indices) for indices in self.subset_indices(size)]
 
-    def to_config(self) -> list[dict[str, Any]]:
-        """A JSON-serialisable form; `from_config` reads it, also where a name is not registered."""
-        return [
-            {key: value for key, value in asdict(c).items() if value is not None}
-            for c in self.channels
-        ]
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-serialisable form; `from_dict` reads it, also where a name is not registered.
 
-    def to_dict(self, value_scale: float | None = None) -> dict[str, Any]:
-        """A JSON-serialisable form with the correlation; `from_config` reads it.
-
-        Args:
-            value_scale: What stored numbers were divided by before they were measured.
-
-        Returns:
-            `version`, `channels`, `value_scale` and `correlation`: its upper triangle without the
-            diagonal, row by row, with four digits, or None.
+        `correlation` is its upper triangle without the diagonal, row by row, with four digits.
         """
-        triangle = self.correlation and [
-            round(value, 4) for i, row in enumerate(self.correlation) for value in row[i + 1 :]
-        ]
         return {
-            "version": FILE_VERSION,
-            "channels": self.to_config(),
-            "value_scale": value_scale,
-            "correlation": triangle,
+            "version": VERSION,
+            "channels": [
+                {key: value for key, value in asdict(c).items() if value is not None} for c in self
+            ],
+            "value_scale": self.value_scale,
+            "value_offset": self.value_offset,
+            "correlation": self.correlation
+            and [round(v, 4) for i, row in enumerate(self.correlation) for v in row[i + 1 :]],
         }
 
     @classmethod
-    def from_config(cls, config: Sequence[dict[str, Any]] | dict[str, Any]) -> ChannelSet:
-        """The channel set that `to_config` or `to_dict` wrote.
+    def from_dict(cls, values: Mapping[str, Any]) -> ChannelSet:
+        """The channel set that `to_dict` wrote.
 
         Raises:
             UserError: A later version, or another content.
         """
-        if not isinstance(config, dict):
-            return cls(tuple(_channel_of(entry) for entry in config))
-        if config.get("version") != FILE_VERSION:
+        listed = values.get("channels") if isinstance(values, Mapping) else None
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise UserError(f"A saved channel set needs a list of channels, not {listed!r:.40}.")
+        if values.get("version") != VERSION:
             raise UserError(
-                f"version is {config.get('version')!r}; this release reads {FILE_VERSION} and "
-                f"plain lists of channels"
+                f"The channel set is of version {values.get('version')!r}; this release reads "
+                f"{VERSION}. Measure or save it anew."
             )
-        channels = tuple(_channel_of(entry) for entry in config["channels"])
-        triangle = config.get("correlation")
-        return cls(channels, None if triangle is None else _square(triangle, len(channels)))
+        channels = tuple(_channel_of(entry) for entry in listed)
+        triangle = values.get("correlation")
+        return cls(
+            channels,
+            None if triangle is None else _square(triangle, len(channels)),
+            values.get("value_scale"),
+            values.get("value_offset", 0.0),
+        )
+
+
+ChannelSetLike = Union[ChannelSet, str, Path, Sequence[ChannelLike], Mapping[str, Any]]
+
+
+# Parts of the parser ------------------------------------------------------------------------------
+
+
+def _parse_text(
+    text: str, names: Mapping[str, Channel], own: Sequence[Channel], new_names: bool
+) -> list[Channel]:
+    product = PRODUCTS.get(text.strip().lower())
+    if product is not None and text.strip() not in names:
+        known = [names[name] for name in product.bands]
+        # A product's statistics hang on the data: only its owner knows them.
+        return [c if c in own else Channel(c.name, c.wavelength_nm) for c in known]
+    if "," in text:
+        raise _unknown(text, ())
+    channels: list[Channel] = []
+    for part in (part.strip() for part in text.split("+")):
+        if part not in names and part and all(letter in names for letter in part):
+            channels += [names[letter] for letter in part]
+        else:
+            channels.append(_channel(part, names, own, new_names))
+    return channels
+
+
+def _channel(
+    item: ChannelLike, names: Mapping[str, Channel], own: Sequence[Channel], new_names: bool
+) -> Channel:
+    if isinstance(item, Channel):
+        return item
+    if item is None:
+        return Channel()
+    if isinstance(item, str):
+        known = names.get(item) or _declared(item)
+        if known is None and new_names and item and "," not in item:
+            known = Channel(item)
+        if known is None:
+            raise _unknown(item, [c.name for c in own if c.name is not None])
+        return known
+    if isinstance(item, Real) and not isinstance(item, bool):
+        return Channel(wavelength_nm=float(item))
+    raise UserError(
+        f"A channel is a name, a wavelength in nm, None or a Channel, not {type(item).__name__} "
+        f"({item!r})."
+    )
+
+
+def _declared(part: str) -> Channel | None:
+    """The channel that `name@461nm`, `name=` or `461nm` declares, or None."""
+    if part.endswith("="):
+        return Channel(part[:-1])
+    found = re.fullmatch(r"(?:([^@]+)@)?(\d+(?:\.\d+)?)nm", part)
+    return None if found is None else Channel(found[1], float(found[2]))
+
+
+def _as_owned(channels: tuple[Channel, ...], own: ChannelSet) -> ChannelSet:
+    """Channels, those that somebody owns with all that is known of them."""
+    place = {c.identity: i for i, c in enumerate(own) if not c.is_anonymous}
+    places = [place.get(c.identity) for c in channels]
+    same = [i for c, i in zip(channels, places, strict=True) if i is not None
+            and (c.mean is None or c == own.channels[i])]  # fmt: skip
+    if len(set(same)) == len(channels):
+        return own.take(same)
+    taken = tuple(
+        c if i is None or c.mean is not None else own.channels[i]
+        for c, i in zip(channels, places, strict=True)
+    )
+    if all(i is None for i in places):
+        return ChannelSet(taken)
+    return ChannelSet(taken, None, own.value_scale, own.value_offset)
+
+
+# Parts of the serial form -------------------------------------------------------------------------
+
+
+def _channel_of(entry: Mapping[str, Any]) -> Channel:
+    known = [field.name for field in fields(Channel)]
+    if not isinstance(entry, Mapping) or not set(entry) <= set(known):
+        raise UserError(f"A channel is described by {', '.join(known)}, not by {entry!r:.60}.")
+    return Channel(**entry)
 
 
 def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
@@ -407,115 +609,42 @@ def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
 
 def _square(triangle: Sequence[float], count: int) -> Correlation:
     """The correlation whose upper triangle without the diagonal this is."""
-    if len(triangle) != count * (count - 1) // 2:
-        raise UserError(
-            f"{count} channels have {count * (count - 1) // 2} correlations, not {len(triangle)}"
-        )
+    pairs = list(itertools.combinations(range(count), 2))
+    if not isinstance(triangle, Sequence) or len(triangle) != len(pairs):
+        raise UserError(f"{count} channels have {len(pairs)} correlations, not {triangle!r:.40}")
     rows = [[1.0] * count for _ in range(count)]
-    for (i, j), value in zip(itertools.combinations(range(count), 2), triangle, strict=True):
+    for (i, j), value in zip(pairs, triangle, strict=True):
+        if not _is_finite(value):
+            raise UserError(f"{value!r} is no correlation.")
         rows[i][j] = rows[j][i] = float(value)
     return tuple(map(tuple, rows))
 
 
-class ChannelFile(NamedTuple):
-    """What a file of channels holds.
-
-    Args:
-        channels: With mean, deviation and correlation where they were measured.
-        value_scale: What stored numbers were divided by before they were measured; None where the
-            file does not say, which is what 0.1.0 wrote.
-    """
-
-    channels: ChannelSet
-    value_scale: float | None = None
-
-
-def write_channels(
-    channels: ChannelSet, path: str | Path, value_scale: float | None = None
-) -> Path:
-    """Write a channel set with its statistics as JSON.
-
-    The correlation of more than 32 channels goes into a safetensors file beside it.
-
-    Args:
-        channels: The channels.
-        path: Of the JSON file.
-        value_scale: What stored numbers were divided by before they were measured.
+def write_channels(channels: ChannelSet, path: str | Path) -> Path:
+    """Write a channel set with all that is known of it as JSON, for `ChannelSet.parse`.
 
     Returns:
         The path.
     """
-    path = Path(path)
-    content = channels.to_dict(value_scale)
-    if channels.correlation is not None and len(channels) > MAX_TEXT_CHANNELS:
-        import torch
-        from safetensors.torch import save_file
-
-        content["correlation"] = path.with_suffix(".safetensors").name
-        save_file(
-            {"correlation": torch.tensor(channels.correlation)}, path.with_suffix(".safetensors")
-        )
-    text = json.dumps({**content, "channels": None, "correlation": None}, indent=2)
-    rows = ",\n".join("    " + json.dumps(entry) for entry in content["channels"])
-    text = text.replace('"channels": null', f'"channels": [\n{rows}\n  ]')
-    text = text.replace(
-        '"correlation": null', f'"correlation": {json.dumps(content["correlation"])}'
-    )
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    lines = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in channels.to_dict().items())
+    text = lines.replace("[{", "[\n    {").replace("}, {", "},\n    {").replace("}]", "}\n  ]")
+    Path(path).write_text("{\n" + text + "\n}\n", encoding="utf-8")
+    return Path(path)
 
 
-def read_channel_file(path: str | Path) -> ChannelFile:
-    """Read what `write_channels` wrote, here or in 0.1.0.
-
-    Raises:
-        UserError: No such file, or another content.
-    """
+def _read(path: Path) -> ChannelSet:
+    """Read what `write_channels` wrote."""
     try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-        listed = config.get("channels") if isinstance(config, dict) else config
-        if not isinstance(listed, list) or not listed:
-            raise UserError(f"it needs a list of channels, not {str(config)[:40]!r}")
-        if isinstance(config, list):
-            return ChannelFile(ChannelSet.from_config(config))
-        scale = config.get("value_scale")
-        if scale is not None and not (isinstance(scale, (int, float)) and 0 < scale < math.inf):
-            raise UserError(f"value_scale is {scale!r}, not a number above 0")
-        correlation = config.get("correlation")
-        if isinstance(correlation, str):
-            from safetensors.torch import load_file
-
-            table = load_file(Path(path).with_name(correlation))["correlation"].double()
-            channels = ChannelSet.from_config({**config, "correlation": None})
-            return ChannelFile(ChannelSet(channels.channels, table.tolist()), scale)  # type: ignore[arg-type]
-        return ChannelFile(ChannelSet.from_config(config), scale)
-    except (OSError, TypeError, ValueError, KeyError) as error:
+        found = ChannelSet.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if not found.channels:
+            raise UserError("it needs a list of channels, not an empty one")
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} holds no channels ({error}). Make it with: python -m "
-            f"timm_varchan.data.measure DATA --output {path}"
+            f"{path} holds no channels ({str(error).rstrip('.')}). Make it with: timm-varchan "
+            f"measure DATA --output {path}"
         ) from error
+    return found
 
-
-def read_channels(spec: ChannelSetLike, *, new_names: bool = False) -> ChannelSet:
-    """A channel set as `ChannelSet.parse` takes it, or the path of a JSON file.
-
-    Args:
-        spec: Text that ends in `.json` is a file of `write_channels`.
-        new_names: Take a name that nobody knows for a channel without a wavelength.
-
-    Returns:
-        The channel set.
-
-    Raises:
-        UserError: No such file, another content, or what `ChannelSet.parse` refuses.
-    """
-    if isinstance(spec, str) and spec.endswith(".json"):
-        channels, value_scale = read_channel_file(spec)
-        return replace(channels, value_scale=value_scale)
-    return ChannelSet.parse(spec, new_names=new_names)
-
-
-ChannelSetLike = Union[ChannelSet, str, Sequence[ChannelLike], dict[str, Any]]
 
 #: Any number of channels about which nothing is known.
 ANONYMOUS = ChannelSet()

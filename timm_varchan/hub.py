@@ -36,7 +36,7 @@ from timm.models import save_for_hf
 from timm.models._input import get_model_input_config
 from torch import nn
 
-from timm_varchan.channels import FILE_VERSION, MAX_TEXT_CHANNELS, RGB, ChannelSet
+from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.errors import ToolError, UserError
 from timm_varchan.models import has_stems, set_channels, stems
 from timm_varchan.version import __version__
@@ -194,35 +194,33 @@ def _is_to_blame(config: dict[str, Any]) -> bool:
 def _describe(model: nn.Module, config: dict[str, Any], kwargs: dict[str, Any]) -> SavedModel:
     """What goes in and comes out, from our configuration or from what timm knows."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    channels = _channels(cfg, config, kwargs)
     return SavedModel(
         model=model,
-        channels=_channels(cfg, config, kwargs),
+        channels=channels,
         class_names=_class_names(model, cfg),
         img_size=int(get_model_input_config(model)["input_size"][-1]),
         crop_pct=float(cfg.get("crop_pct") or 1.0),
-        value_scale=None if (scale := config.get("value_scale")) is None else float(scale),
+        value_scale=channels.value_scale,
     )
 
 
 def _channels(cfg: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any]) -> ChannelSet:
     """The channels of the input: those asked for, else those of the data, else RGB."""
-    if kwargs.get("channel_set") is not None:
-        return ChannelSet.parse(kwargs["channel_set"])
     num = int(kwargs.get("in_chans") or cfg["input_size"][0])
     channels = RGB if num == len(RGB) else ChannelSet.anonymous(num)
     mean, std = cfg.get("mean"), cfg.get("std")
     if mean and std and len(mean) == len(std) == num:
         channels = channels.with_stats(mean, std)
-    if not config.get("channels"):
-        return channels
-    try:
-        correlation = config.get("correlation")
-        saved = ChannelSet.from_config(
-            {"version": FILE_VERSION, "channels": config["channels"], "correlation": correlation}
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{CONFIG} describes its channels wrongly: {error}") from error
-    return saved if len(saved) == num or not kwargs.get("in_chans") else channels
+    if config.get("channels"):
+        try:
+            saved = ChannelSet.from_dict(config["channels"])
+        except ValueError as error:
+            raise UserError(f"{CONFIG} describes its channels wrongly: {error}") from error
+        if len(saved) == num or not kwargs.get("in_chans"):
+            channels = saved
+    wanted = kwargs.get("channel_set")
+    return channels if wanted is None else ChannelSet.parse(wanted, own=channels)
 
 
 def _class_names(model: nn.Module, cfg: dict[str, Any]) -> tuple[str, ...]:
@@ -294,9 +292,7 @@ def save(
             str(new),
             model_config={
                 "label_names": list(class_names),
-                "channels": channels.to_config(),
-                **_correlation(channels),
-                "value_scale": value_scale,
+                "channels": channels.with_scale(value_scale).to_dict(),
                 "timm_varchan": __version__,
             },
             safe_serialization=True,
@@ -316,13 +312,6 @@ def _say_classes_once(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config.get("model_args", {}).pop("num_classes", None)
     file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def _correlation(channels: ChannelSet) -> dict[str, Any]:
-    """The correlation for the configuration; that of many channels is among the weights."""
-    if channels.correlation is None or len(channels) > MAX_TEXT_CHANNELS:
-        return {}
-    return {"correlation": channels.to_dict()["correlation"]}
 
 
 def _normalise(model: nn.Module) -> None:

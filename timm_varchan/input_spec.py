@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet
@@ -48,6 +48,30 @@ class InputSpec:
             raise UserError(f"no_data is {self.no_data!r}. Choose from: {', '.join(NO_DATA)}.")
         if not all(isinstance(name, str) for name in self.class_names):
             raise UserError("The class names are no texts. Save the model anew.")
+
+    @classmethod
+    def of(cls, spec: InputSpec | None = None, /, **changes: Any) -> InputSpec:
+        """A specification with some of its fields said anew.
+
+        Args:
+            spec: What holds where nothing else is said; the defaults where None.
+            **changes: Fields, `channels` in any form that `ChannelSet.parse` takes with the names
+                of the specification's own; `value_scale` and `value_offset` of the channels too.
+                None says nothing.
+
+        Raises:
+            UserError: Values that a specification refuses.
+        """
+        start = cls() if spec is None else spec
+        told = {name: value for name, value in changes.items() if value is not None}
+        scale, offset = told.pop("value_scale", None), told.pop("value_offset", None)
+        channels = ChannelSet.parse(told.pop("channels", start.channels), own=start.channels)
+        if "class_names" in told:
+            told["class_names"] = tuple(told["class_names"])
+        unknown = sorted(set(told) - {field.name for field in fields(cls)})
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)} is no field of an InputSpec.")
+        return replace(start, channels=channels.with_scale(scale, offset), **told)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-serialisable form; `from_dict` reads it."""

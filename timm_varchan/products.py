@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from timm_varchan.bands import Channel, known_channels, register_channel
+__all__ = ["PRODUCTS", "PRODUCT_BANDS_NM", "Product", "natural_sets", "products_with"]
 
-__all__ = ["PRODUCTS", "Product", "natural_sets", "product_channels", "products_with"]
-
-# Middle of the ranges that the makers give, in nm (SuperDove; WorldView-2 and -3).
-_NEW_BANDS_NM = {
+#: Bands that only products name: middle of the ranges that the makers give, in nm (SuperDove;
+#: WorldView-2 and -3).
+PRODUCT_BANDS_NM = {
     "PS_CoastalBlue": 441.5, "PS_Blue": 490.0, "PS_Green1": 531.0, "PS_Green": 565.0,
     "PS_Yellow": 610.0, "PS_Red": 665.0, "PS_RedEdge": 705.0, "PS_NIR": 865.0,
     "WV_Coastal": 425.0, "WV_Blue": 480.0, "WV_Green": 545.0, "WV_Yellow": 605.0,
@@ -23,8 +22,6 @@ _NEW_BANDS_NM = {
     "WV_SWIR1": 1210.0, "WV_SWIR2": 1570.0, "WV_SWIR3": 1660.0, "WV_SWIR4": 1730.0,
     "WV_SWIR5": 2165.0, "WV_SWIR6": 2205.0, "WV_SWIR7": 2260.0, "WV_SWIR8": 2330.0,
 }  # fmt: skip
-for _name, _nm in _NEW_BANDS_NM.items():
-    register_channel(_name, _nm)
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,6 @@ class Product:
     bands: tuple[str, ...]
     about: str
     source: str
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """The channels; without mean and deviation, which hang on the data."""
-        known = known_channels()
-        return tuple(Channel(name, known[name].wavelength_nm) for name in self.bands)
 
 
 def _numbered(prefix: str, numbers: Sequence[int]) -> tuple[str, ...]:
@@ -124,12 +115,6 @@ PRODUCTS: Mapping[str, Product] = {
         _MAXAR,
     ),
 }  # fmt: skip
-
-
-def product_channels(name: str) -> tuple[Channel, ...] | None:
-    """The channels of a product, None where no product has this name."""
-    product = PRODUCTS.get(name.strip().lower())
-    return None if product is None else product.channels
 
 
 def products_with(num_planes: int) -> str:

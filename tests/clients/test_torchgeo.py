@@ -141,7 +141,7 @@ def test_channels_by_class_path_in_a_yaml(tmp_path, start):
     assert done.returncode == 0, done.stderr
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=False)["callbacks"]["Channels"]
-    assert [c["name"] for c in saved["channels"]] == BANDS.split("+")
+    assert [c["name"] for c in saved["channels"]["channels"]] == BANDS.split("+")
 
 
 def test_snippet(run_snippet):

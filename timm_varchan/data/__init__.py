@@ -3,7 +3,6 @@
 from timm_varchan.errors import needs
 
 with needs("train"):
-    from timm_varchan.channels import read_channels, write_channels
     from timm_varchan.data.dataset import (
         ImageData,
         ImageSplit,
@@ -43,10 +42,8 @@ __all__ = [
     "find_images",
     "load_data",
     "measure_split",
-    "read_channels",
     "read_image",
     "scale_values",
     "stream_data",
     "train_transform",
-    "write_channels",
 ]

@@ -438,7 +438,8 @@ def reading_for(
 ) -> Reading:
     """The reading that somebody asks for; without channels, of whatever planes there are."""
     wanted = ChannelSet() if channels is None else ChannelSet.parse(channels)
-    return Reading(wanted, wanted.scale_with(value_scale), no_data)
+    wanted = wanted.with_scale(value_scale)
+    return Reading(wanted, wanted.value_scale, no_data)
 
 
 def synthetic_data(

@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> None:
         without = f"  no data in {share:.2%}" if share else ""
         print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}{without}")
     if args.output:
-        print(write_channels(channels, args.output, args.value_scale))
+        print(write_channels(channels.with_scale(args.value_scale), args.output))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Channels(Callback):  # type: ignore[misc]  # of a package that need not be
 
     def state_dict(self) -> dict[str, Any]:
         """The channel set, so that a checkpoint says what it was trained on."""
-        return {"channels": self.channels.to_config()}
+        return {"channels": self.channels.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other channels than the checkpoint's.
@@ -58,7 +58,7 @@ class Channels(Callback):  # type: ignore[misc]  # of a package that need not be
         Raises:
             ValueError: They differ.
         """
-        saved = ChannelSet.from_config(state_dict["channels"])
+        saved = ChannelSet.from_dict(state_dict["channels"])
         if saved.labels != self.channels.labels:
             raise ValueError(
                 f"The checkpoint was trained on {saved}, and this run's channels are "

@@ -9,7 +9,7 @@ import torch
 from timm.models import FeatureGraphNet, is_model
 from torch import Tensor, nn
 
-from timm_varchan.channels import MAX_TEXT_CHANNELS, RGB, ChannelSet, ChannelSetLike
+from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import NUGGET, SAME_BAND_NM, correlation_table, find_channel
@@ -101,7 +101,7 @@ def _with_channels(arguments: Mapping[str, Any], channels: ChannelSet | None) ->
     kept = {key: value for key, value in arguments.items() if key != "channel_set"}
     if channels is None:
         return kept
-    return {**kept, "channel_set": channels.to_config() if channels.channels else "anonymous"}
+    return {**kept, "channel_set": channels.without_correlation().to_dict()}
 
 
 def _record(model: nn.Module, channels: ChannelSet | None, mixer: Mixer) -> None:
@@ -119,12 +119,9 @@ def _mixer_arguments(mixer: Mixer) -> dict[str, Any]:
     if mixer.prior_scale != "plain":
         arguments["prior_scale"] = mixer.prior_scale
     if mixer.virtual_channels != RGB:
-        arguments["virtual_channels"] = mixer.virtual_channels.to_config()
+        arguments["virtual_channels"] = mixer.virtual_channels.to_dict()
     if mixer.measured is not None:
-        known = mixer.measured
-        if len(known) > MAX_TEXT_CHANNELS:  # its correlation is among the weights
-            known = known.without_correlation()
-        arguments["channel_stats"] = known.to_dict()
+        arguments["channel_stats"] = mixer.measured.to_dict()
     return arguments
 
 

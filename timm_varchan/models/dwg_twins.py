@@ -5,7 +5,6 @@ Registered by rule when the package is imported; nothing is built until `timm.cr
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,14 +35,10 @@ from torch import Tensor, nn
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.models.adapt import adapt, with_rgb_first
-from timm_varchan.models.shipped import shipped_cfg, shipped_note
 from timm_varchan.stems import Stem
-from timm_varchan.stems.mixer import CORRELATION
 from timm_varchan.stems.stem import effective_weight
 
 __all__ = ["register_model"]
-
-_logger = logging.getLogger(__name__)
 
 PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
@@ -198,8 +193,6 @@ def _build_twin(
         channel_set = None  # another count than the saved one: the saved set does not apply
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
-    if added and prior is None:
-        prior = _prior_of_old_weights(PREFIX + base, bool(saved))
     if virtual_channels is not None and not _takes_anchors(registered, virtual_channels, added):
         kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
     model = model_entrypoint(base)(
@@ -209,7 +202,7 @@ def _build_twin(
     words = {"channel_names": channel_names} if channel_names and learns_names else {}
     adapt(
         model, stem, channels=channel_set, in_chans=in_chans, virtual_channels=virtual_channels,
-        channel_stats=_with_correlation(channel_stats, added), prior=prior, prior_scale=prior_scale,
+        channel_stats=channel_stats, prior=prior, prior_scale=prior_scale,
         **words,
     )  # fmt: skip
     if not pretrained:
@@ -228,37 +221,12 @@ def _takes_anchors(
 ) -> bool:
     """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
     if added and not any("anchors.weight" in weights for weights in added.values()):
-        return False  # one bank for all of them: a model that was adapted, or one of 0.1
+        return False  # one bank for all of them: a model that was adapted
     virtual = ChannelSet.parse(virtual_channels)
     base_chans = registered.input_size[0]
     if len(virtual) <= base_chans or base_chans != len(RGB):
         return len(virtual) == base_chans
     return with_rgb_first(virtual) is not None
-
-
-def _prior_of_old_weights(name: str, with_arguments: bool) -> str:
-    """The prior of a twin's weights that do not say which: 0.1 knew one."""
-    note = shipped_note(name) or {}
-    if not with_arguments and "prior" not in note:
-        _logger.warning(
-            "The weights of %s do not say with which prior they were trained: taken for those of "
-            "timm_varchan 0.1 (prior='nearest'). Pass prior=... if they are later ones.",
-            name,
-        )
-    return note.get("prior", "nearest")
-
-
-def _with_correlation(
-    channel_stats: ChannelSetLike | None, added: dict[str, dict[str, Tensor]]
-) -> ChannelSet | None:
-    """Statistics with the correlation that lies among the weights, where there is one."""
-    if channel_stats is None:
-        return None
-    known = ChannelSet.parse(channel_stats)
-    tables = [w[f"mixer.{CORRELATION}"] for w in added.values() if f"mixer.{CORRELATION}" in w]
-    if known.correlation is not None or not tables:
-        return known
-    return ChannelSet(known.channels, tables[0].double().tolist())  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -332,7 +300,7 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
     if not is_model(PREFIX + base):
         raise UserError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
     if defaults.get("channel_set") is not None:
-        defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_config()
+        defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_dict()
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return _build_twin(base, pretrained=pretrained, **{**defaults, **kwargs})
@@ -351,9 +319,6 @@ def register_twins() -> None:
             name.partition(".")[2]: replace(cfg, first_conv=())  # type: ignore[arg-type]
             for name, cfg in cfgs.items()
         }
-        tag, fields = shipped_cfg(PREFIX + base)
-        if fields:
-            tags = {tag: replace(next(iter(tags.values())), **fields)}
         default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
         globals()[PREFIX + base] = _register(_entrypoint(base))
 

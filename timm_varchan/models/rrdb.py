@@ -36,7 +36,6 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from timm_varchan.errors import UserError
-from timm_varchan.models.shipped import shipped_cfg
 
 __all__ = ["GATINGS", "RRDB", "ConvRecurrence", "DenseBlock"]
 
@@ -461,20 +460,18 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> RRDB:
     )
 
 
-def _cfg(name: str) -> tuple[str, dict[str, Any]]:
-    """The architecture with its tag, and its configuration; that of its weights if it has any."""
-    tag, fields = shipped_cfg(name)
-    return f"{name}.{tag}", {
-        "url": "", "num_classes": 1000, "input_size": (3, 64, 64), "pool_size": (8, 8),
-        "crop_pct": 0.875, "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD, "first_conv": "stem.conv", "classifier": "head",
-        "license": "apache-2.0", "paper_ids": "arXiv:1809.00219", **fields,
-    }  # fmt: skip
-
-
+_CFG: dict[str, Any] = {
+    "url": "", "num_classes": 1000, "input_size": (3, 64, 64), "pool_size": (8, 8),
+    "crop_pct": 0.875, "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD, "first_conv": "stem.conv", "classifier": "head",
+    "license": "apache-2.0", "paper_ids": "arXiv:1809.00219",
+}  # fmt: skip
 #: Read by timm's `register_model`.
 default_cfgs = generate_default_cfgs(
-    dict(map(_cfg, ("rrdb_small", "rrdb_base", "rrdb_rnn_small", "rrdb_rnn_base")))
+    {
+        f"{name}.untrained": _CFG
+        for name in ("rrdb_small", "rrdb_base", "rrdb_rnn_small", "rrdb_rnn_base")
+    }
 )
 
 

@@ -4,17 +4,15 @@ Axes: B batch, S channel sets at once (1, or B for mixed batches), N rows (diffe
 places of planes in a table, C channels, K virtual channels, H W pixels, D width.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import (
     ANONYMOUS,
-    MAX_TEXT_CHANNELS,
     RGB,
     Channel,
     ChannelSet,
@@ -24,17 +22,13 @@ from timm_varchan.channels import (
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SAME_BAND_NM, SCALES, Prior, find_channel
 
-__all__ = ["CORRELATION", "ChannelsLike", "Mixer"]
-
-_logger = logging.getLogger(__name__)
+__all__ = ["ChannelsLike", "Mixer"]
 
 #: What `set_channels` takes: a channel set, None for the default rule, or one set a sample.
 ChannelsLike = ChannelSetLike | None
 
 #: Tables grow in steps of this many places, so that compiled graphs do not depend on the count.
 PLACE_STEP = 16
-#: The correlation of many channels in a mixer's part of a state dict.
-CORRELATION = "correlation"
 
 
 def _parse_channels(
@@ -117,9 +111,6 @@ class Mixer(nn.Module):
     present: Tensor
     num_named: Tensor
     fallback: Tensor
-
-    #: Of the mixer's part of a state dict; 1 (0.1.0) was trained with the nearest channel.
-    _version = 2
 
     def __init__(
         self,
@@ -314,7 +305,7 @@ class Mixer(nn.Module):
         Raises:
             UserError: Channels without a count.
         """
-        chosen = ChannelSet.parse(channels)
+        chosen = ChannelSet.parse(channels, own=self._own_channels())
         if not len(chosen):
             raise UserError("The expected error needs to know the channels; name them.")
         with torch.device("cpu"):
@@ -417,34 +408,6 @@ class Mixer(nn.Module):
         if (probe.device, probe.dtype) != self._home:
             self._place_tables(probe.device, probe.dtype)
         return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Add the correlation where the model's arguments leave it out, as too long for text."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        known = self.measured
-        if known is not None and known.correlation and len(known) > MAX_TEXT_CHANNELS:
-            destination[prefix + CORRELATION] = torch.tensor(known.correlation)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        *args: Any,
-    ) -> None:
-        """Weights that 0.1.0 trained and torch saved go on with the prior that they know."""
-        if local_metadata.get("version") == 1 and self.prior_name != "nearest":
-            _logger.info("Weights of timm_varchan 0.1 were trained with prior='nearest': used.")
-            self.prior_name = "nearest"
-            self._describe_rows(self._rows)
-            self._build_tables()
-        correlation = state_dict.pop(prefix + CORRELATION, None)
-        if correlation is not None and self.measured is not None:
-            known = ChannelSet(self.measured.channels, correlation.double().tolist())
-            self.measured = known
-            self._describe_rows(self._rows)
-            self._build_tables()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
         """Refuse channel sets that this mixer cannot serve."""

@@ -109,7 +109,7 @@ def _twin_arguments(
         else ChannelSet.parse(config.virtual_channels)
     )
     if virtual != RGB:
-        arguments["virtual_channels"] = virtual.to_config()
+        arguments["virtual_channels"] = virtual.to_dict()
     return arguments | _stats(channels)
 
 

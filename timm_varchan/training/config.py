@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from timm_varchan.channels import ChannelSet, read_channels
+from timm_varchan.channels import ChannelSet
 from timm_varchan.data import NO_DATA
 from timm_varchan.errors import UserError
 from timm_varchan.training.launch import stop
@@ -242,11 +242,11 @@ class TrainConfig:
         """What `channels` says, or None where it says nothing.
 
         Raises:
-            UserError: What `read_channels` refuses.
+            UserError: What `ChannelSet.parse` refuses.
         """
         if self.channels is None:
             return None
-        return read_channels(self.channels, new_names=self.new_names)
+        return ChannelSet.parse(self.channels, new_names=self.new_names)
 
     @property
     def folder(self) -> Path:

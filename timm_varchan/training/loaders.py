@@ -134,8 +134,9 @@ def load_run_data(
     Raises:
         UserError: What `load_data` refuses, or other classes than the saved model's.
     """
-    channels = config.channel_set()
-    if saved is not None:
+    if saved is None:
+        channels = config.channel_set()
+    else:
         channels = saved.select(config.channels) if config.channels else saved.channels
     splits = {name: getattr(config, f"{name}_split") for name in ("train", "validation", "test")}
     common: dict[str, Any] = {
@@ -163,7 +164,7 @@ def load_run_data(
     if config.channels is None and saved is None:
         data = _with_names(data, accelerator)
     if config.use is not None:
-        planes = data.channels.index(ChannelSet.parse(config.use, own=data.channels))
+        planes = data.channels.index(config.use)
         data = _seen(data, planes, data.channels.take(planes))
         channels = channels.take(planes) if channels is not None and len(channels) else None
     if saved is not None:

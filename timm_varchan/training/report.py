@@ -319,9 +319,8 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     return {
         "name": data.name,
         "class_names": list(data.class_names),
-        "channels": data.channels.to_config(),
+        "channels": data.channels.with_scale(reading.value_scale if reading else None).to_dict(),
         "num_images": {**num_images, "evaluated": num_evaluated},
-        "value_scale": reading.value_scale if reading else None,
         "no_data": reading.no_data if reading else None,
         "invalid_share": data.invalid_share,
         "num_skipped": sum(split.num_skipped for split in splits.values() if split),

@@ -149,9 +149,9 @@ def _setup() -> Iterator[None]:
 def _with_sizes(config: TrainConfig, saved: SavedModel | None) -> TrainConfig:
     """The configuration with what the saved model says of its images where no flag does."""
     scale = config.value_scale or (None if saved is None else saved.value_scale)
-    channels = config.channel_set()
-    if saved is None and channels is not None:
-        scale = channels.scale_with(scale)
+    channels = config.channel_set() if saved is None else None
+    if channels is not None:
+        scale = channels.with_scale(scale).value_scale
     img_size, crop_pct = (config.pixels, 1.0) if saved is None else (saved.img_size, saved.crop_pct)
     return dataclasses.replace(
         config,
