@@ -13,7 +13,7 @@ from PIL import Image
 
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import read_image
-from timm_varchan.data.decode import Reading, decode
+from timm_varchan.data.decode import decode
 from timm_varchan.errors import ImageError, UserError
 
 THIRTEEN = ChannelSet.anonymous(13)
@@ -474,7 +474,7 @@ def test_no_data_is_refused_or_filled_and_nothing_else_is(dtype, text, orientati
     top = {"u1": 255, "u2": 65535}.get(dtype, 1)
     np.testing.assert_allclose(filled.numpy()[~expected], scaled / np.float32(top), rtol=1e-6)
     if text != "nan":
-        kept = Reading(channels, no_data="keep").encoded(encoded)
+        kept = read_image(encoded, channels, no_data="keep")
         np.testing.assert_array_equal(
             kept.numpy(), upright(array, orientation).astype(kept.numpy().dtype)
         )

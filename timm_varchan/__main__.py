@@ -136,17 +136,19 @@ def _look(args: argparse.Namespace) -> int:
     import torch
 
     from timm_varchan.data import Reading
+    from timm_varchan.input_spec import InputSpec
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
     saved, channels = _load(args)
     channels = channels or saved.channels
     files = find_images(args.files)[: args.limit]
-    reading = Reading(channels, saved.value_scale, args.no_data)
+    spec = InputSpec.of(channels=channels, value_scale=saved.value_scale, no_data=args.no_data)
+    reading = Reading(spec)
     size = (saved.img_size, saved.crop_pct)
     reader = ImageFiles(files, reading, (args.mean, args.std), size)
     names, images = [], []
-    for file, image in (reader[i] for i in range(len(files))):
+    for file, image, _ in (reader[i] for i in range(len(files))):
         if isinstance(image, str):
             print(f"{file}: not read, {image}", file=sys.stderr)
         else:

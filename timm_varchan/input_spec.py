@@ -9,10 +9,12 @@ from typing import Any
 from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.errors import UserError
 
-__all__ = ["NO_DATA", "InputSpec"]
+__all__ = ["MAX_PIXELS", "NO_DATA", "InputSpec"]
 
 #: What can be done about pixels that hold no data.
 NO_DATA = ("refuse", "mean", "predict", "keep")
+#: Width times height of the largest image that is read: 3 GiB as RGB of 8 bits.
+MAX_PIXELS = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class InputSpec:
         crop_pct: Share of the resized image's side that evaluation keeps, above 0 and at most 1.
         no_data: What is done about pixels without data, one of `NO_DATA`.
         no_data_value: A stored number that means no data, beside what files say themselves.
+        max_pixels: Width times height of the largest image that is read.
         class_names: Name of every class in the order of the logits; empty where nobody knows.
 
     Raises:
@@ -37,6 +40,7 @@ class InputSpec:
     crop_pct: float = 1.0
     no_data: str = "refuse"
     no_data_value: float | None = None
+    max_pixels: int = MAX_PIXELS
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,6 +50,8 @@ class InputSpec:
             raise UserError(f"crop_pct is {self.crop_pct}; it must be above 0 and at most 1.")
         if self.no_data not in NO_DATA:
             raise UserError(f"no_data is {self.no_data!r}. Choose from: {', '.join(NO_DATA)}.")
+        if self.max_pixels < 1:
+            raise UserError(f"max_pixels is {self.max_pixels}; an image has 1 pixel or more.")
         if not all(isinstance(name, str) for name in self.class_names):
             raise UserError("The class names are no texts. Save the model anew.")
 
@@ -81,6 +87,7 @@ class InputSpec:
             "crop_pct": self.crop_pct,
             "no_data": self.no_data,
             "no_data_value": self.no_data_value,
+            "max_pixels": self.max_pixels,
             "class_names": list(self.class_names),
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
 from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, share, stems
 
 #: An image whose values lie so many deviations from the mean, on average, is none of the data.
@@ -87,13 +89,16 @@ def predict(
     _check_options(model, class_names, top, batch_size)
     reader = ImageFiles(
         [Path(f) for f in files],
-        Reading(wanted, value_scale, no_data),
+        Reading(
+            InputSpec.of(channels=wanted, value_scale=value_scale, no_data=no_data),
+            partial=has_stems(model),
+        ),
         (mean, std),
         (img_size, crop_pct),
     )
-    ready = for_channels(model, wanted)
+    for_channels(model, wanted)  # refuses what the model cannot serve
     loader = DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    return _run(ready, loader, tuple(class_names), top)
+    return _run(model, loader, tuple(class_names), top)
 
 
 def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
@@ -122,8 +127,13 @@ def for_channels(model: nn.Module, channels: ChannelSet) -> nn.Module:
     return model.eval()
 
 
-class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
-    """Files, decoded and normalised one by one; in place of an image the reason why there is none.
+Seen = tuple[Path, Union[Tensor, str], ChannelSet]
+
+
+class ImageFiles(Dataset[Seen]):
+    """Files, decoded and normalised one by one, and the channels that each of them has.
+
+    In place of an image stands the reason why there is none.
 
     Args:
         files: The files.
@@ -141,23 +151,29 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
     ) -> None:
         self.files, self.reading, self.stats, self.size = files, reading, stats, size
         channels = reading.channels
+        self._transforms: dict[ChannelSet, nn.Module] = {}
         self._transform(channels if len(channels) else ChannelSet.anonymous(1))
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Path, Tensor | str]:
-        file, channels = self.files[index], self.reading.channels
+    def __getitem__(self, index: int) -> Seen:
+        file = self.files[index]
         try:
-            image = self.reading.file(file)
+            image, channels = self.reading.part(self.reading.decode(file))
         except ImageError as error:
-            return file, str(error)
+            return file, str(error), self.reading.channels
         if len(channels) == 0:
             channels = ChannelSet.anonymous(len(image))
-        return file, self._transform(channels)(image)
+        return file, self._transform(channels)(image), channels
 
     def _transform(self, channels: ChannelSet) -> nn.Module:
         """The transform for these channels; refuses channels without statistics."""
+        if channels not in self._transforms:
+            self._transforms[channels] = self._made(channels)
+        return self._transforms[channels]
+
+    def _made(self, channels: ChannelSet) -> nn.Module:
         mean, std = self.stats
         if (mean is None) != (std is None):
             raise UserError("Only one of mean and std came. Give both or neither.")
@@ -165,26 +181,29 @@ class ImageFiles(Dataset[tuple[Path, "Tensor | str"]]):
             means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
             channels = channels.with_stats(means, stds)
         return eval_transform(
-            self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.no_data
+            self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.spec.no_data
         )
 
 
 def _run(
     model: nn.Module,
-    loader: Iterable[list[tuple[Path, Tensor | str]]],
+    loader: Iterable[list[Seen]],
     class_names: tuple[str, ...],
     top: int,
 ) -> Iterator[Prediction]:
     like = next(model.parameters())
+    ready: dict[ChannelSet, nn.Module] = {}
     for batch in loader:
         probabilities: dict[int, Tensor] = {}
-        images = {i: image for i, (_, image) in enumerate(batch) if isinstance(image, Tensor)}
-        for count in {len(image) for image in images.values()}:
-            rows = [i for i, image in images.items() if len(image) == count]
+        images = {i: x for i, (_, x, _) in enumerate(batch) if isinstance(x, Tensor)}
+        for channels in {batch[i][2] for i in images}:
+            if channels not in ready:
+                ready[channels] = for_channels(model, channels)
+            rows = [i for i in images if batch[i][2] == channels]
             with torch.inference_mode():
-                logits = model(torch.stack([images[i] for i in rows]).to(like))
+                logits = ready[channels](torch.stack([images[i] for i in rows]).to(like))
             probabilities |= dict(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
-        for i, (file, outcome) in enumerate(batch):
+        for i, (file, outcome, _) in enumerate(batch):
             problem = outcome if isinstance(outcome, str) else _problem(outcome, probabilities[i])
             if problem is not None:
                 yield Prediction(file, error=problem)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,16 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.data import Reading, eval_transform, scale_values
-from timm_varchan.data.decode import Planes, label_of
+from timm_varchan.data.decode import Planes, fit
+from timm_varchan.data.plane_names import PlaneNames, names_of
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import InputSpec
+from timm_varchan.models import has_stems
 from timm_varchan.predict import FAR, for_channels
 
 __all__ = ["SceneRow", "predict_scene"]
+
+logger = logging.getLogger(__name__)
 
 #: A window of which more than this holds no data gets no answer, filled or not.
 _MOST_MISSING = 0.5
@@ -54,18 +60,17 @@ class _Scene:
     """A raster file whose bands are a model's channels.
 
     Args:
-        path: What rasterio opens.
-        channels: The channels; found by the bands' descriptions where these name them.
-        value_scale: See `Reading`.
-        no_data: Likewise.
+        path: What rasterio opens: a file, an address, a file in an archive.
+        spec: The channels, found by the bands' descriptions or wavelengths where these tell them;
+            what is done about pixels without data.
+        partial: Whether bands may be missing.
 
     Raises:
-        UserError: No rasterio, a file that it does not open, other bands than the channels.
+        UserError: No rasterio, a file that it does not open, other bands than the channels, numbers
+            that are not real, a place that the map could not keep.
     """
 
-    def __init__(
-        self, path: str | Path, channels: ChannelSet, value_scale: float | None, no_data: str
-    ) -> None:
+    def __init__(self, path: str | Path, spec: InputSpec, partial: bool) -> None:
         try:
             import rasterio
         except ImportError as error:
@@ -79,12 +84,18 @@ class _Scene:
                 self.file: Any = rasterio.open(path)
         except rasterio.errors.RasterioIOError as error:
             raise UserError(f"Cannot open the scene {path}: {error}.") from error
-        self.keeps = no_data == "keep"
-        self.reading = Reading(channels, value_scale, "keep" if self.keeps else "mean")
-        self.bands = self._find_bands(channels)
         self.height, self.width = self.file.height, self.file.width
+        self.version: Any = (self.file.shape, self.file.dtypes)  # of an address nothing else tells
+        if os.path.exists(path):
+            self.version = (os.stat(path).st_size, os.stat(path).st_mtime_ns)
+        self._check()
+        self.bands, self.names, self.channels = self._find_bands(spec.channels, partial)
+        self.keeps = spec.no_data == "keep"
+        policy = "keep" if self.keeps else "mean"
+        self.reading = Reading(replace(spec, channels=self.channels, no_data=policy))
 
-    def _find_bands(self, channels: ChannelSet) -> list[int]:
+    def _check(self) -> None:
+        """Refuse what would come out as something else."""
         kinds = [kind.name for kind in self.file.colorinterp]
         inverted = self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
         unread = {"palette", "cyan", "magenta", "hue", "lightness", "Y"} & set(kinds)
@@ -93,23 +104,42 @@ class _Scene:
                 f"The colours of {self.file.name} are {'white-is-zero' if inverted else kinds}; "
                 f"write it as bands or RGB."
             )
-        indexes = [i for i, kind in enumerate(kinds, start=1) if kind != "alpha"]
-        labels = [label_of(self.file.descriptions[i - 1]) for i in indexes]
-        names = [label.name for label in labels]
-        if None not in names and None not in channels.names:
-            missing = [name for name in channels.names if name not in names]
-            if missing:
-                raise UserError(
-                    f"The scene has the bands {', '.join(map(str, names))}, not "
-                    f"{', '.join(map(str, missing))}. Say --channels, which the model takes."
-                )
-            return [indexes[names.index(name)] for name in channels.names]
-        if len(indexes) != len(channels):
+        if any("complex" in str(dtype) for dtype in self.file.dtypes):
             raise UserError(
-                f"The scene has {len(indexes)} bands, the channels are {channels} "
-                f"({len(channels)}). Say --channels, or describe the bands."
+                f"The numbers of {self.file.name} are complex ({self.file.dtypes[0]}). Write "
+                f"amplitudes, or real and imaginary part as bands."
             )
-        return indexes
+        if self.file.rpcs is not None and self.file.transform.is_identity and not self.file.gcps[0]:
+            raise UserError(
+                f"{self.file.name} lies by rational polynomials (RPC), which a map of cells cannot "
+                f"keep. Bring it to coordinates first: gdalwarp -rpc SCENE NEW."
+            )
+
+    def _find_bands(
+        self, channels: ChannelSet, partial: bool
+    ) -> tuple[list[int], PlaneNames, ChannelSet]:
+        """Bands from 1 in the channels' order, what is said of them, and the channels."""
+        kinds = [kind.name for kind in self.file.colorinterp]
+        indexes = [i for i, kind in enumerate(kinds, start=1) if kind != "alpha"]
+        said = {kind.lower(): {-1: text} for kind, text in self.file.tags().items()}
+        for place, i in enumerate(indexes):
+            tags = {**self.file.tags(i), **self.file.tags(i, ns="IMAGERY")}
+            tags["description"] = self.file.descriptions[i - 1] or ""
+            for kind, text in tags.items():
+                said.setdefault(kind.lower(), {})[place] = text
+        names = names_of(said, len(indexes))
+        # its own numbers stand for the bands, so that they are fitted as an image's planes are
+        numbers = np.asarray(indexes, np.float32)[:, None, None]
+        try:
+            found, taken = fit(Planes(numbers, names=names), channels, partial=partial)
+        except ImageError as error:
+            raise UserError(f"{self.file.name}: {error}.") from error
+        bands = [int(band) for band in found.image[:, 0, 0]]
+        factor, offset = (np.asarray(x, np.float32) for x in (self.file.scales, self.file.offsets))
+        index = [band - 1 for band in bands]
+        is_scaled = (factor[index] != 1).any() or (offset[index] != 0).any()
+        scaling = (factor[index][:, None, None], offset[index][:, None, None])
+        return bands, PlaneNames(scaling=scaling if is_scaled else None), taken
 
     def strip(self, top: int, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Rows of the scene, padded to a size, and where they hold no data (not the padding).
@@ -123,19 +153,9 @@ class _Scene:
         with self._environment:
             image = self.file.read(self.bands, window=window)
             masks = self.file.read_masks(self.bands, window=window) != 0
-        index = [band - 1 for band in self.bands]
-        factor, offset = (
-            np.asarray(x, np.float32)[index][:, None, None]
-            for x in (self.file.scales, self.file.offsets)
-        )
-        scaled = (factor != 1).any() or (offset != 0).any()
         if image.dtype.kind == "f":
             image = image.astype(np.float32, copy=False)
-        planes = Planes(
-            image,
-            valid=None if masks.all() else masks,
-            scaling=(factor, offset) if scaled else None,
-        )
+        planes = Planes(image, valid=None if masks.all() else masks, names=self.names)
         try:
             read = self.reading.image(planes) if self.keeps else self.reading.marked(planes)
         except ImageError as error:
@@ -148,6 +168,17 @@ class _Scene:
             # beyond the scene there is the mean, which the transforms put for NaN
             read = nn.functional.pad(scale_values(read), padded, value=torch.nan)
         return read, missing
+
+    def places(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Any, Any]:
+        """Coordinates x and y of places in pixels, by the transform or by ground control points."""
+        from rasterio.transform import GCPTransformer
+
+        points = self.file.gcps[0]
+        if points:
+            with GCPTransformer(points) as transformer:
+                return transformer.xy(rows, columns, offset="ul")
+        a, b, left, d, e, top = tuple(self.file.transform)[:6]
+        return a * columns + b * rows + left, d * columns + e * rows + top
 
 
 class _Partial:
@@ -254,12 +285,19 @@ def predict_scene(
     stride = stride or max(1, tile // 2)
     if tile < 1 or stride < 1 or tile % stride:
         raise UserError(f"The tile is {tile} pixels, the stride {stride}; it must divide the tile.")
-    opened = _Scene(scene, wanted, value_scale, no_data)
+    spec = InputSpec.of(channels=wanted, value_scale=value_scale, no_data=no_data)
+    opened = _Scene(scene, spec, partial=has_stems(model))
+    if len(opened.channels) < len(wanted):
+        logger.warning(
+            "The scene has %d of the %d channels: %s.", len(opened.channels), len(wanted),
+            opened.channels,
+        )  # fmt: skip
+    wanted = opened.channels
     grid = _Grid(tile, stride, -(-opened.height // stride), -(-opened.width // stride))
     transform = eval_transform(img_size, wanted, crop_pct=1.0, no_data=no_data)
     ready = for_channels(model, wanted)
-    about = (str(scene), os.stat(scene).st_size, os.stat(scene).st_mtime_ns, wanted.to_dict(),
-             img_size, grid, value_scale, no_data, tuple(class_names), _digest(model))  # fmt: skip
+    about = (str(scene), opened.version, wanted.to_dict(), img_size, grid, value_scale, no_data,
+             tuple(class_names), _digest(model))  # fmt: skip
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
     partial = _Partial(output, (grid.rows, grid.columns), fingerprint)
     most = 0.0 if no_data == "refuse" else _MOST_MISSING
@@ -364,14 +402,24 @@ def _write_raster(
     path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, empty: float, tags: dict[str, str]
 ) -> None:
     import rasterio
+    from rasterio.control import GroundControlPoint
 
     a, b, left, d, e, top = tuple(scene.file.transform)[:6]
     step = grid.stride
-    transform = rasterio.Affine(a * step, b * step, left, d * step, e * step, top)
+    points, crs = scene.file.gcps
+    place = {
+        "crs": scene.file.crs,
+        "transform": rasterio.Affine(a * step, b * step, left, d * step, e * step, top),
+    }
+    if points:  # carried over to the cells
+        cell_points = [
+            GroundControlPoint(p.row / step, p.col / step, p.x, p.y, p.z, p.id, p.info)
+            for p in points
+        ]
+        place = {"crs": crs, "gcps": cell_points}
     with rasterio.open(
         path, "w", driver="GTiff", count=1, height=grid.rows, width=grid.columns,
-        dtype=cells.dtype, crs=scene.file.crs, transform=transform, nodata=empty,
-        compress="deflate",
+        dtype=cells.dtype, nodata=empty, compress="deflate", **place,
     ) as file:  # fmt: skip
         file.write(cells, 1)
         file.update_tags(**tags)
@@ -380,17 +428,17 @@ def _write_raster(
 def _write_csv(
     path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, names: tuple[str, ...]
 ) -> None:
-    a, b, left, d, e, top = tuple(scene.file.transform)[:6]
+    columns = np.arange(grid.columns)
     with open(path, "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(("row", "column", "x", "y", "class", "probability"))
         for row in range(grid.rows):
-            for column in range(grid.columns):
+            middle = np.full(len(columns), (row + 0.5) * grid.stride)
+            x, y = scene.places(middle, (columns + 0.5) * grid.stride)
+            for column, place in enumerate(zip(map(float, x), map(float, y), strict=True)):
                 index, probability = cells[:, row, column].tolist()
-                across, down = (column + 0.5) * grid.stride, (row + 0.5) * grid.stride
-                x, y = a * across + b * down + left, d * across + e * down + top
                 if np.isnan(index):
-                    lines.writerow((row, column, x, y, "", ""))
+                    lines.writerow((row, column, *place, "", ""))
                     continue
                 name = names[int(index)] if names else int(index)
-                lines.writerow((row, column, x, y, name, f"{probability:.4f}"))
+                lines.writerow((row, column, *place, name, f"{probability:.4f}"))

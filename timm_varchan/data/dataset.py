@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike, known_channels, seeded_rng
-from timm_varchan.data.decode import Planes, Reading, decode, planes_first, read_bytes
+from timm_varchan.data.decode import Planes, Reading, planes_first
 from timm_varchan.data.labels import (
     StoredLabels,
     balanced_indices,
@@ -40,6 +40,7 @@ from timm_varchan.data.synthetic import (
 )
 from timm_varchan.data.transforms import TrainTransform, scale_values
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.measure import ChannelMoments
 
 logger = logging.getLogger(__name__)
@@ -303,10 +304,10 @@ class RowReader:
             raise self._unreadable(row, error) from error
 
     def _decoded(self, row: int) -> Planes:
-        value, num_channels = self._value(row), len(self.channels) or None
+        value = self._value(row)
         if isinstance(value, np.ndarray):
-            return Planes(planes_first(value, num_channels))
-        return decode(stored_bytes(value, self._folder), num_channels)
+            return Planes(planes_first(value, self.reading.num_planes))
+        return self.reading.decode(stored_image(value, self._folder))
 
     def _value(self, row: int) -> Any:
         if isinstance(self._rows, Files):
@@ -328,17 +329,17 @@ class RowReader:
         return f"{self.split} {name}{named} {problem}"
 
 
-def stored_bytes(value: Any, folder: str = "") -> Any:
-    """The bytes of an image that a row holds, or whose path it holds.
+def stored_image(value: Any, folder: str = "") -> bytes | str:
+    """The bytes of an image that a row holds, or its path.
 
     Raises:
-        ImageError: The row is empty, or there is no such file.
+        ImageError: The row is empty.
     """
     if isinstance(value, dict):
         value = value["path"] if value["bytes"] is None else value["bytes"]
     if value is None:
         raise ImageError("the row is empty")
-    return value if isinstance(value, bytes) else read_bytes(os.path.join(folder, value))
+    return value if isinstance(value, bytes) else os.path.join(folder, value)
 
 
 # Loading ------------------------------------------------------------------------------------------
@@ -437,9 +438,7 @@ def reading_for(
     channels: ChannelSetLike | None, value_scale: float | None, no_data: str
 ) -> Reading:
     """The reading that somebody asks for; without channels, of whatever planes there are."""
-    wanted = ChannelSet() if channels is None else ChannelSet.parse(channels)
-    wanted = wanted.with_scale(value_scale)
-    return Reading(wanted, wanted.value_scale, no_data)
+    return Reading(InputSpec.of(channels=channels, value_scale=value_scale, no_data=no_data))
 
 
 def synthetic_data(
@@ -601,6 +600,7 @@ def readable(name: str, split: ImageSplit) -> ImageSplit:
 def _with_channels(reader: RowReader, guess: bool) -> Reading:
     """The reading with its channels settled, after a look at some rows spread over a split."""
     reading, num_rows = reader.reading, len(reader)
+    scale = reading.channels.value_scale
     seen: dict[int, Planes] = {}
     failure: UserError | None = None
     for row in range(0, num_rows, max(1, num_rows // _NUM_GUESSED_BY)):
@@ -612,7 +612,8 @@ def _with_channels(reader: RowReader, guess: bool) -> Reading:
         if not seen and failure is not None:
             raise failure
         found = guess_channels(seen)
-        reading = replace(reading, channels=found if guess else found.without_identity())
+        found = found if guess else found.without_identity()
+        reading = reading.with_channels(found.with_scale(scale, reading.channels.value_offset))
     problem, is_factor = _scale_problem(reading, seen.values())
     if problem is None:
         return reading
@@ -623,8 +624,8 @@ def _with_channels(reader: RowReader, guess: bool) -> Reading:
             "what stored numbers are divided by.", problem,
         )  # fmt: skip
         bare = tuple(replace(channel, mean=None, std=None) for channel in reading.channels)
-        return replace(reading, channels=ChannelSet(bare))
-    if is_factor and reading.value_scale is None:
+        return reading.with_channels(replace(reading.channels, channels=bare))
+    if is_factor and scale is None:
         raise UserError(
             f"{problem} Say --value-scale (value_scale=): what stored numbers were divided by "
             f"when these were measured, 65535 for the range of 16 bits."

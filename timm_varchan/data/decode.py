@@ -1,23 +1,25 @@
-"""From the bytes of an image file to planes: the only path, for training, evaluation and predict.
+"""From an image file to planes in a model's units: the only path, for training and prediction.
 
-One decoder a format: tifffile (with imagecodecs) for TIFF, imagecodecs for PNG and JPEG 2000 of
-more than 8 bits, NumPy's format and Netpbm of unusual depth here, Pillow for the rest. What a file
-says of its numbers is obeyed or refused (docs/data.md has the list); where it says that a pixel
-holds no data, `Reading` refuses the image or marks the pixel as NaN.
+One decoder a format: tifffile (with imagecodecs) for TIFF, imagecodecs for PNG and for JPEG 2000 of
+more than 8 bits, NumPy's format here, Pillow for the rest. What a file says of its numbers is
+obeyed or refused (docs/data.md has the list). `decode` gives the file's own numbers; `Reading`
+brings them to an `InputSpec`: which planes, in which order, on which scale, and where no data are.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
 import re
-from collections.abc import Iterator
+import struct
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import imagecodecs
 import numpy as np
@@ -27,23 +29,34 @@ from PIL import ExifTags, Image, ImageOps
 from tifffile import PHOTOMETRIC
 from torch import Tensor
 
-from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_channels
+from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike
+from timm_varchan.data.plane_names import (
+    NO_NAMES,
+    PlaneNames,
+    channels_of,
+    contradict,
+    find_planes,
+    gdal_names,
+    ome_names,
+    satellite_of,
+)
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import MAX_PIXELS, NO_DATA, InputSpec
 from timm_varchan.products import products_with
+
+__all__ = ["FILLED", "IMAGE_SUFFIXES", "NO_DATA", "Planes", "Reading", "decode", "read_image"]
 
 #: Files that a folder is searched for.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx "
     ".tif .tiff .btf .tf8 .npy".split()
 )
-#: What is done about pixels without data.
-NO_DATA = ("refuse", "mean", "predict", "keep")
-#: With these, images come with NaN in such pixels.
+#: What is done about pixels without data that lets images come with NaN in them.
 FILLED = ("mean", "predict")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH_AT = 24  # signature 8, chunk length and type 8, width 4, height 4
 _JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+_END = b"\xff\xd9"  # of a JPEG and of JPEG 2000's codestream
 _ALPHA = (1, 2)  # TIFF's ExtraSamples: associated and unassociated alpha
 #: Written where nothing was measured, by programs whose format cannot say so; of these, signed and
 #: floating numbers, an exact match counts.
@@ -59,67 +72,75 @@ class Planes:
         has_alpha: Whether the last plane is an alpha plane.
         white: The largest number that can be stored, where that is not the largest of the type.
         valid: Where there is data, broadcastable to the image; None for everywhere.
-        scaling: Factor and offset of every plane, where the file says that its numbers need them.
-        labels: What the file calls its planes; empty where it does not.
+        names: What the file says of its planes.
     """
 
     image: np.ndarray
     has_alpha: bool = False
     white: float | None = None
     valid: np.ndarray | None = None
-    scaling: tuple[np.ndarray, np.ndarray] | None = None
-    labels: tuple[Channel, ...] = ()
+    names: PlaneNames = NO_NAMES
+
+    def __post_init__(self) -> None:
+        if self.names.channels and len(self.names.channels) != len(self.image):
+            object.__setattr__(self, "names", self.names._replace(channels=()))
+
+    @property
+    def labels(self) -> tuple[Channel, ...]:
+        """What the file calls its planes; empty where it does not."""
+        return self.names.channels
 
     @property
     def num_planes(self) -> int:
         """Planes without the alpha plane."""
-        return self.image.shape[0] - int(self.has_alpha)
+        return len(self.image) - int(self.has_alpha)
+
+    def take(self, places: Sequence[int]) -> Planes:
+        """These planes in this order, none of them alpha any more."""
+        if list(places) == list(range(len(self.image))):
+            return self
+        index, scaling, valid = list(places), self.names.scaling, self.valid
+        if valid is not None and len(valid) > 1:
+            valid = valid[index]
+        if scaling is not None:
+            scaling = (scaling[0][index], scaling[1][index])
+        labels = tuple(self.labels[i] for i in index) if self.labels else ()
+        names = PlaneNames(labels, self.names.satellite, scaling)
+        return replace(self, image=self.image[index], has_alpha=False, valid=valid, names=names)
 
     def without_alpha(self) -> Planes:
         """The same without the alpha plane."""
-        if not self.has_alpha:
-            return self
-        count = self.num_planes
-        valid, scaling = self.valid, self.scaling
-        if valid is not None and valid.shape[0] > 1:
-            valid = valid[:count]
-        if scaling is not None:
-            scaling = (scaling[0][:count], scaling[1][:count])
-        return replace(
-            self, image=self.image[:count], has_alpha=False, valid=valid, scaling=scaling,
-            labels=self.labels[:count],
-        )  # fmt: skip
+        return self.take(range(self.num_planes))
 
 
-def decode(data: Any, num_channels: int | None = None) -> Planes:
-    """Decode the bytes of one image file.
+def decode(source: Any, num_channels: int | None = None, max_pixels: int = MAX_PIXELS) -> Planes:
+    """Decode one image file: JPEG, PNG, TIFF, JPEG 2000, `.npy` or whatever else Pillow opens.
 
     Args:
-        data: A buffer with JPEG, PNG, TIFF, `.npy` or whatever else Pillow opens.
+        source: A path, whose `.msk` and `.aux.xml` (GDAL's) count too, or a buffer of the bytes.
         num_channels: Which axis of an array holds the channels: the one of this length.
-
-    Returns:
-        The planes.
+        max_pixels: Width times height that is read.
 
     Raises:
-        ImageError: It cannot be read, or what it says of itself is not understood.
+        ImageError: It cannot be read, its end is missing, or what it says of itself is not
+            understood.
     """
-    head = bytes(data[:26])
+    if isinstance(source, (str, Path)):
+        planes = decode(read_bytes(source), num_channels, max_pixels)
+        return _with_sidecars(planes, str(source), max_pixels)
+    head = bytes(source[:26])
     if head[:6] == b"\x93NUMPY":
         with _decoding():
-            array = _npy(data)
+            array = _npy(source)
         return Planes(planes_first(array, num_channels))
     if head[:4] in _TIFF:
-        return _tiff(data, num_channels)
-    if head[:8] == _PNG and head[_PNG_BIT_DEPTH_AT:][:1] == b"\x10":
-        return _png16(data)
+        return _tiff(source, num_channels, max_pixels)
+    if head[:8] == _PNG:
+        return _png(bytes(source), max_pixels)
     if head.startswith(_JPEG2000):
-        return _jpeg2000(data)
-    if re.match(rb"P[2356]\s", head):
-        planes = _netpbm(bytes(data))
-        if planes is not None:
-            return planes
-    return _pillow(data)
+        return _jpeg2000(bytes(source), max_pixels)
+    netpbm = _netpbm(bytes(source)) if re.match(rb"P[2356]\s", head) else None
+    return netpbm or _pillow(source, max_pixels)
 
 
 @contextmanager
@@ -145,6 +166,20 @@ def _reason(error: BaseException) -> str:
     return text or type(error).__name__
 
 
+def _check_size(sides: Sequence[int], max_pixels: int) -> None:
+    """Refuse an image before its pixels take all memory."""
+    if math.prod(sides) > max_pixels:
+        raise ImageError(
+            f"it has more pixels than the limit of {max_pixels:,} (width times height); cut it "
+            f"into parts, or raise the limit with --max-pixels (max_pixels=)"
+        )
+
+
+def _refuse_cut(is_cut: bool) -> None:
+    if is_cut:
+        raise ImageError("its end is missing: it was cut off; copy or download it again")
+
+
 # NumPy --------------------------------------------------------------------------------------------
 
 
@@ -165,12 +200,10 @@ def _npy(data: Any) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    file = io.BytesIO(header)
-    is_first = np.lib.format.read_magic(file) == (1, 0)
-    form = np.lib.format
-    shape, fortran, dtype = (
-        form.read_array_header_1_0(file) if is_first else form.read_array_header_2_0(file)
-    )
+    file, form = io.BytesIO(header), np.lib.format
+    is_first = form.read_magic(file) == (1, 0)
+    read = form.read_array_header_1_0 if is_first else form.read_array_header_2_0
+    shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ImageError("it holds Python objects, not numbers")
     return shape, fortran, dtype
@@ -184,9 +217,6 @@ def planes_first(array: np.ndarray, num_channels: int | None = None) -> np.ndarr
         num_channels: How many planes there are, which tells the axis. Without it the axis must
             follow from the shape: fewer channels than pixels a side, and an image nearer to a
             square than the other reading's.
-
-    Returns:
-        The planes.
 
     Raises:
         ImageError: Another rank, numbers that are not real, an axis that does not follow.
@@ -244,83 +274,128 @@ def _real(planes: np.ndarray) -> np.ndarray:
 
 # Pictures -----------------------------------------------------------------------------------------
 
+_opening = threading.Lock()
+_TO_RGB = {"1": "L"} | dict.fromkeys(("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"), "RGB")
 
-def _pillow(data: Any) -> Planes:
-    with _decoding(), Image.open(io.BytesIO(data)) as picture:
+
+@contextmanager
+def _opened(data: Any, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture as Pillow opens it, by our limit of size instead of Pillow's."""
+    with _decoding():
+        with _opening:
+            usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = Image.open(io.BytesIO(data))
+            finally:
+                Image.MAX_IMAGE_PIXELS = usual
+        with picture:
+            _check_size(picture.size, max_pixels)
+            yield picture
+
+
+def _pillow(data: Any, max_pixels: int) -> Planes:
+    with _opened(data, max_pixels) as picture:
+        if picture.format in ("JPEG", "MPO", "WEBP"):
+            _refuse_cut(_is_cut(bytes(data), picture.format))
         num_frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
         if num_frames > 1:
             raise ImageError(f"it holds {num_frames} pictures, not one; write the one it is about")
         upright: Image.Image = picture
         if picture.getexif().get(ExifTags.Base.Orientation) is not None:
             upright = ImageOps.exif_transpose(picture)
-        mode = {"1": "L"} | dict.fromkeys(("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"), "RGB")
-        if upright.mode in mode:
-            upright = upright.convert(mode[upright.mode])
+        if upright.mode in _TO_RGB:
+            upright = upright.convert(_TO_RGB[upright.mode])
         array, has_alpha = np.asarray(upright), upright.mode in ("LA", "RGBA", "La", "RGBa")
-    return Planes(_real(_last_to_first(array)), has_alpha=has_alpha)
+    return Planes(_real(_last_to_first(array)), has_alpha)
+
+
+def _is_cut(data: bytes, kind: str | None) -> bool:
+    """Whether the end of a picture is missing, or zeros, where Pillow would go on."""
+    if kind != "WEBP":
+        return data.rfind(_END) < data.rfind(b"\xff\xda")  # the last scan has no end
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    # A flat lower part comes out as zeros too, in the lossy kind, but in few of them.
+    return zeros > (max(64, len(data) // 10) if b"VP8 " in data[:4096] else 8)
+
+
+def _netpbm(data: bytes) -> Planes | None:
+    """PGM and PPM of another depth than 8 bits, which Pillow stretches or cuts to 8 or 16."""
+    found = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", data)
+    if found is None or int(found[4]) == 255:
+        return None
+    kind, width, height, largest = map(int, found.groups())
+    dtype, body = np.dtype(np.uint8 if largest < 256 else ">u2"), data[found.end() :]
+    with _decoding():
+        if kind < 4:
+            numbers = np.array(re.sub(rb"#[^\n]*", b"", body).split(), np.int64)
+        else:
+            numbers = np.frombuffer(body, dtype)
+        planes = _last_to_first(numbers.reshape(height, width, 3 if kind in (3, 6) else 1))
+    if planes.size and not 0 <= planes.min() <= planes.max() <= largest < 65536:
+        raise ImageError(f"it holds {planes.max()}; its largest value is said to be {largest}")
+    white = None if largest == 65535 else float(largest)
+    return Planes(_real(planes.astype(dtype)), white=white)
 
 
 def _last_to_first(array: np.ndarray) -> np.ndarray:
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
-def _png16(data: Any) -> Planes:
-    """Pillow keeps one byte of the two."""
+def _png(data: bytes, max_pixels: int) -> Planes:
+    """Pillow keeps one byte of two, and does not look at checksums."""
+    if len(data) >= 24:
+        _check_size(struct.unpack(">II", data[16:24]), max_pixels)
     with _decoding():
-        planes = _last_to_first(imagecodecs.png_decode(bytes(data)))
-    if b"eXIf" in bytes(data):
-        with _decoding(), Image.open(io.BytesIO(data)) as picture:
+        planes, orientation = _last_to_first(imagecodecs.png_decode(data)), 1
+    if b"acTL" in data[:999] or b"eXIf" in data:
+        with _opened(data, max_pixels) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ImageError(f"it holds {picture.n_frames} pictures, not one")  # type: ignore[attr-defined]
             orientation = int(picture.getexif().get(ExifTags.Base.Orientation) or 1)
-        planes = _upright(planes, orientation)
-    return Planes(_real(planes), has_alpha=len(planes) in (2, 4))
+    return Planes(_real(_upright(planes, orientation)), has_alpha=len(planes) in (2, 4))
 
 
-def _jpeg2000(data: Any) -> Planes:
+def _jpeg2000(data: bytes, max_pixels: int) -> Planes:
     """Pillow stretches 12 or 15 bits to 16, and colours to 8."""
-    size = bytes(data[:4096]).find(b"\xff\x4f\xff\x51")
-    depth = (data[size + 42] & 127) + 1 if size >= 0 and len(data) > size + 42 else 8
-    if depth <= 8:
-        return _pillow(data)
     with _decoding():
-        planes = _last_to_first(imagecodecs.jpeg2k_decode(bytes(data)))
+        stream = _codestream(data)
+        x1, y1, x0, y0 = struct.unpack(">4I", stream[8:24])
+        depth = (stream[42] & 127) + 1
+    _check_size((x1 - x0, y1 - y0), max_pixels)
+    _refuse_cut(not stream.rstrip(b"\0").endswith(_END))
+    if depth <= 8:
+        return _pillow(data, max_pixels)
+    with _decoding():
+        planes = _last_to_first(imagecodecs.jpeg2k_decode(data))
     white = float(2**depth - 1) if planes.dtype == np.uint16 and depth < 16 else None
     return Planes(_real(planes), has_alpha=len(planes) in (2, 4) and white is None, white=white)
 
 
-def _netpbm(data: bytes) -> Planes | None:
-    """PGM and PPM whose largest value is not 255, which Pillow stretches or cuts to 8 bits."""
-    found = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s", data)
-    if found is None:
-        raise ImageError("its header is not that of a PGM or PPM file")
-    kind, width, height, largest = map(int, found.groups())
-    depth = 3 if kind in (3, 6) else 1
-    if largest == 255:
-        return None
-    if not 0 < largest < 65536:
-        raise ImageError(f"its largest value is said to be {largest}; PGM has 1 to 65535")
-    body, count = data[found.end() :], width * height * depth
-    dtype = np.dtype(np.uint8 if largest < 256 else ">u2")
-    with _decoding():
-        if kind < 4:
-            numbers = np.array(re.sub(rb"#[^\n]*", b"", body).split(), np.int64)
-        else:
-            if body[count * dtype.itemsize :].strip():
-                raise ImageError("it holds more than one picture")
-            numbers = np.frombuffer(body, dtype, count)
-        planes = _last_to_first(numbers.reshape(height, width, depth))
-    if planes.size and not 0 <= planes.min() <= planes.max() <= largest:
-        raise ImageError(f"it holds {planes.max()}, above {largest}, its largest value")
-    white = None if largest == 65535 else float(largest)
-    return Planes(_real(planes.astype(dtype.newbyteorder("="))), white=white)
+def _codestream(data: bytes) -> bytes:
+    """The part of a JPEG 2000 file that holds the pixels."""
+    at = 0
+    while data[:4] != _JPEG2000[1] and at + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        head = 16 if size == 1 else 8
+        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
+        stop = at + size if size else len(data)
+        if kind == b"jp2c":
+            return data[at + head : stop]
+        at = max(stop, at + 8)
+    return data
 
 
 # TIFF ---------------------------------------------------------------------------------------------
 
 _TAGS_READ = (
-    _PHOTOMETRIC, _ORIENTATION, _COLOR_MAP, _INK_SET, _EXTRA_SAMPLES,
-    _YCBCR_COEFFICIENTS, _REFERENCE, _GEO_KEYS, _GDAL_METADATA, _GDAL_NO_DATA,
-) = 262, 274, 320, 332, 338, 529, 532, 34735, 42112, 42113  # fmt: skip
-_JPEG = (6, 7, 33007, 34892)  # compressions that come back as RGB
+    _PHOTOMETRIC, _ABOUT, _ORIENTATION, _INK_SET, _EXTRA_SAMPLES, _GEO_KEYS, _GDAL_METADATA,
+    _GDAL_NO_DATA,
+) = 262, 270, 274, 332, 338, 34735, 42112, 42113  # fmt: skip
+#: Compressions that come back as RGB; whose parts end in a mark; whose decoders go on over zeros.
+_JPEG, _MARKED = (6, 7, 33007, 34892), (7, 33003, 33004, 33005, 34712)
+_UNCHECKED = (5, 32773, 50001, *_MARKED)
+#: Colours of 8 bits that Pillow turns into RGB.
+_PILLOWS = (PHOTOMETRIC.PALETTE, PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR)
 
 
 @dataclass(frozen=True)
@@ -331,7 +406,7 @@ class _About:
     tags: dict[int, Any]
     bits: int | tuple[int, ...]
     is_jpeg: bool
-    labels: tuple[Channel, ...]
+    names: PlaneNames
 
 
 class _Layout(NamedTuple):
@@ -355,7 +430,7 @@ class _Layout(NamedTuple):
 _layouts: dict[int, _Layout] = {}
 
 
-def _tiff(data: Any, num_channels: int | None = None) -> Planes:
+def _tiff(data: Any, num_channels: int | None, max_pixels: int) -> Planes:
     data = memoryview(data)
     layout = _layouts.get(len(data))
     array = None if layout is None else layout.array(data)
@@ -364,20 +439,62 @@ def _tiff(data: Any, num_channels: int | None = None) -> Planes:
     with _decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
         series, masks = _the_series(file.series)
         page, start, order = series.keyframe, series.dataoffset, file.byteorder
+        _check_size((page.imagewidth, page.imagelength), max_pixels)
+        if start is None:
+            _refuse_cut(any(_is_part_cut(data, part) for part in series.pages))
         array, said = series.asarray(), (series.shape, series.dtype)
         valid = masks[0].asarray() if masks else None
         tags = {tag.code: tag.value for tag in page.tags if tag.code in _TAGS_READ}
-        ome = file.ome_metadata if page.is_ome else None
-        labels = _ome_labels(ome) if ome else ()
+        names = _tiff_names(file, tags, math.prod(said[0]) // (page.imagewidth * page.imagelength))
         is_jpeg = page.compression in _JPEG
-        about = _About(series.axes, tags, page.bitspersample, is_jpeg, labels)
+        about = _About(series.axes, tags, page.bitspersample, is_jpeg, names)
     if (array.shape, array.dtype) != said:
         raise ImageError(
             f"it decodes to {array.shape} {array.dtype}, its header says {said[0]} {said[1]}"
         )
+    if (
+        tags.get(_PHOTOMETRIC) in _PILLOWS
+        and array.dtype == np.uint8
+        and tags.get(_INK_SET, 1) == 1
+        and not is_jpeg
+    ):
+        return _as_tagged(array, about, num_channels, valid, _pillow(data, max_pixels).image)
     if valid is None and start is not None:
         _keep_layout(data, start, array, array.dtype.newbyteorder(order), about)
     return _as_tagged(array, about, num_channels, valid)
+
+
+def _tiff_names(file: tifffile.TiffFile, tags: dict[int, Any], count: int) -> PlaneNames:
+    """What OME, GDAL, ImageJ, Micro-Manager or the pages' own names call the planes."""
+    page, about = file.pages.first, str(tags.get(_ABOUT, ""))
+    if page.is_ome and file.ome_metadata:
+        return ome_names(file.ome_metadata)
+    if _GDAL_METADATA in tags:
+        return gdal_names(str(tags[_GDAL_METADATA]), count, about)
+    names: Any = (file.imagej_metadata or {}).get("Labels") if page.is_imagej else None
+    if page.is_micromanager:
+        names = ((file.micromanager_metadata or {}).get("Summary") or {}).get("ChNames")
+    if names is None and 285 in page.tags and count == len(file.pages):
+        names = [str(p.aspage().tags.valueof(285, "")) for p in file.pages]
+    if not isinstance(names, (list, tuple)) or len(names) != count:
+        return PlaneNames(satellite=satellite_of(about))
+    return PlaneNames(channels_of([str(n) for n in names], (), satellite_of(about)))
+
+
+def _is_part_cut(data: memoryview, page: Any) -> bool:
+    """Whether a strip or tile ends beyond the file, or in zeros where no decoder would mind."""
+    if page is None:
+        return False
+    compression = int(page.compression)
+    for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
+        tail = bytes(data[start + max(0, size - 32) : start + size])
+        if start + size > len(data):
+            return True
+        if size and compression in _UNCHECKED and not tail.strip(b"\0"):
+            return True
+        if size and compression in _MARKED and _END not in tail:
+            return True
+    return False
 
 
 def _keep_layout(
@@ -429,9 +546,16 @@ def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndar
 
 
 def _as_tagged(
-    array: np.ndarray, about: _About, num_channels: int | None, valid: np.ndarray | None
+    array: np.ndarray,
+    about: _About,
+    num_channels: int | None,
+    valid: np.ndarray | None,
+    colours: np.ndarray | None = None,
 ) -> Planes:
-    """The planes of an array and its mask with what the tags say of them applied."""
+    """The planes of an array and its mask with what the tags say of them applied.
+
+    The colours of a palette or of inks, upright, come beside the numbers that stand for them.
+    """
     tags, planes = about.tags, _one_axis(array, about.axes, num_channels)
     if valid is not None:
         if valid.shape != planes.shape[1:]:
@@ -440,21 +564,25 @@ def _as_tagged(
     if _GDAL_NO_DATA in tags:
         valid = _both(valid, _has_data(planes, tags[_GDAL_NO_DATA]))
     orientation = int(tags.get(_ORIENTATION, 1))
-    planes = _upright(planes, orientation)
     valid = None if valid is None else _upright(valid, orientation)
-    planes, white = _colours(planes, about)
-    if valid is not None and len(valid) not in (1, len(planes)):
-        valid = np.asarray(valid.all(0, keepdims=True))  # the colours of a palette, of inks
-    labels, scaling = about.labels, None
-    if _GDAL_METADATA in tags:
-        labels, scaling = _gdal_metadata(str(tags[_GDAL_METADATA]), len(planes))
+    white = None
+    if colours is None:
+        planes, white = _colours(_upright(planes, orientation), about)
+    else:
+        planes = colours
+        valid = None if valid is None else np.asarray(valid.all(0, keepdims=True))
     extra = np.atleast_1d(tags.get(_EXTRA_SAMPLES, ()))
     has_alpha = len(extra) > 0 and int(extra[-1]) in _ALPHA and len(planes) > 1
     if has_alpha and _GEO_KEYS in tags:
         # GDAL calls the fourth of four bands of 8 bits alpha, whatever it is.
-        has_alpha = bool(np.isin(planes[-1], (0, np.iinfo(np.uint8).max, planes[-1].max())).all())
+        has_alpha = _is_mask(planes[-1])
         valid = _both(valid, planes[-1:] != 0) if has_alpha else valid
-    return Planes(planes, has_alpha, white, valid, scaling, labels)
+    return Planes(planes, has_alpha, white, valid, about.names)
+
+
+def _is_mask(plane: np.ndarray) -> bool:
+    """Whether a plane holds 0 and one other number, its largest, at most."""
+    return bool(np.isin(plane, (0, plane.max())).all())
 
 
 def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
@@ -465,7 +593,7 @@ def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None
 
 
 def _has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
-    """Where the planes hold another value than GDAL's tag names; None where all do."""
+    """Where the planes hold another value than a no-data value; None where all do."""
     try:
         value = float(str(text).strip(" \0\n"))
     except ValueError as error:
@@ -496,23 +624,19 @@ def _upright(planes: np.ndarray, orientation: int) -> np.ndarray:
 
 def _colours(planes: np.ndarray, about: _About) -> tuple[np.ndarray, float | None]:
     """Gray, RGB or bands, whatever the samples stand for; and what white is."""
-    tags = about.tags
-    if _PHOTOMETRIC not in tags:
+    if _PHOTOMETRIC not in about.tags:
         raise ImageError("it does not say what its numbers stand for (PhotometricInterpretation)")
-    photometric, white = int(tags[_PHOTOMETRIC]), _white(planes, about.bits)
-    if photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
+    photometric, white = int(about.tags[_PHOTOMETRIC]), _white(planes, about.bits)
+    is_plain = photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
+    if is_plain or (photometric == PHOTOMETRIC.YCBCR and about.is_jpeg):
         return planes, white
-    if photometric == PHOTOMETRIC.PALETTE:
-        return _palette(planes, tags), None
     if photometric == PHOTOMETRIC.MINISWHITE:
-        return planes.dtype.type(_top(planes, white)) - planes, white
-    if photometric == PHOTOMETRIC.SEPARATED:
-        return _inks(planes, tags, white), white
-    if photometric == PHOTOMETRIC.YCBCR:
-        return (planes if about.is_jpeg else _ycbcr(planes, tags)), white
-    known = {item.value: item.name for item in PHOTOMETRIC}
-    name = known.get(photometric, str(photometric))
-    raise ImageError(f"its colours are {name}, which is not converted; write it as RGB")
+        if planes.dtype.kind != "u":
+            raise ImageError(f"its white is zero, in {planes.dtype}: what black is nobody knows")
+        return planes.dtype.type(white or np.iinfo(planes.dtype).max) - planes, white
+    known = {item.value: item.name for item in PHOTOMETRIC} | {5: "CMYK or other inks"}
+    name = known.get(photometric, photometric)
+    raise ImageError(f"its colours are {name} of {planes.dtype}, not converted; write it as RGB")
 
 
 def _white(planes: np.ndarray, bits: int | tuple[int, ...]) -> float | None:
@@ -526,138 +650,31 @@ def _white(planes: np.ndarray, bits: int | tuple[int, ...]) -> float | None:
     return float(2**depth - 1)
 
 
-def _top(planes: np.ndarray, white: float | None) -> int:
-    """The largest number that can be stored."""
-    if planes.dtype.kind != "u":
-        raise ImageError(f"its white is zero, in {planes.dtype}: what black is nobody knows")
-    return int(np.iinfo(planes.dtype).max if white is None else white)
+# Beside the image ---------------------------------------------------------------------------------
 
 
-def _palette(planes: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
-    colours = np.asarray(tags.get(_COLOR_MAP, ()))
-    if colours.size == 0 or colours.size % 3 or len(planes) != 1:
-        raise ImageError("its palette is missing or of a wrong length")
-    colours = colours.reshape(3, -1)
-    if planes.max() >= colours.shape[1]:
-        raise ImageError(f"it uses colour {planes.max()} of {colours.shape[1]}")
-    # 16 bits by the standard; some programs write 8.
-    colours = colours if colours.max() < 256 else colours >> 8
-    return colours.astype(np.uint8)[:, planes[0]]
-
-
-def _inks(planes: np.ndarray, tags: dict[int, Any], white: float | None) -> np.ndarray:
-    """CMYK as Pillow turns it to RGB: each ink takes its share of what black leaves."""
-    if len(planes) != 4 or int(tags.get(_INK_SET, 1)) != 1 or planes.dtype.kind != "u":
-        raise ImageError(f"its {len(planes)} inks are not those of CMYK; write it as RGB")
-    top = _top(planes, white)
-    left = top - planes[3].astype(np.float64)
-    return np.rint(left * (1 - planes[:3] / top)).astype(planes.dtype)
-
-
-def _ycbcr(planes: np.ndarray, tags: dict[int, Any]) -> np.ndarray:
-    """Source: TIFF 6.0, section 21."""
-    if len(planes) != 3 or planes.dtype != np.uint8:
-        raise ImageError(f"its YCbCr has {len(planes)} planes of {planes.dtype}; write it as RGB")
-    red, green, blue = _fractions(tags.get(_YCBCR_COEFFICIENTS), (0.299, 0.587, 0.114))
-    low = _fractions(tags.get(_REFERENCE), (0.0, 255.0, 128.0, 255.0, 128.0, 255.0))
-    values = planes.astype(np.float64)
-    y = (values[0] - low[0]) * 255 / (low[1] - low[0])
-    cb, cr = ((values[i] - low[2 * i]) * 127 / (low[2 * i + 1] - low[2 * i]) for i in (1, 2))
-    r, b = y + cr * (2 - 2 * red), y + cb * (2 - 2 * blue)
-    g = (y - red * r - blue * b) / green
-    return np.rint(np.clip(np.stack([r, g, b]), 0, 255)).astype(np.uint8)
-
-
-def _fractions(value: Any, default: tuple[float, ...]) -> tuple[float, ...]:
-    """TIFF's rational numbers, which tifffile gives as numerators and denominators in turn."""
-    if value is None:
-        return default
-    numbers = [float(x) for x in np.ravel(value)]
-    if len(numbers) == 2 * len(default):
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        numbers = [n / d if d else math.nan for n, d in pairs]
-    if len(numbers) != len(default) or not all(map(math.isfinite, numbers)):
-        raise ImageError("its YCbCr coefficients are of a wrong length")
-    return tuple(numbers)
-
-
-# Names of planes ----------------------------------------------------------------------------------
-
-_COLOUR_WORDS = {
-    "red": "R", "green": "G", "blue": "B", "nir": "NIR", "near infrared": "NIR", "swir1": "SWIR1",
-    "swir2": "SWIR2",
-}  # fmt: skip
-_WAVELENGTH_TAGS = (
-    "wavelength", "wavelength_nm", "central_wavelength", "center_wavelength",
-    "central_wavelength_um", "central_wavelength_nm",
-)  # fmt: skip
-Scaling = tuple[np.ndarray, np.ndarray]
-
-
-@lru_cache(maxsize=256)
-def _gdal_metadata(text: str, count: int) -> tuple[tuple[Channel, ...], Scaling | None]:
-    """Descriptions and wavelengths as channels, scales and offsets, of GDAL's XML."""
-    try:
-        items = list(ElementTree.fromstring(text.strip(" \0\n")).iter("Item"))
-    except ElementTree.ParseError as error:
-        raise ImageError(f"its GDAL metadata is no XML ({error})") from error
-    found: dict[str, dict[int, str]] = {}
-    for item in items:
-        sample, kind = item.get("sample"), item.get("role") or str(item.get("name")).lower()
-        if sample is not None and sample.isdigit() and int(sample) < count:
-            found.setdefault(kind, {})[int(sample)] = (item.text or "").strip()
-    names = found.get("description", {})
-    lengths = next((found[tag] for tag in _WAVELENGTH_TAGS if tag in found), {})
-    labels = tuple(label_of(names.get(i), lengths.get(i)) for i in range(count))
-    return labels if any(not c.is_anonymous for c in labels) else (), _scaling(found, count)
-
-
-def _scaling(found: dict[str, dict[int, str]], count: int) -> Scaling | None:
-    try:
-        scale, offset = (
-            np.array([float(found.get(kind, {}).get(i, default)) for i in range(count)])
-            for kind, default in (("scale", 1.0), ("offset", 0.0))
-        )
-    except ValueError as error:
-        raise ImageError(f"its scales and offsets are not numbers ({error})") from error
-    if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
-        raise ImageError("its scales and offsets are not finite, or 0")
-    if (scale == 1).all() and (offset == 0).all():
-        return None
-    return scale.astype(np.float32)[:, None, None], offset.astype(np.float32)[:, None, None]
-
-
-def label_of(name: str | None, wavelength: str | None = None) -> Channel:
-    """The channel that a file's words mean; anonymous where they mean none."""
-    known = known_channels()
-    text = (name or "").strip()
-    short = re.sub(r"^B(\d)$", r"B0\1", text.upper())
-    for word in (text, short, _COLOUR_WORDS.get(text.lower(), "")):
-        if word in known:
-            return known[word]
-    try:
-        nm = float(wavelength) if wavelength else None
-    except ValueError:
-        nm = None
-    if nm is None or not math.isfinite(nm) or nm <= 0:
-        return Channel()
-    return Channel(text or None, nm * 1000 if nm < 100 else nm)  # micrometres
-
-
-@lru_cache(maxsize=256)
-def _ome_labels(text: str) -> tuple[Channel, ...]:
-    """Names and emission wavelengths of a microscope's channels."""
-    labels = []
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise ImageError(f"its OME metadata is no XML ({error})") from error
-    for element in root.iter():
-        if element.tag.rpartition("}")[2] == "Channel":
-            name, nm = element.get("Name"), element.get("EmissionWavelength")
-            known = label_of(name, nm)
-            labels.append(Channel(name) if known.is_anonymous and name else known)
-    return tuple(labels)
+def _with_sidecars(planes: Planes, path: str, max_pixels: int) -> Planes:
+    """The planes with what GDAL wrote into files beside the image: a mask, names, scales."""
+    if os.path.isfile(path + ".msk"):
+        mask = decode(read_bytes(path + ".msk"), None, max_pixels).image != 0
+        if mask.shape[1:] != planes.image.shape[1:]:
+            raise ImageError(f"its mask is {mask.shape[1:]}, its image {planes.image.shape[1:]}")
+        if len(mask) != len(planes.image):
+            mask = np.asarray(mask.all(0, keepdims=True))
+        planes = replace(planes, valid=_both(planes.valid, mask))
+    if os.path.isfile(path + ".aux.xml"):
+        text = bytes(read_bytes(path + ".aux.xml")).decode(errors="replace")
+        said, own = gdal_names(text, len(planes.image)), planes.names
+        names = PlaneNames(
+            own.channels or said.channels, own.satellite or said.satellite,
+            own.scaling or said.scaling,
+        )  # fmt: skip
+        planes = replace(planes, names=names)
+        if said.no_data is not None:
+            planes = replace(
+                planes, valid=_both(planes.valid, _has_data(planes.image, said.no_data))
+            )
+    return planes
 
 
 # From planes to images ----------------------------------------------------------------------------
@@ -665,41 +682,45 @@ def _ome_labels(text: str) -> tuple[Channel, ...]:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the files of a data set become images.
+    """How files become the images of an input.
 
     Args:
-        channels: The planes of every image; `ANONYMOUS` for any number.
-        value_scale: What stored numbers are divided by; without it 8 and 16 bits are scaled by
-            their range, in the transforms, and a file's own factors are applied.
-        no_data: What is done about pixels that hold no data by the file's own word (GDAL's tag, a
-            mask, NaN) or by the usual one (-9999 and the like, of signed and floating numbers):
-            `refuse` the image; mark them as NaN, for the transforms to put the channel's `mean`
-            there or to `predict` them from the same pixel's other channels; or `keep` the numbers
-            (NaN is refused).
-
-    Raises:
-        UserError: An unknown `no_data`, a `value_scale` that is not above 0.
+        spec: Which channels, what their stored numbers are divided by, what is done about pixels
+            that hold no data by the file's own word (GDAL's tag, a mask, NaN), by its
+            `no_data_value` or by the usual one (-9999 and the like, of signed and floating
+            numbers): `refuse` the image; mark them as NaN, for the transforms to put the channel's
+            `mean` there or to `predict` them from the other channels; or `keep` the numbers (NaN is
+            refused).
+        stored: What the planes of a file are, in order, that does not name them; by default the
+            channels of the spec.
+        partial: Whether a file that names its planes may lack some of the channels.
     """
 
-    channels: ChannelSet
-    value_scale: float | None = None
-    no_data: str = "refuse"
+    spec: InputSpec = InputSpec()  # noqa: RUF009 - frozen
+    stored: ChannelSet | None = None
+    partial: bool = False
 
-    def __post_init__(self) -> None:
-        if self.value_scale is not None and not 0 < self.value_scale < math.inf:
-            raise UserError(
-                f"value_scale is {self.value_scale}; it must be above 0, such as 10000."
-            )
-        if self.no_data not in NO_DATA:
-            raise UserError(f"no_data is {self.no_data!r}. Choose from: {', '.join(NO_DATA)}.")
+    @property
+    def channels(self) -> ChannelSet:
+        """The planes of every image, in order; `ANONYMOUS` for any number."""
+        return self.spec.channels
 
-    def file(self, path: str | Path) -> Tensor:
-        """The image of a file; see `image`."""
-        return self.image(decode(read_bytes(path), len(self.channels) or None))
+    @property
+    def num_planes(self) -> int | None:
+        """How many planes files have that do not name them; None where nobody said."""
+        return len(self.stored or self.channels) or None
 
-    def encoded(self, data: Any) -> Tensor:
-        """The image of the bytes of a file; see `image`."""
-        return self.image(decode(data, len(self.channels) or None))
+    def with_channels(self, channels: ChannelSet, stored: ChannelSet | None = None) -> Reading:
+        """The same with other channels; `stored` where files keep them among others."""
+        return replace(self, spec=replace(self.spec, channels=channels), stored=stored)
+
+    def decode(self, source: Any) -> Planes:
+        """The planes of a path or of a file's bytes, as they are stored."""
+        return decode(source, self.num_planes, self.spec.max_pixels)
+
+    def read(self, source: Any) -> Tensor:
+        """The image of a path or of a file's bytes; see `image`."""
+        return self.image(self.decode(source))
 
     def image(self, planes: Planes) -> Tensor:
         """The image `(C, H, W)`: uint8, uint16 or float32, NaN where there is no data.
@@ -707,58 +728,66 @@ class Reading:
         Raises:
             ImageError: Other planes than the channels, pixels without data.
         """
-        planes = fit(planes, self.channels)
+        return self.part(planes)[0]
+
+    def part(self, planes: Planes) -> tuple[Tensor, ChannelSet]:
+        """The same and the channels that are there, in the order of the spec."""
+        planes, channels = fit(planes, self.channels, self.stored, self.partial)
         missing, why = self._missing(planes)
-        if missing is not None and (self.no_data not in FILLED or missing.all()):
+        if missing is not None and (self.spec.no_data not in FILLED or missing.all()):
             cure = "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
             share = missing.mean()
             raise ImageError(
                 f"{share:.1%} of its values hold no data ({why}){cure if share < 1 else ''}"
             )
-        return self._tensor(planes, missing)
+        return self._tensor(planes, missing), channels
 
     def marked(self, planes: Planes) -> Tensor:
-        """The same with NaN wherever there is no data; nothing is refused for it."""
-        planes = fit(planes, self.channels)
+        """The image with NaN wherever there is no data; nothing is refused for it."""
+        planes, _ = fit(planes, self.channels, self.stored, self.partial)
         return self._tensor(planes, self._missing(planes)[0])
 
     def _missing(self, planes: Planes) -> tuple[np.ndarray | None, str]:
         """Where there is no data, or None, and how that is known."""
-        keep = self.no_data == "keep"
-        found = _missing_by_value(planes.image, usual=not keep)
-        if planes.valid is not None and not keep and not planes.valid.all():
-            found = {"the file says so": ~planes.valid} | found
+        image, value, keep = planes.image, self.spec.no_data_value, self.spec.no_data == "keep"
+        found = _missing_by_value(image, usual=not keep)
+        valid = {"the file says so": planes.valid}
+        if value is not None:
+            valid[f"they are {value:g}, the no-data value"] = _has_data(image, value)
+        if not keep:
+            found = {k: ~v for k, v in valid.items() if v is not None and not v.all()} | found
         if not found:
             return None, ""
-        missing = np.logical_or.reduce(
-            [np.broadcast_to(m, planes.image.shape) for m in found.values()]
-        )
+        missing = np.logical_or.reduce([np.broadcast_to(m, image.shape) for m in found.values()])
         return missing, next(iter(found))
 
     def _tensor(self, planes: Planes, missing: np.ndarray | None) -> Tensor:
-        stored = self._stored(planes, as_float=missing is not None)
+        stored = self._scaled(planes, as_float=missing is not None)
         if missing is not None:
             stored[missing] = np.nan
         return torch.from_numpy(np.require(stored, requirements=["C", "W"]))
 
-    def _stored(self, planes: Planes, as_float: bool) -> np.ndarray:
-        image, scale = planes.image, self.value_scale
-        if planes.scaling is not None:
-            factor, offset = planes.scaling
-            if scale is not None and not (np.allclose(factor, 1 / scale) and not offset.any()):
+    def _scaled(self, planes: Planes, as_float: bool) -> np.ndarray:
+        image, scale, offset = planes.image, self.channels.value_scale, self.channels.value_offset
+        if planes.names.scaling is not None:
+            factor, shift = planes.names.scaling
+            if scale is not None and not (
+                np.allclose(factor, 1 / scale) and np.allclose(shift, offset / scale)
+            ):
                 raise ImageError(
                     f"the file scales its numbers itself, by {factor.flat[0]:g} and "
-                    f"{offset.flat[0]:+g}; leave --value-scale {scale:g} out (value_scale=None)"
+                    f"{shift.flat[0]:+g}; leave --value-scale {scale:g} out (value_scale=None)"
                 )
-            return image.astype(np.float32) * factor + offset
-        if scale is not None:
-            return image.astype(np.float32) / np.float32(scale)
-        if planes.white is not None:
-            return image.astype(np.float32) / np.float32(planes.white)
-        if image.dtype in (np.uint8, np.uint16):
-            top = np.float32(np.iinfo(image.dtype).max)
-            return image.astype(np.float32) / top if as_float else image
-        return image.astype(np.float32, copy=as_float)
+            return image.astype(np.float32) * factor + shift
+        scale, is_whole = scale or planes.white, image.dtype in (np.uint8, np.uint16)
+        if scale is None and not offset and not as_float:
+            return image if is_whole else image.astype(np.float32, copy=False)
+        top = scale or (np.iinfo(image.dtype).max if is_whole else 1)
+        scaled = image.astype(np.float32)
+        if offset:
+            scaled += np.float32(offset)
+        scaled /= np.float32(top)
+        return scaled
 
 
 def _missing_by_value(image: np.ndarray, usual: bool) -> dict[str, np.ndarray]:
@@ -779,42 +808,70 @@ def _missing_by_value(image: np.ndarray, usual: bool) -> dict[str, np.ndarray]:
     return found
 
 
-def fit(planes: Planes, channels: ChannelSet) -> Planes:
-    """Bring decoded planes to the channels of the data set.
+def fit(
+    planes: Planes, channels: ChannelSet, stored: ChannelSet | None = None, partial: bool = False
+) -> tuple[Planes, ChannelSet]:
+    """Bring decoded planes to the channels of an input.
 
-    A gray image among R, G and B becomes three equal planes; an alpha plane that the channels do
-    not count is dropped. Nothing else is guessed.
+    Planes that the file names are found by name or wavelength, wherever they lie. Others are taken
+    in order: then a gray image among R, G and B becomes three equal planes, and an alpha plane that
+    the channels do not count is dropped. Nothing else is guessed.
 
     Args:
         planes: The decoded image.
-        channels: The channels of the data set; `ANONYMOUS` takes all planes but alpha.
+        channels: The channels; `ANONYMOUS` takes all planes but alpha.
+        stored: See `Reading`.
+        partial: Likewise.
 
     Returns:
-        The planes of the channels.
+        The planes and their channels.
 
     Raises:
-        ImageError: Another number of planes, or the file calls them by the same names in another
-            order.
+        ImageError: Another number of planes, or the file calls them by other names.
     """
-    if len(planes.image) != len(channels):
-        planes = planes.without_alpha()
+    order, labels, satellite = stored or channels, planes.labels, planes.names.satellite
     if not channels.channels:
-        return planes
-    if len(planes.image) == 1 and is_camera_rgb(channels):
-        planes = replace(planes, image=np.repeat(planes.image, 3, axis=0), labels=())
-    if len(planes.image) != len(channels):
+        return planes.without_alpha(), channels
+    if not labels or (len(labels) == 1 < len(order) and labels[0].wavelength_nm in (None, 555.0)):
+        return _in_order(planes, order, channels), channels
+    found = find_planes(labels, channels.channels, satellite)
+    if None not in found:
+        return planes.take([p for p in found if p is not None]), channels
+    named = labels[: planes.num_planes] if len(labels) != len(order) else labels
+    if len(named) == len(order) and not contradict(named, order.channels, satellite):
+        return _in_order(planes, order, channels), channels
+    there = [k for k, place in enumerate(found) if place is not None]
+    if partial and there:
+        return planes.take([p for p in found if p is not None]), channels.take(there)
+    said = "+".join(c.label for c in labels)
+    absent = "+".join(channels.labels[k] for k in range(len(found)) if k not in there)
+    lacks = f" and lacks {absent}" if there else ""
+    raise ImageError(
+        f"the file calls its planes {said}{lacks}, the channels are {channels}; leave --channels "
+        f"out, which takes the file's names, or say --channels {said}"
+    )
+
+
+def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes:
+    """The channels of an image whose planes are these in this order."""
+    if len(planes.image) != len(order):
+        planes = planes.without_alpha()
+    elif planes.has_alpha and order.wavelengths_nm[-1] and _is_mask(planes.image[-1]):
+        raise ImageError(
+            f"its last plane is alpha, {planes.image[-1].max()} wherever it is not 0, and no "
+            f"{order.labels[-1]}; say --channels {'+'.join(order.labels[:-1])}"
+        )
+    if len(planes.image) == 1 and is_camera_rgb(order):
+        planes = replace(
+            planes, image=np.repeat(planes.image, 3, axis=0), names=NO_NAMES
+        )  # fmt: skip
+    if len(planes.image) != len(order):
         known = products_with(len(planes.image))
         raise ImageError(
-            f"it has {len(planes.image)} planes, but the channels are {channels} "
-            f"({len(channels)}); see --channels" + (f". {known}" if known else "")
+            f"it has {len(planes.image)} planes, but the channels are {order} ({len(order)}); see "
+            f"--channels" + (f". {known}" if known else "")
         )
-    named = [c.name for c in planes.labels]
-    if None not in named and set(named) == set(channels.names) and tuple(named) != channels.names:
-        raise ImageError(
-            f"the file calls its planes {'+'.join(map(str, named))}, the channels are {channels}; "
-            f"see --channels"
-        )
-    return planes
+    return planes.take(range(len(order)) if order is channels else order.index(channels))
 
 
 def is_camera_rgb(channels: ChannelSet) -> bool:
@@ -837,20 +894,15 @@ def read_bytes(path: str | Path) -> Any:
 
 
 def read_image(
-    source: str | Path | bytes,
-    channels: ChannelSetLike,
-    *,
-    value_scale: float | None = None,
-    no_data: str = "refuse",
+    source: str | Path | bytes, channels: ChannelSetLike | None = None, **fields: Any
 ) -> Tensor:
     """Read one image as a data set with these channels reads it.
 
     Args:
         source: A file or the bytes of one.
-        channels: The channels of its planes.
-        value_scale: What the stored numbers are divided by (10000 for Sentinel-2 reflectance);
-            without it 8 and 16 bits are scaled by their range, in the transforms.
-        no_data: See `Reading`.
+        channels: The channels of its planes; any number of planes by default.
+        **fields: Of `InputSpec.of`: `value_scale` (10000 for Sentinel-2 reflectance; without it 8
+            and 16 bits are scaled by their range, in the transforms), `no_data`, ...
 
     Returns:
         `(C, H, W)`: uint8, uint16 or float32.
@@ -859,15 +911,14 @@ def read_image(
         UserError: It cannot be read, or has another number of planes.
         FileNotFoundError: There is no such file.
     """
-    wanted = ChannelSet.parse(channels)
-    reading = Reading(wanted, value_scale, no_data)
+    reading = Reading(InputSpec.of(channels=channels, **fields))
     named = "the image" if isinstance(source, bytes) else f"image {source}"
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise FileNotFoundError(f"There is no {named}. Check the path.")
     try:
-        return reading.encoded(source) if isinstance(source, bytes) else reading.file(source)
+        return reading.read(source)
     except ImageError as error:
         raise UserError(
             f"Cannot read {named}: {error}. Give a JPEG, PNG, TIFF or .npy file with the planes "
-            f"{wanted}."
+            f"{reading.channels}."
         ) from error

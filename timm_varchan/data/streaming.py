@@ -28,12 +28,13 @@ from timm_varchan.data.dataset import (
     readable,
     reading_for,
     seeded_transform,
-    stored_bytes,
+    stored_image,
 )
 from timm_varchan.data.decode import Reading
 from timm_varchan.data.labels import label_problem
 from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import InputSpec
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,9 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         skip_corrupt: bool = False,
     ) -> None:
         self._rows, self._columns = rows, columns
-        self._reading = Reading(channels, value_scale, no_data)
+        self._reading = Reading(
+            InputSpec.of(channels=channels, value_scale=value_scale, no_data=no_data)
+        )
         self._transform, self._seed = transform, seed
         self._num_batches, self._batch_size = num_batches, batch_size
         self._process, self._buffer_size = process, buffer_size
@@ -146,7 +149,7 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         num_classes = self._rows.features[self._columns[1]].num_classes
         try:
             if label is not None and 0 <= label < num_classes:
-                return self._reading.encoded(stored_bytes(image)), int(label)
+                return self._reading.read(stored_image(image)), int(label)
             problem = label_problem(label, num_classes)
         except ImageError as error:
             problem = f"cannot be read: {error}"

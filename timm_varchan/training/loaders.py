@@ -243,7 +243,7 @@ def _with_statistics(
     channels = data.channels
     if data.reading is None and wanted is not None and wanted.mean and wanted.std:  # synthetic
         channels = channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
-    lets_in = data.reading is not None and data.reading.no_data in ("mean", "predict")
+    lets_in = data.reading is not None and data.reading.spec.no_data in ("mean", "predict")
     if channels.mean is not None and not lets_in:
         return dataclasses.replace(data, channels=channels)
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)

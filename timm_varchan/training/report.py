@@ -319,9 +319,9 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     return {
         "name": data.name,
         "class_names": list(data.class_names),
-        "channels": data.channels.with_scale(reading.value_scale if reading else None).to_dict(),
+        "channels": data.channels.to_dict(),
         "num_images": {**num_images, "evaluated": num_evaluated},
-        "no_data": reading.no_data if reading else None,
+        "no_data": reading.spec.no_data if reading else None,
         "invalid_share": data.invalid_share,
         "num_skipped": sum(split.num_skipped for split in splits.values() if split),
     }
