@@ -1,9 +1,14 @@
-"""Every picture, drawn without pyplot: no global state, no display."""
+"""Every picture, drawn without pyplot: no global state, no display.
+
+They are narrow, 1,000 to 1,200 pixels, so that their letters can be read on a phone too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +20,32 @@ from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError, needs
 from timm_varchan.evaluation import (
     SetResult,
-    confusion_counts,
+    confusion_cells,
     main_series,
     rank_bands,
     summarise_sizes,
 )
 from timm_varchan.models import share
+from timm_varchan.products import plane_near
 from timm_varchan.stems import Stem
 
 with needs("train"):
+    from matplotlib import font_manager
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ft2font import FT2Font
+    from matplotlib.text import Text
     from matplotlib.ticker import MaxNLocator
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
-    "COLOURS",
+    "class_colours",
+    "picture_of",
     "plot_bands",
     "plot_channel_sets",
+    "plot_classes",
     "plot_confusion",
     "plot_curves",
     "plot_stem",
@@ -40,7 +53,6 @@ __all__ = [
 
 #: Okabe and Ito's palette: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", ":")
 #: With more channel sets than this, the picture shows sizes instead of sets.
 MAX_BARS = 15
 #: Channels of a picture of bars, at most.
@@ -49,27 +61,83 @@ MAX_BANDS = 20
 _MAX_NUMBERED = 15
 _MAX_NAMED = 40
 #: Kernels shown of each channel: those with the largest weights in the kernel bank.
-NUM_KERNELS = 6
+NUM_KERNELS = 4
+_WIDTH, _DPI = 5.0, 200
+
+#: Accuracies to draw a line at, 0..1, by what has them: chance, the most frequent class.
+Levels = Mapping[str, float]
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(height: float, width: float = _WIDTH) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _saved(figure: Figure, path: str | Path) -> Path:
-    figure.savefig(path, dpi=150)
+def _saved(figure: Figure, path: str | Path, dpi: int = _DPI) -> Path:
+    """Write a figure, its texts in fonts that have their letters."""
+    for axes in figure.axes:  # tick labels are made when they are asked for
+        axes.get_xticklabels(), axes.get_yticklabels()
+    texts = figure.findobj(Text)
+    fonts = _fonts_for("".join(text.get_text() for text in texts))
+    if fonts is None:
+        fonts = []
+        for text in texts:
+            text.set_text(text.get_text().encode("ascii", "backslashreplace").decode())
+    for text in texts if fonts else ():
+        text.set_fontfamily(["DejaVu Sans", *fonts])
+    figure.savefig(path, dpi=dpi)
     return Path(path)
 
 
-def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Loss and accuracy over the epochs, training and validation, and every channel set's.
+# Letters ------------------------------------------------------------------------------------------
+
+
+def _fonts_for(text: str) -> list[str] | None:
+    """Fonts of this machine that have the letters matplotlib's own lacks; None if none have."""
+    missing = {letter for letter in set(text) - _letters(None) if letter.isprintable()}
+    found: list[str] = []
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
+        if not missing:
+            break
+        has = _letters(font.fname) & missing
+        if has:
+            found.append(font.name)
+            missing -= has
+    return None if missing else found
+
+
+@cache
+def _letters(path: str | None) -> frozenset[str]:
+    """The letters of a font file, by default of matplotlib's own."""
+    try:
+        font = FT2Font(path or font_manager.findfont("DejaVu Sans"))
+    except (OSError, RuntimeError):  # a broken file, or a format that it does not read
+        return frozenset()
+    return frozenset(map(chr, font.get_charmap())) | {"\n"}
+
+
+def _class_labels(names: Sequence[str]) -> list[str]:
+    """The names of classes, or their numbers where no font of this machine has the letters."""
+    if _fonts_for("".join(names)) is not None:
+        return list(names)
+    logger.warning("No font of this machine has the letters of the class names; their numbers do.")
+    return [str(number) for number in range(len(names))]
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def plot_curves(
+    history: Sequence[Mapping[str, Any]], path: str | Path, *, levels: Levels | None = None
+) -> Path:
+    """Loss and accuracy over the epochs, and a small panel for each channel set.
 
     Args:
         history: One entry an epoch with `epoch`, `train_loss`, `eval_loss`, `train_accuracy`,
             `eval_accuracy`, and, where several sets were tested, `eval_sets`: accuracy by set.
         path: Picture to write.
+        levels: Accuracies to draw a line at.
 
     Returns:
         The path.
@@ -80,11 +148,11 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     if not history:
         raise UserError("There are no epochs to draw.")
     sets = list(history[-1].get("eval_sets", ()))
-    sets = sets if len(sets) > 1 else []
-    figure = _figure(7.2, 6.4 if sets else 3.2)
-    grid = figure.add_gridspec(2 if sets else 1, 2)
+    rows = (len(sets) + 1) // 2 if len(sets) > 1 else 0
+    figure = _figure(2.8 + 1.15 * rows)
+    grid = figure.add_gridspec(1 + rows, 2, height_ratios=[2.4] + [1.0] * rows)
     epochs = [entry["epoch"] + 1 for entry in history]
-    dots: dict[str, Any] = {"marker": "o", "markersize": 3}
+    dots: dict[str, Any] = {"marker": "o", "markersize": 2.5 if len(epochs) < 40 else 0}
     for column, (what, label, factor) in enumerate(
         (("loss", "cross entropy", 1), ("accuracy", "accuracy (%)", 100))
     ):
@@ -92,18 +160,22 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         for colour, (key, images) in enumerate((("train", "training"), ("eval", "validation"))):
             values = [factor * entry[f"{key}_{what}"] for entry in history]
             axes.plot(epochs, values, color=COLOURS[colour], label=images, **dots)
-        axes.set_ylabel(label)
-        axes.legend()
-    if sets:
-        axes = figure.add_subplot(grid[1, :])
-        for number, name in enumerate(sets):
-            colour, style = number % len(COLOURS), _STYLES[number // len(COLOURS) % 3]
-            values = [100 * entry["eval_sets"][name] for entry in history]
-            axes.plot(epochs, values, style, color=COLOURS[colour], label=_short(name), **dots)
-        axes.set_ylabel("validation accuracy (%)")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="channels")
-    for axes in figure.axes:
+        if factor == 100:
+            _draw_levels(axes, levels, axes.axhline)
         _count_along_x(axes, "epoch")
+        axes.set_title(label, fontsize=10)
+        axes.legend(fontsize=8)
+    curves = {name: [100 * entry["eval_sets"][name] for entry in history] for name in sets}
+    for number, name in enumerate(sets if rows else ()):
+        axes = figure.add_subplot(grid[1 + number // 2, number % 2])
+        for other in curves.values():
+            axes.plot(epochs, other, color="#bbbbbb", linewidth=0.7)
+        axes.plot(epochs, curves[name], color=COLOURS[1], linewidth=2, **dots)
+        axes.set_title(f"{_short(name)}: {curves[name][-1]:.1f} %", fontsize=9)
+        axes.set_ylim(0, 100)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
     return _saved(figure, path)
 
 
@@ -113,6 +185,12 @@ def _count_along_x(axes: Axes, label: str) -> None:
     axes.grid(alpha=0.3)
 
 
+def _draw_levels(axes: Axes, levels: Levels | None, line: Any) -> None:
+    """Dotted lines at accuracies that knowing nothing gives."""
+    for name, value in (levels or {}).items():
+        line(100 * value, color="#555555", linestyle=":", linewidth=1.2, label=name)
+
+
 def _short(name: str) -> str:
     """A name that fits a legend."""
     parts = name.split("+")
@@ -120,23 +198,29 @@ def _short(name: str) -> str:
     return name if few else f"{len(parts)}: {parts[0]}+...+{parts[-1]}"
 
 
+# Channel sets -------------------------------------------------------------------------------------
+
+
 def plot_channel_sets(
     results: Sequence[SetResult],
     path: str | Path,
     title: str = "",
     *,
-    baseline: Sequence[SetResult] | None = None,
+    baseline: Mapping[tuple[int, ...], Mapping[str, float]] | None = None,
+    levels: Levels | None = None,
 ) -> Path:
     """Accuracy on every channel set with its 95 % interval, a colour for each mode and order.
 
     With more than `MAX_BARS` sets it shows the number of channels instead: the mean over the sets
-    of a size, a band from the worst to the best, a dot for every set, and the sets that have names.
+    of a size (hollow where there is a single one), a band from the worst to the best, a dot for
+    every set, and the sets that have names.
 
     Args:
         results: From `evaluate_channel_sets`.
         path: Picture to write.
         title: Above it.
-        baseline: Of another model on the same sets.
+        baseline: Accuracy of another model (`value`, `low`, `high`) by the positions of a set.
+        levels: Accuracies to draw a line at.
 
     Returns:
         The path.
@@ -148,43 +232,54 @@ def plot_channel_sets(
         raise UserError("There are no channel sets to draw.")
     num_sets = len({result.indices for result in results})
     if num_sets > MAX_BARS:
-        figure = _figure(6.4, 4)
+        figure = _figure(4.4)
         axes = figure.subplots()
-        _draw_sizes(axes, main_series(results), COLOURS[0], "this model")
-        if baseline:
-            _draw_sizes(axes, main_series(baseline), COLOURS[1], "baseline", dots=False)
+        _draw_sizes(axes, main_series(results), baseline or {})
+        _draw_levels(axes, levels, axes.axhline)
         _count_along_x(axes, "number of channels")
         axes.set_ylabel("accuracy (%)")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, 101)
     else:
         series: dict[str, list[SetResult]] = {}
         for result in results:
             series.setdefault(f"{result.mode}, {result.order}", []).append(result)
-        if baseline:
-            series["baseline"] = main_series(baseline)
-        figure = _figure(6.4, max(2.5, 1 + num_sets * (0.08 + 0.16 * len(series))))
+        lines = len(series) + bool(baseline)
+        figure = _figure(max(2.5, 1.3 + num_sets * (0.12 + 0.16 * lines)))
         axes = figure.subplots()
-        _draw_sets(axes, series)
-    if title:
-        axes.set_title(title)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        _draw_sets(axes, series, baseline or {})
+        _draw_levels(axes, levels, axes.axvline)
+    _entitle(figure, title, results[0].num_images)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return _saved(figure, path)
 
 
-def _draw_sets(axes: Axes, series: Mapping[str, Sequence[SetResult]]) -> None:
+def _entitle(figure: Figure, title: str, num_images: int) -> None:
+    figure.suptitle(f"{title}\n{num_images:,} images" if title else f"{num_images:,} images",
+                    fontsize=10)  # fmt: skip
+
+
+def _draw_sets(
+    axes: Axes,
+    series: Mapping[str, Sequence[SetResult]],
+    baseline: Mapping[tuple[int, ...], Mapping[str, float]],
+) -> None:
     """Horizontal bars, largest sets on top."""
     names = {r.indices: r.label for group in series.values() for r in group}
     places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
-    thickness = 0.8 / len(series)
-    for number, (label, group) in enumerate(series.items()):
-        estimates = [r.metrics["accuracy"] for r in group]
+    rows = {
+        label: {r.indices: r.metrics["accuracy"]._asdict() for r in group}
+        for label, group in series.items()
+    }
+    rows |= {"baseline": dict(baseline)} if baseline else {}
+    thickness = 0.8 / len(rows)
+    for number, (label, group) in enumerate(rows.items()):
         errors: Any = [
-            [100 * (e.value - e.low) for e in estimates],
-            [100 * (e.high - e.value) for e in estimates],
+            [100 * (e["value"] - e["low"]) for e in group.values()],
+            [100 * (e["high"] - e["value"]) for e in group.values()],
         ]
         axes.barh(
-            [places[r.indices] - 0.4 + thickness * (number + 0.5) for r in group],
-            [100 * e.value for e in estimates], thickness, xerr=errors,
+            [places[indices] - 0.4 + thickness * (number + 0.5) for indices in group],
+            [100 * e["value"] for e in group.values()], thickness, xerr=errors,
             color=COLOURS[number % len(COLOURS)], label=label,
             error_kw={"elinewidth": 0.8, "capsize": 1.5, "alpha": 0.8},
         )  # fmt: skip
@@ -197,47 +292,83 @@ def _draw_sets(axes: Axes, series: Mapping[str, Sequence[SetResult]]) -> None:
 
 
 def _draw_sizes(
-    axes: Axes, results: Sequence[SetResult], colour: str, label: str, *, dots: bool = True
+    axes: Axes,
+    results: Sequence[SetResult],
+    baseline: Mapping[tuple[int, ...], Mapping[str, float]],
 ) -> None:
     """Mean, worst and best of the sets of each size; every set; the names that people know."""
     summaries = sorted(summarise_sizes(results), key=lambda summary: summary.size)
-    sizes = [summary.size for summary in summaries]
     ranged = [summary for summary in summaries if summary.num_sets > 1]
     axes.bar(
         [s.size for s in ranged], [100 * (s.best - s.worst) for s in ranged], 0.9,
-        bottom=[100 * s.worst for s in ranged], color=colour, alpha=0.18,
-        label=f"{label}: worst to best set",
+        bottom=[100 * s.worst for s in ranged], color=COLOURS[0], alpha=0.18,
+        label="worst to best set",
     )  # fmt: skip
-    axes.plot(
-        sizes, [100 * s.mean for s in summaries], "o-" if dots else "s--", color=colour,
-        markersize=4, label=f"{label}: mean",
-    )  # fmt: skip
-    means, last = {s.size: 100 * s.mean for s in summaries}, sizes[-1]
-    axes.set_xlim(0.4, last + 0.6)
-    for result in results if dots else ():
-        known = result.kind in ("natural", "asked")
-        accuracy = 100 * result.accuracy
+    means = {s.size: 100 * s.mean for s in summaries}
+    axes.plot(list(means), list(means.values()), "-", color=COLOURS[0], linewidth=1.5)
+    for several, face, label in ((True, COLOURS[0], "mean"), (False, "white", "a single set")):
+        own = [s.size for s in summaries if (s.num_sets > 1) == several]
         axes.plot(
-            result.size, accuracy, "D" if known else ".", color=COLOURS[6 if known else 0],
-            markersize=5 if known else 3, alpha=1 if known else 0.5,
+            own, [means[size] for size in own], "o", color=COLOURS[0], markerfacecolor=face,
+            markersize=6, label=label, zorder=3,
         )  # fmt: skip
-        if known:
-            above = accuracy >= means[result.size]
-            axes.annotate(
-                _short(result.name), (result.size, accuracy), (0, 7 if above else -7), fontsize=9,
-                textcoords="offset points", va="bottom" if above else "top",
-                ha="left" if result.size < last / 3 else "right" if result.size > 2 * last / 3
-                else "center",
-            )  # fmt: skip
+    _draw_baseline(axes, results, baseline)
+    last = max(means)
+    axes.set_xlim(0.4, last + 0.6)
+    for result in results:
+        if result.kind not in ("natural", "asked"):
+            axes.plot(result.size, 100 * result.accuracy, ".", color=COLOURS[0], alpha=0.5,
+                      markersize=4)  # fmt: skip
+    _draw_named(axes, [r for r in results if r.kind in ("natural", "asked")], last)
 
 
-def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") -> Path:
-    """Which channels matter: two bars each, what is lost without it and what it does alone.
+def _draw_baseline(
+    axes: Axes,
+    results: Sequence[SetResult],
+    baseline: Mapping[tuple[int, ...], Mapping[str, float]],
+) -> None:
+    values: dict[int, list[float]] = {}
+    for result in results:
+        if result.indices in baseline:
+            values.setdefault(result.size, []).append(100 * baseline[result.indices]["value"])
+    if values:
+        sizes = sorted(values)
+        axes.plot(sizes, [np.mean(values[size]) for size in sizes], "s--", color=COLOURS[1],
+                  markersize=4, label="baseline: mean")  # fmt: skip
+
+
+def _draw_named(axes: Axes, named: Sequence[SetResult], last: int) -> None:
+    """Sets that people know by name, the names beside the curve, below all of its points."""
+    for number, result in enumerate(sorted(named, key=lambda r: r.size)):
+        accuracy = 100 * result.accuracy
+        axes.plot(result.size, accuracy, "D", color=COLOURS[6], markersize=5, zorder=4)
+        right = result.size > 0.6 * last
+        axes.annotate(
+            _short(result.name), (result.size, accuracy),
+            (-14 if right else 14, -26 - 13 * (number % 3)), textcoords="offset points",
+            fontsize=9, ha="right" if right else "left", va="center",
+            arrowprops={"arrowstyle": "-", "color": "#555555", "linewidth": 0.7},
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+
+
+def plot_bands(
+    results: Sequence[SetResult],
+    path: str | Path,
+    title: str = "",
+    *,
+    levels: Levels | None = None,
+) -> Path:
+    """Which channels matter: what is lost without each, and what each does alone.
+
+    Above stand only channels without which the accuracy certainly changes (the 95 % interval leaves
+    out 0), gains in a colour of their own; a line counts the others.
 
     Args:
         results: From `evaluate_channel_sets`.
         path: Picture to write.
         title: Above it.
+        levels: Accuracies to draw a line at.
 
     Returns:
         The path.
@@ -245,44 +376,56 @@ def plot_bands(results: Sequence[SetResult], path: str | Path, title: str = "") 
     Raises:
         UserError: No channel was evaluated alone or left out.
     """
-    bands = rank_bands(results)[:MAX_BANDS]
+    bands = rank_bands(results)
     if not bands:
         raise UserError("No channel was evaluated alone or left out: there is nothing to rank.")
-    figure = _figure(6.4, 1.3 + 0.27 * len(bands))
-    left, right = figure.subplots(1, 2, sharey=True)
-    lost = [band.loss_without for band in bands]
-    alone = [band.alone for band in bands]
-    _bars(left, [d and (d.difference, d.low, d.high) for d in lost], COLOURS[1])
-    _bars(right, alone, COLOURS[0])
-    left.axvline(0, color="black", linewidth=0.8)
-    left.set_xlabel("lost without it (points)")
-    right.set_xlabel("accuracy of it alone (%)")
-    right.set_xlim(0, 100)
-    everything = 100 * main_series(results)[0].accuracy
-    right.axvline(everything, color="black", linestyle=":", label="all channels")
-    right.legend(loc="lower right", fontsize=8)
-    left.set_yticks(range(len(bands)), [_short(band.name) for band in bands])
-    left.invert_yaxis()
-    if title:
-        figure.suptitle(title)
+    tested = [band for band in bands if band.loss_without is not None]
+    certain = [band for band in tested if band.certain][:MAX_BANDS]
+    alone = sorted((b for b in bands if b.alone), key=lambda b: (-b.alone[0], b.index))[:MAX_BANDS]
+    above, below = 0.6 + 0.22 * len(certain), 0.22 * len(alone)
+    figure = _figure(1.7 + above + below)
+    first, second = figure.subplots(2, 1, height_ratios=[max(above, 0.3), max(below, 0.3)])
+    lost = [(b.loss_without.difference, b.loss_without.low, b.loss_without.high)
+            for b in certain if b.loss_without]  # fmt: skip
+    _bars(first, certain, lost, [COLOURS[1] if d[0] > 0 else COLOURS[2] for d in lost])
+    for colour, label, sign in ((COLOURS[1], "lost", 1), (COLOURS[2], "gained", -1)):
+        if any(sign * d[0] > 0 for d in lost):
+            first.bar(0, 0, color=colour, label=label)
+    first.axvline(0, color="black", linewidth=0.8)
+    first.set_xlabel("points of accuracy without it", fontsize=9)
+    if lost:
+        first.legend(fontsize=8)
+    rest = len(tested) - len(certain)
+    if rest:
+        first.set_title(f"{'the others' if certain else 'all'} ({rest}): no certain change without",
+                        fontsize=9)  # fmt: skip
+    _bars(second, alone, [b.alone for b in alone], [COLOURS[0]] * len(alone))
+    second.set_xlabel("accuracy of it alone (%)", fontsize=9)
+    second.set_xlim(0, 100)
+    full = main_series(results)[0].accuracy
+    _draw_levels(second, {**(levels or {}), "all channels": full}, second.axvline)
+    second.lines[-1].set(color=COLOURS[0], linestyle="--")
+    second.legend(fontsize=8, loc="lower right")
+    _entitle(figure, title, results[0].num_images)
     return _saved(figure, path)
 
 
-def _bars(axes: Axes, values: Sequence[Any], colour: str) -> None:
-    """Horizontal bars with intervals; a value is `(value, low, high)` in 0..1, or None."""
-    for place, one in enumerate(values):
-        if one is not None:
-            value, low, high = (100 * part for part in one)
-            axes.barh(place, value, 0.7, color=colour, alpha=0.85)
-            axes.plot([low, high], [place, place], color="black", linewidth=1, alpha=0.7)
-    axes.margins(y=0.01)
+def _bars(axes: Axes, bands: Sequence[Any], values: Sequence[Any], colours: Sequence[str]) -> None:
+    """Horizontal bars with intervals; a value is `(value, low, high)` in 0..1."""
+    for place, (one, colour) in enumerate(zip(values, colours, strict=True)):
+        value, low, high = (100 * part for part in one)
+        axes.barh(place, value, 0.7, color=colour, alpha=0.85)
+        axes.plot([low, high], [place, place], color="black", linewidth=1, alpha=0.7)
+    axes.set_yticks(range(len(bands)), [_short(band.name) for band in bands], fontsize=9)
+    axes.set_ylim(len(bands) - 0.4, -0.6)
+    axes.tick_params(labelsize=9)
     axes.grid(axis="x", alpha=0.3)
 
 
 def plot_confusion(
     result: SetResult, class_names: Sequence[str], path: str | Path, title: str = ""
 ) -> Path:
-    """The confusion matrix of one channel set, in per cent of each true class.
+    """The confusion matrix of one channel set: counts, coloured by the fraction of the true class.
 
     Args:
         result: Of `evaluate_channel_sets`; its first is that of all channels.
@@ -294,30 +437,87 @@ def plot_confusion(
         The path.
     """
     num = len(class_names)
-    counts = confusion_counts(result.predictions, result.references, num)
-    names = [*class_names, "no answer"] if counts[:, num].any() else list(class_names)
-    counts = counts[:, : len(names)]
-    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
-    side = 2.2 + 0.38 * min(num, _MAX_NUMBERED)
-    figure = _figure(side + 0.6, side)
+    shown = min(num, _MAX_SHOWN)
+    true, said, numbers = confusion_cells(result.predictions, result.references, num).T
+    bins = (np.arange(shown + 1) * num / shown).round().astype(int)
+    counts = np.zeros((shown, shown + 1), int)
+    place = np.searchsorted(bins, true, "right") - 1
+    np.add.at(counts, (place, np.searchsorted(bins, said, "right") - 1), numbers)
+    labels = _class_labels(class_names)
+    columns = [*labels, "no answer"] if counts[:, shown].any() else labels
+    counts = counts[:, : len(columns)] if num == shown else counts[:, :shown]
+    fractions = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = 2.4 + 0.36 * min(num, _MAX_NUMBERED)
+    figure = _figure(min(side, 7.5) + 0.3, min(side, 7.5))
     axes = figure.subplots()
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
     if num <= _MAX_NUMBERED:
-        for (row, column), share in np.ndenumerate(shares):
-            if share > 0:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
                 axes.text(
-                    column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9,
-                    color="white" if share > 0.55 else "black",
+                    column, row, str(count), ha="center", va="center", fontsize=9,
+                    color="white" if fractions[row, column] > 0.55 else "black",
                 )  # fmt: skip
     if num <= _MAX_NAMED:
-        size = 9 if num <= _MAX_NUMBERED else 5
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(num), class_names, fontsize=size)
+        size, totals = 9 if num <= _MAX_NUMBERED else 6, counts.sum(1)
+        axes.set_xticks(range(len(columns)), map(_short, columns), rotation=90, fontsize=size)
+        rows = [f"{_short(name)} ({n})" for name, n in zip(labels, totals, strict=True)]
+        axes.set_yticks(range(num), rows, fontsize=size)
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true (rows add up to 100 %)")
-    heading = f"{result.label}: {100 * result.accuracy:.1f} %"
-    axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=10)
+    axes.set_ylabel("true (images)")
+    low, high = (100 * part for part in result.metrics["accuracy"][1:])
+    heading = f"{result.label}: {100 * result.accuracy:.1f} % ({low:.1f} to {high:.1f})"
+    axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=9)
     return _saved(figure, path)
+
+
+#: Rows of a confusion matrix that a picture can show; of more classes, neighbours are summed.
+_MAX_SHOWN = 500
+
+
+# Maps ---------------------------------------------------------------------------------------------
+
+
+def class_colours(count: int) -> list[tuple[int, int, int]]:
+    """Colours for so many classes, far apart for few."""
+    from matplotlib.colors import hsv_to_rgb, to_rgb
+
+    colours = [to_rgb(colour) for colour in COLOURS[:6]][:count]
+    for number in range(len(colours), count):  # the golden ratio keeps neighbours apart
+        hue = number * 0.618034 % 1
+        colours.append(tuple(hsv_to_rgb((hue, 0.9 - 0.4 * (number % 2), 0.9 - 0.3 * (number % 3)))))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
+
+
+def plot_classes(cells: np.ndarray, labels: Mapping[int, str], path: str | Path) -> Path:
+    """A map of classes with a legend.
+
+    Args:
+        cells: The class of every cell `(rows, columns)`, NaN where there is no answer.
+        labels: What the legend says of the classes that it names, by their number.
+        path: Picture to write.
+
+    Returns:
+        The path.
+    """
+    step = max(1, max(cells.shape) // 1000)
+    shown = cells[::step, ::step]
+    known = ~np.isnan(shown)
+    table = np.array(class_colours(max([*labels, 0]) + 1), np.uint8)
+    picture = np.full((*shown.shape, 3), 255, np.uint8)
+    picture[known] = table[shown[known].astype(int)]
+    height = _WIDTH * shown.shape[0] / shown.shape[1]
+    figure = _figure(min(max(height, 1.5), 9.0) + 0.3 + 0.21 * len(labels))
+    axes = figure.subplots()
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_axis_off()
+    for number, text in labels.items():
+        axes.bar(0, 0, color=table[number] / 255, label=text)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9)
+    return _saved(figure, path)
+
+
+# Stems --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -327,23 +527,22 @@ def plot_stem(
     channels: ChannelSetLike,
     path: str | Path,
     *,
-    sets: Sequence[ChannelSetLike] | None = None,
+    sets: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),
     num_kernels: int = NUM_KERNELS,
 ) -> Path:
-    """What the stem makes of images: a row for each image, a column for each channel set.
+    """What the stem makes of images: a block for each image and channel set, below each other.
 
-    In every cell a line for each channel: how much of it goes to each virtual channel (its mixing
-    coefficients), then some of the kernels that it is convolved with (its generated kernels, all
-    of a column of cells in one scale: red is positive, blue negative).
+    In a block a line for each channel: how much of it goes to each virtual channel (its mixing
+    coefficients; those under 0.005 are left blank), then some of the kernels that it is convolved
+    with (its generated kernels, all of a block in one scale: red is positive, blue negative).
 
     Args:
         model: A model with a stem that mixes; its first stem is shown, and it is not changed.
         images: `(B, C, H, W)`, normalised.
         channels: What the C planes are.
         path: Picture to write.
-        sets: Subsets of the channels, one a column; by default all channels and up to three sets
-            with one channel less.
+        sets: Positions of the channels of each set; by default all channels, and all but the first.
         names: A name for each image.
         num_kernels: How many of the generated kernels to show.
 
@@ -351,8 +550,7 @@ def plot_stem(
         The path.
 
     Raises:
-        UserError: No images, no stem, a stem without mixing coefficients, or channels that are not
-            among the images' own.
+        UserError: No images, no stem, a stem without mixing coefficients.
     """
     whole = ChannelSet.parse(channels)
     if images.dim() != 4 or not len(images) or images.shape[1] != len(whole):
@@ -360,50 +558,52 @@ def plot_stem(
             f"The images have shape {tuple(images.shape)}, but the channels are {whole} "
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
-    less = whole.subsets(len(whole) - 1)[:3] if len(whole) > 1 else []
-    wanted = [ChannelSet.parse(s) for s in sets] if sets else [whole, *less]
+    every = tuple(range(len(whole)))
+    wanted = [tuple(one) for one in sets] if sets else list(dict.fromkeys((every, every[1:] or every)))
     views = [_look(model, images, whole, one, num_kernels) for one in wanted]
-    widths = [len(view.coefficients[0, 0]) + view.num_kernels for view in views]
-    lines = max(map(len, wanted))
-    figure = _figure(2 + 0.42 * sum(widths), 0.5 + len(images) * (0.3 + 0.36 * lines))
+    lines = [len(one) for _ in images for one in wanted]
+    widest = max(len(view.virtual) + view.num_kernels for view in views)
+    width = min(max(3.0 + 0.38 * widest, 4.0), 8.0)
+    figure = _figure(0.4 + sum(0.6 + 0.24 * n for n in lines), width)
     grid = figure.subplots(
-        len(images), 1 + len(wanted), squeeze=False, width_ratios=[lines, *widths]
-    )
-    for number, row in enumerate(grid):
-        _draw_image(row[0], images[number], names[number] if names else "")
-        for axes, view, one in zip(row[1:], views, wanted, strict=True):
-            view.draw(axes, number, one.labels)
-            if number == 0:
-                axes.set_title(str(one))
-    return _saved(figure, path)
+        len(lines), 2, squeeze=False, height_ratios=[n + 1.5 for n in lines],
+        width_ratios=[1.2, width - 1.6],
+    )  # fmt: skip
+    for row, (left, right) in enumerate(grid):
+        number, view = row // len(wanted), views[row % len(wanted)]
+        shown = wanted[row % len(wanted)]
+        _draw_image(left, picture_of(images[number], whole), names[number] if names else "")
+        view.draw(right, number, whole.take(shown).labels)
+        right.set_title(f"{len(shown)} of {len(whole)} channels", fontsize=9, loc="left")
+    return _saved(figure, path, 150)
 
 
 def _look(
-    model: nn.Module, images: Tensor, whole: ChannelSet, wanted: ChannelSet, num_kernels: int
+    model: nn.Module, images: Tensor, whole: ChannelSet, planes: Sequence[int], num_kernels: int
 ) -> _StemView:
     """The first stem's coefficients, and its kernels where the bank is one convolution."""
-    twin = share(model, wanted).eval()
+    twin = share(model, whole.take(planes)).eval()
     stem = next((module for module in twin.modules() if isinstance(module, Stem)), None)
     if stem is None:
         raise UserError(f"{type(model).__name__} has a mixer but no timm_varchan.Stem to look at.")
-    planes = list(range(len(whole))) if wanted == whole else list(whole.index(wanted))
-    x = images[:, planes].to(next(twin.parameters()))
+    x = images[:, list(planes)].to(next(twin.parameters()))
     coefficients = stem.mixer.coefficients(x).expand(len(x), -1, -1).float().cpu()
-    kernels = coefficients.new_zeros(len(x), 0, len(wanted), 1, 1)
+    kernels, chosen = coefficients.new_zeros(len(x), 0, len(planes), 1, 1), torch.zeros(0).long()
     if isinstance(stem.bank, nn.Conv2d):
         chosen = stem.bank.weight.flatten(1).norm(dim=1).argsort(descending=True)[:num_kernels]
         kernels = stem.generated_kernels(x)[:, chosen].expand(len(x), -1, -1, -1, -1).float().cpu()
     virtual = stem.mixer.virtual_channels.labels
-    return _StemView(coefficients.numpy(), kernels.numpy(), virtual)
+    return _StemView(coefficients.numpy(), kernels.numpy(), virtual, tuple(chosen.tolist()))
 
 
 @dataclass(frozen=True)
 class _StemView:
-    """Coefficients `(B, C, K)`, some kernels `(B, n, C, kh, kw)`, names of the K."""
+    """Coefficients `(B, C, K)`, n kernels `(B, n, C, kh, kw)`, names of the K, numbers of the n."""
 
     coefficients: np.ndarray
     kernels: np.ndarray
     virtual: tuple[str, ...]
+    filters: tuple[int, ...]
 
     @property
     def num_kernels(self) -> int:
@@ -414,14 +614,15 @@ class _StemView:
         """One image's channels, a line each: K numbers, then n kernels, in cells of 1 x 1."""
         num_virtual = len(self.virtual)
         table = self.coefficients[number]
-        place: dict[str, Any] = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "equal"}
+        place: dict[str, Any] = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "auto"}
         extent = (0.0, float(num_virtual), float(len(labels)), 0.0)
         axes.imshow(table, vmin=-1, vmax=1, extent=extent, alpha=0.8, **place)
         for (line, column), value in np.ndenumerate(table):
-            axes.text(
-                column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7,
-                color="white" if abs(value) > 0.6 else "black",
-            )  # fmt: skip
+            if abs(value) >= 0.005:
+                axes.text(
+                    column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center",
+                    fontsize=7, color="white" if abs(value) > 0.6 else "black",
+                )  # fmt: skip
         limit = float(np.abs(self.kernels).max()) if self.num_kernels else 1.0
         for line in range(len(labels)):
             for column in range(self.num_kernels):
@@ -431,20 +632,43 @@ class _StemView:
                 axes.imshow(kernel, vmin=-limit, vmax=limit, extent=extent, **place)
         axes.set_xlim(0, num_virtual + self.num_kernels + 0.2)
         axes.set_ylim(len(labels), 0)
-        axes.set_xticks([k + 0.5 for k in range(num_virtual)], [f"to {v}" for v in self.virtual])
+        ticks = [*np.arange(num_virtual) + 0.5, *np.arange(self.num_kernels) + num_virtual + 0.65]
+        texts = [*(f"to {v}" for v in self.virtual), *(f"kernel {k}" for k in self.filters)]
+        axes.set_xticks(ticks, texts, rotation=0 if len(ticks) < 8 else 90)
         axes.set_yticks([line + 0.5 for line in range(len(labels))], labels)
-        axes.tick_params(length=0, labelsize=7)
+        axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-        axes.set_anchor("N")
 
 
-def _draw_image(axes: Axes, image: Tensor, name: str) -> None:
-    """The first three planes as colours, or the first alone, stretched to the visible range."""
-    shown = image[: 3 if len(image) > 2 else 1].float().cpu()
-    low, high = shown.amin((1, 2), keepdim=True), shown.amax((1, 2), keepdim=True)
-    shown = ((shown - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
-    axes.imshow(shown.numpy(), cmap="gray")
-    axes.set_xlabel(name, fontsize=7)
+def _draw_image(axes: Axes, picture: np.ndarray, name: str) -> None:
+    axes.imshow(picture)
+    axes.set_xlabel(_short_file(name), fontsize=7)
     axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def _short_file(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
+
+
+def picture_of(image: Tensor, channels: ChannelSet) -> np.ndarray:
+    """What people see of an image: red, green and blue where it has them, else its first planes.
+
+    Args:
+        image: `(C, H, W)` of any type and scale.
+        channels: What its planes are.
+
+    Returns:
+        `(H, W, 3)`, uint8, every plane stretched from its 2nd to its 98th percentile.
+    """
+    planes: Iterable[int | None] = [
+        plane_near(channels.wavelengths_nm, role) for role in ("red", "green", "blue")
+    ]
+    if None in planes or len(image) < 3:
+        planes = range(3) if len(image) == 3 else (0, 0, 0)
+    shown = image[list(planes)].float().cpu().numpy()  # type: ignore[arg-type]
+    finite = np.nan_to_num(shown, posinf=0, neginf=0)
+    low, high = np.percentile(finite, (2, 98), axis=(1, 2), keepdims=True)
+    scaled = ((finite - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
+    return np.ascontiguousarray((255 * scaled).astype(np.uint8).transpose(1, 2, 0))

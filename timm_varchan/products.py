@@ -158,6 +158,16 @@ def natural_sets(wavelengths_nm: Sequence[float | None]) -> dict[str, tuple[int,
     return found
 
 
+def plane_near(wavelengths_nm: Sequence[float | None], role: str) -> int | None:
+    """Position of the channel that people would call `red`, `green`, `blue`, ...; None: no one.
+
+    Args:
+        wavelengths_nm: Of every channel, in nm; None where there is none.
+        role: What to look for.
+    """
+    return _nearest(wavelengths_nm, *_ROLES[role])
+
+
 def _nearest(
     wavelengths_nm: Sequence[float | None], low: float, high: float, aim: float
 ) -> int | None:

@@ -7,7 +7,6 @@ resumed run draws what the uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,27 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
-from timm_varchan.errors import UserError
 from timm_varchan.models import has_stems, set_channels
 
 __all__ = [
     "CHANNEL_AUGS",
     "FIXED_COUNT_AUGS",
-    "MAX_SETS",
     "MODES",
     "ORDERS",
     "DrawKey",
     "Mode",
     "SetView",
     "View",
-    "choose_sets",
     "draw_channels",
     "full_share_for",
 ]
 
 ORDERS = ("in order", "shuffled")
-#: All subsets are evaluated up to this many (8 channels); of more, a sample for each size.
-MAX_SETS = 255
 
 
 @dataclass(frozen=True)
@@ -122,41 +116,6 @@ Mode = Callable[[nn.Module, Tensor, SetView, range], Tensor]
 #: How a model can meet a channel set: `(model, full batch, view, positions) -> logits`. Add to it
 #: to evaluate another way; the name then goes into `evaluate_channel_sets(modes=...)`.
 MODES: dict[str, Mode] = {"named": _named, "anonymous": _anonymous, "mask": _mask}
-
-
-def choose_sets(
-    channels: ChannelSet, *, max_sets: int = MAX_SETS, seed: int = 0
-) -> list[tuple[int, ...]]:
-    """Positions of the subsets to evaluate, largest first.
-
-    Args:
-        channels: All channels.
-        max_sets: Every subset where there are at most so many; else a sample that is divided
-            evenly over the sizes.
-        seed: Of the sample.
-
-    Returns:
-        The subsets.
-
-    Raises:
-        UserError: Fewer sets than sizes.
-    """
-    count = len(channels)
-    if max_sets < count:
-        raise UserError(f"{max_sets} sets are too few for {count} sizes: allow {count} or more.")
-    if 2**count - 1 <= max_sets:
-        return channels.subset_indices()
-    each = max_sets // count
-    chosen: list[tuple[int, ...]] = []
-    for size in range(count, 0, -1):
-        if math.comb(count, size) <= each:
-            chosen += channels.subset_indices(size)
-            continue
-        rng, drawn = seeded_rng("sets", seed, size), set[tuple[int, ...]]()
-        while len(drawn) < each:
-            drawn.add(tuple(sorted(rng.sample(range(count), size))))
-        chosen += sorted(drawn)
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from typing import Any
 from timm_varchan.errors import needs
 
 with needs("train"):
-    from timm_varchan.evaluation.channel_sets import (
-        BatchNormBuffers,
+    from timm_varchan.evaluation.evaluate import (
         Evaluation,
         OrderCheck,
         SetResult,
@@ -23,10 +22,11 @@ with needs("train"):
         Difference,
         Estimate,
         classification_metrics,
-        confusion_counts,
+        confusion_cells,
         paired_difference,
         wilson_interval,
     )
+    from timm_varchan.evaluation.predictions import PREDICTIONS, Predictions, compare_predictions
     from timm_varchan.evaluation.sets import (
         DEFAULT_BUDGET,
         PlannedSet,
@@ -38,55 +38,26 @@ with needs("train"):
     from timm_varchan.evaluation.summary import (
         Band,
         Robustness,
-        SizeSummary,
+        class_counts,
         foretold,
         main_series,
         rank_bands,
         robustness,
+        smallest_difference,
         summarise_sizes,
     )
-    from timm_varchan.views import MAX_SETS, MODES, ORDERS, SetView, choose_sets
+    from timm_varchan.views import MODES, ORDERS, SetView
 
 __all__ = [
-    "DEFAULT_BUDGET",
-    "MAX_SETS",
-    "METRICS",
-    "MODES",
-    "NO_CLASS",
-    "ORDERS",
-    "Band",
-    "BatchNormBuffers",
-    "ChannelSetMetrics",
-    "Difference",
-    "Estimate",
-    "Evaluation",
-    "OrderCheck",
-    "PlannedSet",
-    "Robustness",
-    "SetResult",
-    "SetView",
-    "SizeSummary",
-    "Validation",
-    "choose_sets",
-    "classification_metrics",
-    "confusion_counts",
-    "default_modes",
-    "evaluate_channel_sets",
-    "foretold",
-    "main_series",
-    "paired_difference",
-    "parse_sets",
-    "plan_sets",
-    "predict_channel_sets",
-    "predicted_classes",
-    "rank_bands",
-    "robustness",
-    "set_label",
-    "spread",
-    "summarise_sizes",
-    "validate_channel_sets",
+    "DEFAULT_BUDGET", "METRICS", "MODES", "NO_CLASS", "ORDERS", "PREDICTIONS", "Band",
+    "ChannelSetMetrics", "Difference", "Estimate", "Evaluation", "OrderCheck", "PlannedSet",
+    "Predictions", "Robustness", "SetResult", "SetView", "Validation", "class_counts",
+    "classification_metrics", "compare_predictions", "confusion_cells", "default_modes",
+    "evaluate_channel_sets", "foretold", "main_series", "paired_difference", "parse_sets",
+    "plan_sets", "predict_channel_sets", "predicted_classes", "rank_bands", "robustness",
+    "set_label", "smallest_difference", "spread", "summarise_sizes", "validate_channel_sets",
     "wilson_interval",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Our metrics as a module of `evaluate`; apart, since importing that takes seconds."""
+"""The metrics of every result as a module of `evaluate`; apart, as its import takes seconds."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import datasets
 import evaluate
 
-from timm_varchan.evaluation.metrics import metric_values
+from timm_varchan.evaluation.metrics import Estimate, classification_metrics
 
 __all__ = ["ChannelSetMetrics"]
 
 
 class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
-    """Accuracy and macro precision, recall and f1 as an `evaluate` module without the hub.
+    """Accuracy and macro precision, recall and f1 with 95 % intervals, without the hub.
 
     It lives in memory and in one process: gather predictions first, every process then computes the
-    same values. `compute` takes `num_classes`; a class that no image has counts as 0 in the means.
+    same values. `compute` takes `num_classes` and the `seed` of the intervals; a class without
+    images counts as 0 in the means.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -33,7 +34,11 @@ class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], num_classes: int
-    ) -> dict[str, float]:
-        """The metrics by name (`METRICS`)."""
-        return metric_values(predictions, references, num_classes)
+        self,
+        predictions: Sequence[int],
+        references: Sequence[int],
+        num_classes: int,
+        seed: int = 0,
+    ) -> dict[str, Estimate]:
+        """The estimates by name, those of `METRICS` in order."""
+        return classification_metrics(predictions, references, num_classes, seed=seed)

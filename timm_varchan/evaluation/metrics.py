@@ -16,8 +16,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "classification_metrics",
-    "confusion_counts",
-    "metric_values",
+    "confusion_cells",
     "paired_difference",
     "wilson_interval",
 ]
@@ -47,12 +46,15 @@ class Difference(NamedTuple):
     p: float
 
 
-def confusion_counts(
+def confusion_cells(
     predictions: Sequence[int] | np.ndarray,
     references: Sequence[int] | np.ndarray,
     num_classes: int,
 ) -> np.ndarray:
-    """Images by true and predicted class, `(classes, classes + 1)`: the last have no answer.
+    """The cells of the confusion matrix that are not 0; they grow with the images alone.
+
+    Returns:
+        Rows of true class, predicted class (`num_classes`: no answer) and number of images.
 
     Raises:
         UserError: No images, or classes outside `range(num_classes)`.
@@ -69,25 +71,14 @@ def confusion_counts(
         raise UserError(
             f"Class {outside[0]} is outside the {num_classes} classes; raise num_classes."
         )
-    counts = np.zeros((num_classes, num_classes + 1), np.int64)
-    column = np.where(predictions == NO_CLASS, num_classes, predictions)
-    np.add.at(counts, (references, column), 1)
-    return counts
+    answers = np.where(predictions == NO_CLASS, num_classes, predictions)
+    pairs, counts = np.unique(np.stack([references, answers], 1), axis=0, return_counts=True)
+    return np.column_stack([pairs, counts])
 
 
-def metric_values(
-    predictions: Sequence[int] | np.ndarray,
-    references: Sequence[int] | np.ndarray,
-    num_classes: int,
-) -> dict[str, float]:
-    """The metrics of `METRICS` by name, without intervals; as scikit-learn has them."""
-    return _values(confusion_counts(predictions, references, num_classes))
-
-
-def _values(counts: np.ndarray) -> dict[str, float]:
-    hits = counts.diagonal()
-    macro = _macro(hits, counts.sum(1), counts[:, :-1].sum(0))
-    return dict(zip(METRICS, (float(hits.sum() / counts.sum()), *macro.tolist()), strict=True))
+def _summed(classes: np.ndarray, counts: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts by class; "no answer" is none."""
+    return np.bincount(classes, counts, num_classes + 1)[:num_classes]
 
 
 def _macro(hits: np.ndarray, support: np.ndarray, guessed: np.ndarray) -> np.ndarray:
@@ -109,20 +100,20 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     return min(float(found.low), share), max(float(found.high), share)
 
 
-def _bootstrap(counts: np.ndarray, seed: int) -> np.ndarray:
+def _bootstrap(cells: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
     """`_macro` of resampled confusion matrices, `(draws, 3)`."""
-    true, predicted = np.nonzero(counts)
-    cells, right = counts[true, predicted], true == predicted
+    true, predicted, counts = cells.T
+    right = true == predicted
 
     def each(classes: np.ndarray) -> Any:
         """Which cell adds to which class, a sparse `(cells, classes)`."""
         place = (np.arange(len(classes)), classes)
-        return sparse.csr_array((np.ones(len(classes)), place), (len(classes), counts.shape[1]))
+        return sparse.csr_array((np.ones(len(classes)), place), (len(classes), num_classes + 1))
 
     hits, support, guessed = each(true[right]), each(true), each(predicted)
     rng, draws = np.random.default_rng(seed), []
     for _ in range(0, NUM_BOOTSTRAP_DRAWS, _BOOTSTRAP_CHUNK):
-        drawn = rng.multinomial(cells.sum(), cells / cells.sum(), size=_BOOTSTRAP_CHUNK)
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=_BOOTSTRAP_CHUNK)
         totals = (drawn[:, right] @ hits, drawn @ support, drawn @ guessed)
         draws.append(_macro(*(total[:, :-1] for total in totals)))
     return np.concatenate(draws)
@@ -145,18 +136,26 @@ def classification_metrics(
 
     Returns:
         By name: the Wilson interval for accuracy, for macro means the percentile interval of 1,000
-        resampled confusion matrices (widened to hold the estimate where it is at an end).
+        resampled confusion matrices (widened to hold the estimate where it is at an end). The
+        macro means are those of scikit-learn.
 
     Raises:
         UserError: No images, or classes outside `range(num_classes)`.
     """
-    counts = confusion_counts(predictions, references, num_classes)
-    low, high = np.quantile(_bootstrap(counts, seed), (0.025, 0.975), axis=0)
-    intervals = [wilson_interval(int(counts.trace()), int(counts.sum()))]
-    intervals += zip(low.tolist(), high.tolist(), strict=True)
+    cells = confusion_cells(predictions, references, num_classes)
+    true, predicted, counts = cells.T
+    right = true == predicted
+    hits = _summed(true[right], counts[right], num_classes)
+    macro = _macro(
+        hits, _summed(true, counts, num_classes), _summed(predicted, counts, num_classes)
+    )
+    low, high = np.quantile(_bootstrap(cells, num_classes, seed), (0.025, 0.975), axis=0)
+    num_right, total = int(hits.sum()), int(counts.sum())
+    values = [num_right / total, *macro.tolist()]
+    intervals = [wilson_interval(num_right, total), *zip(low.tolist(), high.tolist(), strict=True)]
     return {
         name: Estimate(value, min(low, value), max(high, value))
-        for (name, value), (low, high) in zip(_values(counts).items(), intervals, strict=True)
+        for name, value, (low, high) in zip(METRICS, values, intervals, strict=True)
     }
 
 

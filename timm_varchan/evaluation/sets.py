@@ -10,7 +10,6 @@ from typing import TypeVar
 from timm_varchan.channels import ChannelSet, seeded_rng
 from timm_varchan.errors import UserError
 from timm_varchan.products import natural_sets
-from timm_varchan.views import MAX_SETS, choose_sets
 
 __all__ = ["DEFAULT_BUDGET", "PlannedSet", "parse_sets", "plan_sets", "set_label", "spread"]
 
@@ -77,8 +76,8 @@ def plan_sets(
         channels: All channels of the data.
         wanted: `default`: every subset where there are at most `budget`, else all channels, each
             alone, all but each one, natural sets (RGB, ...) and a sample of the sizes between;
-            `all`: every subset; a number: the same with a larger sample, or fewer than `budget`
-            drawn evenly over the sizes; or a text as `parse_sets` takes it.
+            `all`: every subset; a number: the default plan with so many sets instead; or a text as
+            `parse_sets` takes it.
         seed: Of the samples.
         budget: Sets of the default plan at most.
         also: Positions of further sets.
@@ -87,7 +86,7 @@ def plan_sets(
         The sets, each once.
 
     Raises:
-        UserError: Too many or too few sets, or channels that the data does not have.
+        UserError: Too many sets, or channels that the data does not have.
     """
     text = str(wanted).strip()
     count = len(channels)
@@ -98,11 +97,9 @@ def plan_sets(
         if count > _MAX_ALL:
             raise UserError(
                 f"{count} channels have {2**count - 1:,} subsets. Give a number of sets instead, "
-                f"such as {MAX_SETS}."
+                f"such as 200."
             )
         chosen = channels.subset_indices()
-    elif text.isdigit() and int(text) < DEFAULT_BUDGET:
-        chosen = choose_sets(channels, max_sets=int(text), seed=seed)
     elif text.isdigit():
         chosen = _default(channels, seed, int(text) - len(extra))
     else:
@@ -152,10 +149,10 @@ def _default(channels: ChannelSet, seed: int, budget: int) -> list[tuple[int, ..
     if 2**count - 1 <= budget:
         return channels.subset_indices()
     whole = tuple(range(count))
-    alone = spread(range(count), budget * 3 // 8)
-    chosen = {whole, *((i,) for i in alone)}
-    chosen |= {whole[:i] + whole[i + 1 :] for i in alone}
-    chosen |= set(natural_sets(channels.wavelengths_nm).values())
+    asked = [whole, *natural_sets(channels.wavelengths_nm).values()]
+    for i in spread(range(count), max(1, budget * 3 // 8)):
+        asked += [(i,), whole[:i] + whole[i + 1 :]]
+    chosen = set(list(dict.fromkeys(asked))[: max(1, budget)])
     middle = range(2, count - 1)
     left = max(0, budget - len(chosen))
     if middle and left:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-import statistics as stdlib_statistics
+import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from timm_varchan.evaluation.channel_sets import SetResult
+from timm_varchan.evaluation.evaluate import SetResult
 from timm_varchan.evaluation.metrics import Difference, Estimate, paired_difference
 
 __all__ = [
     "Band",
+    "ClassCounts",
     "Robustness",
     "SizeSummary",
+    "class_counts",
     "foretold",
+    "main_series",
     "rank_bands",
     "robustness",
+    "smallest_difference",
     "summarise_sizes",
 ]
 
@@ -77,7 +82,7 @@ def summarise_sizes(results: Sequence[SetResult]) -> list[SizeSummary]:
         summaries.append(
             SizeSummary(
                 size, mode, order, len(drawn), math.comb(count, size),
-                stdlib_statistics.fmean(values), stdlib_statistics.pstdev(values),
+                statistics.fmean(values), statistics.pstdev(values),
                 worst.accuracy, worst.label, best.accuracy, best.label,
             )
         )  # fmt: skip
@@ -109,19 +114,28 @@ class Band:
     alone: Estimate | None
     loss_alone: Difference | None
 
+    @property
+    def certain(self) -> bool:
+        """Whether the interval of the loss without it leaves out 0."""
+        loss = self.loss_without
+        return loss is not None and not loss.low <= 0 <= loss.high
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in vars(self).items()}
 
 
 def rank_bands(results: Sequence[SetResult]) -> list[Band]:
-    """The channels that were evaluated alone or left out, the greatest loss without it first.
+    """The channels that were evaluated alone or left out, by what is lost without them.
 
     Args:
         results: From `evaluate_channel_sets`.
 
     Returns:
-        The channels, of the first mode and order; none if there are fewer than two.
+        The channels, of the first mode and order; none if there are fewer than two. First those
+        without which accuracy certainly falls, the greatest loss first, last those without which it
+        certainly rises; between them, in the order of the data, all of which the images cannot
+        tell either.
     """
     own = {r.indices: r for r in main_series(results)}
     whole = max(own, key=len)
@@ -142,9 +156,8 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
             )
         )
 
-    def worth(band: Band) -> tuple[float, float]:
-        loss = band.loss_without.difference if band.loss_without else -math.inf
-        return loss, band.alone.value if band.alone else -math.inf
+    def worth(band: Band) -> float:
+        return band.loss_without.difference if band.loss_without and band.certain else 0.0
 
     return sorted(bands, key=worth, reverse=True)
 
@@ -206,14 +219,14 @@ def robustness(results: Sequence[SetResult]) -> Robustness | None:
         return None
     sizes = sorted(means)
     mean = np.interp(range(1, count + 1), sizes, [means[size] for size in sizes]).mean()
-    left_out = [band for band in rank_bands(own) if band.loss_without is not None]
-    worst = left_out[0] if left_out else None
+    left_out = {band.name: band.loss_without for band in rank_bands(own) if band.loss_without}
+    worst = max(left_out, key=lambda name: left_out[name].difference, default=None)
     return Robustness(
         full=means[count],
         uniform_mean=float(mean),
         num_sizes=len(sizes),
-        worst_loss=worst.loss_without if worst else None,
-        worst_channel=worst.name if worst else None,
+        worst_loss=None if worst is None else left_out[worst],
+        worst_channel=worst,
     )
 
 
@@ -232,3 +245,68 @@ def foretold(results: Sequence[SetResult], errors: Sequence[float | None]) -> fl
     if len(pairs) < 3 or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
         return None
     return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+
+
+def smallest_difference(num_images: int) -> int:
+    """How many images two channel sets or models must differ in, at best, to be told apart.
+
+    At best: every image that changes, changes for the better. A smaller difference in accuracy on
+    the same images has an interval that holds 0, whatever the answers were.
+
+    Args:
+        num_images: How many images there are.
+
+    Returns:
+        The number of images; more than there are where nothing can be told.
+    """
+    for changed in range(1, num_images + 1):
+        better = np.arange(num_images) < changed
+        if paired_difference(better, np.zeros(num_images)).low > 0:
+            return changed
+    return num_images + 1
+
+
+class ClassCounts(NamedTuple):
+    """The images of one class on one channel set.
+
+    Args:
+        name: The class.
+        num_images: How many there are.
+        num_right: How many were recognised.
+        num_said: Images that were said to be of this class.
+        mistaken_for: The most frequent wrong answer; empty where there is none.
+    """
+
+    name: str
+    num_images: int
+    num_right: int
+    num_said: int
+    mistaken_for: str
+
+
+def class_counts(cells: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[ClassCounts]:
+    """Counts a class, from the cells of a confusion matrix that are not 0.
+
+    Args:
+        cells: Rows of true class, predicted class (one more than the last: no answer) and count.
+        class_names: In the order of the class numbers.
+
+    Returns:
+        The classes of which there are images, in order.
+    """
+    said, rows = Counter[int](), dict[int, dict[int, int]]()
+    for true, predicted, count in cells:
+        said[predicted] += count
+        rows.setdefault(true, {})[predicted] = count
+    names = [*class_names, "no answer"]
+    found = []
+    for true, answers in sorted(rows.items()):
+        wrong = {other: count for other, count in answers.items() if other != true}
+        most = max(wrong, key=lambda other: wrong[other]) if wrong else None
+        found.append(
+            ClassCounts(
+                names[true], sum(answers.values()), answers.get(true, 0), said[true],
+                "" if most is None else f"{names[most]} ({wrong[most]})",
+            )
+        )  # fmt: skip
+    return found

@@ -1,4 +1,4 @@
-"""What a classifier keeps on channel sets: after every epoch, and at the end."""
+"""How a classifier does on channel sets: after every epoch, and at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.errors import UserError
-from timm_varchan.evaluation.metrics import NO_CLASS, Estimate, classification_metrics
+from timm_varchan.evaluation.metrics import NO_CLASS, Estimate
 from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, set_label
 from timm_varchan.models import has_stems, set_channels, share, stems
 from timm_varchan.views import MODES, ORDERS, SetView
@@ -62,9 +62,9 @@ class SetResult:
         order: One of `ORDERS`.
         num_images: How many images.
         metrics: By name, with 95 % intervals.
-        predictions: Predicted class of every image, for `paired_difference`; `NO_CLASS` where its
-            logits are not finite; not in `to_json`.
-        references: True class of every image; not in `to_json`.
+        predictions: Predicted class of every image; `NO_CLASS` where its logits are not finite.
+        probabilities: Of the predicted classes, 0..1; NaN likewise.
+        references: True class of every image. None of these three is in `to_json`.
         name: What people call the set: `RGB`, `without B10`.
         kind: Why it is evaluated; see `PlannedSet`.
     """
@@ -76,6 +76,7 @@ class SetResult:
     num_images: int
     metrics: Mapping[str, Estimate]
     predictions: np.ndarray = field(repr=False, compare=False)
+    probabilities: np.ndarray = field(repr=False, compare=False)
     references: np.ndarray = field(repr=False, compare=False)
     name: str = ""
     kind: str = "asked"
@@ -87,7 +88,7 @@ class SetResult:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that were classified correctly."""
+        """Fraction of the images that were classified correctly."""
         return self.metrics["accuracy"].value
 
     @property
@@ -108,16 +109,16 @@ class SetResult:
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
         return {
+            "name": self.label,
+            **{name: estimate._asdict() for name, estimate in self.metrics.items()},
             "channels": self.channels,
             "indices": list(self.indices),
             "size": self.size,
-            "name": self.label,
             "kind": self.kind,
             "mode": self.mode,
             "order": self.order,
             "num_images": self.num_images,
             "num_not_finite": self.num_not_finite,
-            **{name: estimate._asdict() for name, estimate in self.metrics.items()},
         }
 
 
@@ -220,7 +221,7 @@ class _Predictor:
     Args:
         model: The classifier, in evaluation mode.
         views: What to predict.
-        bn_buffers: BatchNorm buffers for some of them.
+        bn_buffers: BatchNorm's buffers for some of them.
         stacked: Images that one forward pass may take.
     """
 
@@ -275,9 +276,10 @@ def _stack_size(device: torch.device) -> int:
 
 
 class _Predictions(NamedTuple):
-    """Predicted classes `(N, views)`, true classes and losses of the first view `(N,)`."""
+    """Predicted classes, their probabilities `(N, views)`; true classes, losses `(N,)`."""
 
     classes: np.ndarray
+    probabilities: np.ndarray
     references: np.ndarray
     losses: np.ndarray
     num_passes: int
@@ -303,15 +305,14 @@ def _predict(
 ) -> _Predictions:
     """Predict every view, with every batch loaded once; the same on every process.
 
-    Validating, it also gives the losses, and the forward passes are in the precision of training.
+    Validating, the forward passes are in the precision of training.
     """
     rank, num_ranks = (
         (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     )
     device = next(model.parameters()).device
     precision = accelerator.autocast if accelerator and validating else nullcontext
-    tables: list[Tensor] = []
-    losses: list[Tensor] = []
+    tables: list[tuple[Tensor, Tensor]] = []
     checked: OrderCheck | None = None
     batch_size = 0
     predictor = _Predictor(model, views, bn_buffers or {}, _stack_size(device))
@@ -324,20 +325,22 @@ def _predict(
                 logits = predictor(x, range(start, start + len(x)), bar)
                 if check_order and not number:
                     checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
-            table = torch.stack([*map(predicted_classes, logits), labels], dim=1)
-            loss = torch.zeros(len(x), device=device)
-            if validating:
-                loss = F.cross_entropy(logits[0].float(), labels, reduction="none")
-            if accelerator is not None:
-                table, loss = accelerator.gather_for_metrics((table, loss))
-            tables.append(table.cpu())
-            losses.append(loss.cpu())
+            found = _table(logits, labels)
+            tables.append(accelerator.gather_for_metrics(found) if accelerator else found)
     if not tables:
         raise UserError("There are no images to evaluate on: the loader is empty.")
-    whole = torch.cat(tables).numpy()
+    classes, numbers = (torch.cat(parts).cpu().numpy() for parts in zip(*tables, strict=True))
     return _Predictions(
-        whole[:, :-1], whole[:, -1], torch.cat(losses).numpy(), len(predictor.views), checked
+        classes[:, 1:], numbers[:, 1:], classes[:, 0], numbers[:, 0], len(predictor.views), checked
     )
+
+
+def _table(logits: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and predicted classes; cross entropy of the first view and the probabilities."""
+    classes = [labels, *map(predicted_classes, logits)]
+    numbers = [F.cross_entropy(logits[0].float(), labels, reduction="none")]
+    numbers += [view.float().softmax(-1).amax(-1) for view in logits]
+    return torch.stack(classes, 1), torch.stack(numbers, 1)
 
 
 def _bar(loader: Loader, views: int, progress: str | None) -> Any:
@@ -380,7 +383,7 @@ def predict_channel_sets(
         loader: Likewise.
         views: What to predict.
         accelerator: Gathers over the processes.
-        bn_buffers: BatchNorm buffers by the set's positions and the mode.
+        bn_buffers: As `evaluate_channel_sets` takes it.
 
     Returns:
         Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
@@ -460,7 +463,7 @@ def evaluate_channel_sets(
             any order by construction, the first batch checks that it is.
         sets: What `plan_sets` takes, or its answer.
         seed: Of permutations, sampled sets and intervals.
-        bn_buffers: BatchNorm buffers for some sets, from `estimate_bn_buffers`: by the positions
+        bn_buffers: BatchNorm's buffers for some sets, from `estimate_bn_buffers`: by the positions
             of their planes and the mode.
         progress: Whether to show a bar.
 
@@ -490,6 +493,9 @@ def evaluate_channel_sets(
         check_order=not fixed and orders is None and len(channels) > 1,
         progress=f"evaluating {len(sets)} channel sets" if progress else None,
     )  # fmt: skip
+    from timm_varchan.evaluation.evaluate_module import ChannelSetMetrics  # slow to import
+
+    metrics = ChannelSetMetrics()
     results = tuple(
         SetResult(
             channels=set_label(channels, view.indices),
@@ -497,13 +503,21 @@ def evaluate_channel_sets(
             mode=view.mode,
             order=view.order,
             num_images=len(found.references),
-            metrics=classification_metrics(predicted, found.references, num_classes, seed=seed),
+            metrics=metrics.compute(
+                predictions=predicted,
+                references=found.references,
+                num_classes=num_classes,
+                seed=seed,
+            ),
             predictions=predicted,
+            probabilities=probabilities,
             references=found.references,
             name=one.name,
             kind=one.kind,
         )
-        for (one, view), predicted in zip(rows, found.classes.T, strict=True)
+        for (one, view), predicted, probabilities in zip(
+            rows, found.classes.T, found.probabilities.T, strict=True
+        )
     )
     return Evaluation(results, found.num_passes, found.order_check)
 

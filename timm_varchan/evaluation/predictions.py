@@ -1,0 +1,185 @@
+"""The answers of a model, saved beside its results, and their comparison with another model's."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
+from timm_varchan.evaluation.evaluate import SetResult
+from timm_varchan.evaluation.metrics import (
+    Difference,
+    Estimate,
+    paired_difference,
+    wilson_interval,
+)
+from timm_varchan.evaluation.sets import set_label
+
+__all__ = ["PREDICTIONS", "Compared", "Predictions", "compare_predictions"]
+
+#: Name of the file in the folder of a run.
+PREDICTIONS = "predictions.npz"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered on each image with each channel set.
+
+    Args:
+        model: What to call it.
+        fingerprint: Of the images; empty where nobody took one.
+        class_names: In the order of the class numbers.
+        sets: The channels of every set, each a text.
+        variants: Mode and order of every set.
+        classes: Predicted classes `(images, sets)`, `NO_CLASS` where there is no answer.
+        probabilities: Of the predicted classes, `(images, sets)`, 0..1.
+        references: True classes `(images,)`.
+    """
+
+    model: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    sets: tuple[tuple[str, ...], ...]
+    variants: tuple[tuple[str, str], ...]
+    classes: np.ndarray = field(repr=False)
+    probabilities: np.ndarray = field(repr=False)
+    references: np.ndarray = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        results: Sequence[SetResult],
+        channels: ChannelSet,
+        *,
+        class_names: Sequence[str],
+        model: str = "",
+        fingerprint: str = "",
+    ) -> Predictions:
+        """The answers in some results.
+
+        Args:
+            results: From `evaluate_channel_sets`.
+            channels: All channels of the data.
+            class_names: In the order of the class numbers.
+            model: What to call the model.
+            fingerprint: Of the images.
+        """
+        return cls(
+            model,
+            fingerprint,
+            tuple(class_names),
+            tuple(tuple(set_label(channels, (i,)) for i in one.indices) for one in results),
+            tuple((one.mode, one.order) for one in results),
+            np.stack([one.predictions for one in results], 1).astype(np.int32),
+            np.stack([one.probabilities for one in results], 1).astype(np.float32),
+            results[0].references.astype(np.int32),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write them as a compressed `.npz`; the path."""
+        about = {name: getattr(self, name) for name in _ABOUT}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        with open(path, "wb") as file:
+            np.savez_compressed(file, about=np.array(json.dumps(about)), **arrays)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictions:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file, the folder of a run, or the folder of its model.
+
+        Raises:
+            UserError: There are none, or the file is broken.
+        """
+        places = [Path(path), Path(path) / PREDICTIONS, Path(path).parent / PREDICTIONS]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise UserError(
+                f"There are no predictions in {path}. Give the folder of a run, or evaluate that "
+                f"model first: timm-varchan evaluate MODEL --output FOLDER."
+            )
+        try:
+            with np.load(file) as stored:
+                about = json.loads(str(stored["about"]))
+                arrays = {name: stored[name] for name in _ARRAYS}
+            return cls(
+                about["model"],
+                about["fingerprint"],
+                tuple(about["class_names"]),
+                tuple(map(tuple, about["sets"])),
+                tuple(map(tuple, about["variants"])),
+                **arrays,
+            )
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file} holds no predictions ({error}). Evaluate anew.") from error
+
+    def right(self, column: int) -> np.ndarray:
+        """Whether each image was classified correctly with one set."""
+        return np.asarray(self.classes[:, column] == self.references)
+
+
+_ABOUT = ("model", "fingerprint", "class_names", "sets", "variants")
+_ARRAYS = ("classes", "probabilities", "references")
+
+
+class Compared(NamedTuple):
+    """One channel set: the other model's accuracy, and ours minus theirs on the same images."""
+
+    accuracy: Estimate
+    difference: Difference
+
+
+def compare_predictions(ours: Predictions, theirs: Predictions) -> dict[int, Compared]:
+    """Compare two models image by image, on every channel set that both answered.
+
+    Args:
+        ours: The answers of a model.
+        theirs: The answers of another model on the same images.
+
+    Returns:
+        By the number of our set; sets whose planes were shuffled are left out.
+
+    Raises:
+        UserError: Other images or classes, no common set.
+    """
+    same_images = len(ours.references) == len(theirs.references) and np.array_equal(
+        ours.references, theirs.references
+    )
+    if ours.fingerprint and theirs.fingerprint:
+        same_images &= ours.fingerprint == theirs.fingerprint
+    if not same_images or ours.class_names != theirs.class_names:
+        what = "images" if not same_images else "classes"
+        raise UserError(
+            f"The predictions of {theirs.model or 'the baseline'} are of other {what}. Evaluate "
+            f"both models on the same images and classes."
+        )
+    columns = {
+        frozenset(one): column
+        for column, (one, (_, order)) in reversed(
+            list(enumerate(zip(theirs.sets, theirs.variants, strict=True)))
+        )
+        if order == "in order"
+    }
+    found = {}
+    for number, (one, (_, order)) in enumerate(zip(ours.sets, ours.variants, strict=True)):
+        column = columns.get(frozenset(one))
+        if column is None or order != "in order":
+            continue
+        right = theirs.right(column)
+        estimate = Estimate(float(right.mean()), *wilson_interval(int(right.sum()), len(right)))
+        found[number] = Compared(estimate, paired_difference(ours.right(number), right))
+    if not found:
+        raise UserError(
+            f"{theirs.model or 'The baseline'} answered other channel sets: "
+            f"{', '.join('+'.join(one) for one in theirs.sets[:3])}. Name sets with --eval-sets."
+        )
+    return found

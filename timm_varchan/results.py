@@ -1,0 +1,587 @@
+"""What an evaluation tells people: the page of results, as Markdown and as one HTML file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from timm_varchan.channels import ChannelSet
+from timm_varchan.data import ImageSplit
+from timm_varchan.evaluation import (
+    METRICS,
+    PREDICTIONS,
+    Evaluation,
+    Predictions,
+    class_counts,
+    compare_predictions,
+    confusion_cells,
+    foretold,
+    paired_difference,
+    rank_bands,
+    robustness,
+    smallest_difference,
+    spread,
+    summarise_sizes,
+    wilson_interval,
+)
+from timm_varchan.plots import (
+    picture_of,
+    plot_bands,
+    plot_channel_sets,
+    plot_confusion,
+    plot_curves,
+)
+
+__all__ = [
+    "Evaluated",
+    "evaluation_entry",
+    "headline",
+    "html_page",
+    "markdown_page",
+    "write_results",
+]
+
+#: Rows of a table for people; everything is in `results.json` and `sets.csv`.
+MAX_ROWS = 15
+#: Classes of a table; of more, those that are recognised worst.
+MAX_CLASSES = 30
+#: Images of the page that were classified wrongly, the surest mistakes first.
+MAX_WRONG = 24
+_THUMBNAIL = 112
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation came to.
+
+    Args:
+        split: What the images are: `validation`, `test`.
+        sets: The results of the channel sets.
+        predictions: The answers in them.
+        unexplained: Of each result the variance that its channels do not explain, a fraction of
+            that of the model's virtual channels; None where nothing is known of it.
+        baseline: The answers of another model on the same images.
+    """
+
+    split: str
+    sets: Evaluation
+    predictions: Predictions
+    unexplained: Sequence[float | None]
+    baseline: Predictions | None = None
+
+
+# The entry of results.json ------------------------------------------------------------------------
+
+
+def evaluation_entry(evaluated: Evaluated) -> dict[str, Any]:
+    """The entry `evaluation` of `results.json`, accuracy first; `docs/evaluation.md` explains it.
+
+    Raises:
+        UserError: The baseline answered other images, classes or sets.
+    """
+    sets, names = evaluated.sets, evaluated.predictions.class_names
+    whole, check, score = sets[0], sets.order_check, robustness(sets)
+    counts = np.bincount(whole.references, minlength=len(names))
+    return {
+        "accuracy": whole.metrics["accuracy"]._asdict(),
+        "chance": 1 / len(names),
+        "most_frequent": {
+            "class": names[int(counts.argmax())], "fraction": float(counts.max() / counts.sum())
+        },
+        "smallest_difference": smallest_difference(whole.num_images) / whole.num_images,
+        "split": evaluated.split,
+        "num_images": whole.num_images,
+        "num_passes": sets.num_passes,
+        "sets": _set_entries(evaluated),
+        "sizes": [asdict(summary) for summary in summarise_sizes(sets)],
+        "bands": [band.to_json() for band in rank_bands(sets)],
+        "robustness": None if score is None else score.to_json(),
+        "foretold": foretold(sets, evaluated.unexplained),
+        "order_check": None if check is None else {**check._asdict(), "equal": check.equal},
+        "confusion": confusion_cells(whole.predictions, whole.references, len(names)).tolist(),
+        "baseline": None if evaluated.baseline is None else evaluated.baseline.model,
+    }  # fmt: skip
+
+
+def _set_entries(evaluated: Evaluated) -> list[dict[str, Any]]:
+    """Every result with its paired differences: to all channels, and to the baseline's answers."""
+    sets = evaluated.sets
+    whole = {r.mode: r for r in reversed(sets) if r.kind == "all" and r.order == "in order"}
+    compared = {}
+    if evaluated.baseline is not None:
+        compared = compare_predictions(evaluated.predictions, evaluated.baseline)
+    entries = []
+    for number, (result, error) in enumerate(zip(sets, evaluated.unexplained, strict=True)):
+        entry = {**result.to_json(), "loss": None, "unexplained": error, "baseline": None}
+        full, other = whole.get(result.mode), compared.get(number)
+        if full is not None and full is not result:
+            entry["loss"] = paired_difference(full.correct, result.correct)._asdict()
+        if other is not None:
+            entry["baseline"] = {key: part._asdict() for key, part in other._asdict().items()}
+        entries.append(entry)
+    return entries
+
+
+# Words --------------------------------------------------------------------------------------------
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Accuracy with its interval, and what knowing nothing would give, in one sentence."""
+    data, evaluation = results["data"], results["evaluation"]
+    whole, most = evaluation["sets"][0], evaluation["most_frequent"]
+    value, low, high = (100 * evaluation["accuracy"][key] for key in ("value", "low", "high"))
+    return (
+        f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}, on "
+        f"{evaluation['num_images']:,} {evaluation['split']} images of {len(data['class_names'])} "
+        f"classes with {_all(whole)} ({whole['mode']}); always saying {most['class']}, the most "
+        f"frequent class, gives {100 * most['fraction']:.1f} %, chance {100 * evaluation['chance']:.1f} %"
+    )
+
+
+def _all(whole: Mapping[str, Any]) -> str:
+    return f"all {whole['size']} channels" if whole["size"] > 1 else f"channel {whole['channels']}"
+
+
+def _resolution(evaluation: Mapping[str, Any]) -> str:
+    """What so many images can tell."""
+    count = evaluation["num_images"]
+    low, high = wilson_interval(count // 2, count)
+    changed = round(evaluation["smallest_difference"] * count)
+    if changed > count:
+        return f"{count} images are too few to tell any two channel sets apart."
+    return (
+        f"What {count:,} images can tell: an accuracy to within {50 * (high - low):.1f} points; "
+        f"differences between channel sets under {100 * evaluation['smallest_difference']:.1f} "
+        f"points ({changed} images) say nothing. Intervals are of 95 % and cover the choice of "
+        f"images, not of seeds; differences are paired, on the same images."
+    )
+
+
+def _percent(estimate: Mapping[str, float]) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _points(difference: Mapping[str, float] | None) -> str:
+    """A paired difference in points with its interval; empty where there is none."""
+    if difference is None:
+        return ""
+    value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+    return f"{value + 0.0:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:22]}..."
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+class _Table(NamedTuple):
+    """A table: first column to the left, numbers to the right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+#: A heading (starts with #), a paragraph, lines of a list, or a table.
+_Block = str | list[str] | _Table
+
+
+def _page(results: Mapping[str, Any]) -> list[_Block]:
+    """Everything that the page says, in order."""
+    evaluation, data = results["evaluation"], results["data"]
+    first, *_ = evaluation["sets"]
+    said = headline(results)
+    others = ", ".join(f"{m.partition('_')[0]} {_percent(first[m])}" for m in METRICS[1:])
+    blocks: list[_Block] = [
+        f"# {results['model']['name']} on {Path(data['name']).name}",
+        f"**A{said[1:]}.**",
+        _resolution(evaluation),
+        f"Means over classes: {others}.{_trained(results)}",
+        "## Channel sets",
+        _sets_table(evaluation),
+        _notes(evaluation),
+    ]
+    if evaluation["bands"]:
+        blocks += ["## Which channels matter", *_bands(evaluation)]
+    if len(evaluation["sizes"]) > 1:
+        blocks += ["## By number of channels", _size_table(evaluation)]
+    return [*blocks, "## Classes", *_classes(evaluation, data["class_names"])]
+
+
+def _trained(results: Mapping[str, Any]) -> str:
+    training, machine = results["training"], results["machine"]
+    where = f"{machine['num_processes']} x {machine['device']}"
+    if training is None:
+        return f" Evaluated on {where}."
+    return (
+        f" Trained on {results['data']['num_images']['train']} images for {training['epochs']} "
+        f"epochs, channels `{results['config']['channel_aug']}`, seed "
+        f"{results['config']['seed']}, on {where}."
+    )
+
+
+def _sets_table(evaluation: Mapping[str, Any]) -> _Table:
+    """Accuracy in per cent with intervals, and what is lost against all channels."""
+    sets, shown = evaluation["sets"], evaluation["sets"]
+    if len(sets) > MAX_ROWS:
+        shown = [s for s in sets if s["kind"] in ("all", "natural", "asked")][:MAX_ROWS]
+    known = any(s["unexplained"] is not None for s in sets)
+    rows = [
+        [
+            _row_name(s, sets),
+            _percent(s["accuracy"]),
+            _points(s["loss"]),
+            *(["" if (e := s["unexplained"]) is None else f"{e:.2f}"] if known else []),
+            *([_points((s["baseline"] or {}).get("difference"))] if evaluation["baseline"] else []),
+        ]
+        for s in shown
+    ]
+    head = ["channels", "accuracy", "lost against all"]
+    head += ["unexplained"] if known else []
+    head += [f"minus {evaluation['baseline']}"] if evaluation["baseline"] else []
+    return _Table(head, rows)
+
+
+def _row_name(one: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
+    """The set, with what tells it from other rows of the same set."""
+    parts = [one["name"]]
+    parts += [one["mode"]] if len({s["mode"] for s in sets}) > 1 else []
+    parts += [one["order"]] if one["order"] != sets[0]["order"] else []
+    return ", ".join(parts)
+
+
+def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
+    """Channels whose loss is certain, a line about the others, and what each does alone."""
+    bands = evaluation["bands"]
+    tested = [b for b in bands if b["loss_without"]]
+    certain = [b for b in tested if not b["loss_without"]["low"] <= 0 <= b["loss_without"]["high"]]
+    if certain:
+        yield _Table(
+            ["without", "lost (points)"],
+            [[b["name"], _points(b["loss_without"])] for b in certain[:MAX_ROWS]],
+        )
+    rest = [b["name"] for b in tested if b not in certain]
+    if rest:
+        yield (
+            f"No difference that these {evaluation['num_images']:,} images can tell without "
+            f"{'any single one of ' if not certain else ''}{', '.join(rest)}."
+        )
+    alone = sorted(
+        (b for b in bands if b["alone"]), key=lambda b: (-b["alone"]["value"], b["index"])
+    )
+    if alone:
+        frequent = evaluation["most_frequent"]["fraction"]
+        yield _Table(
+            ["alone", "accuracy", ""],
+            [
+                [
+                    b["name"],
+                    _percent(b["alone"]),
+                    "" if b["alone"]["low"] > frequent else "no better than the most frequent class",
+                ]
+                for b in alone[:MAX_ROWS]
+            ],
+        )
+
+
+def _size_table(evaluation: Mapping[str, Any]) -> _Table:
+    """Accuracy in per cent by number of channels: mean, worst and best set, and which."""
+    first = evaluation["sets"][0]
+    series = first["mode"], first["order"]
+    own = [s for s in evaluation["sizes"] if (s["mode"], s["order"]) == series]
+    rows = [
+        [
+            str(s["size"]), f"{s['num_sets']} of {s['num_possible']:,}", f"{100 * s['mean']:.1f}",
+            f"{100 * s['worst']:.1f} to {100 * s['best']:.1f}" if s["num_sets"] > 1 else "",
+            _short(s["worst_set"]) if s["num_sets"] > 1 else "",
+        ]
+        for s in spread(own, MAX_ROWS)
+    ]  # fmt: skip
+    return _Table(["number", "sets", "mean", "worst to best", "worst set"], rows)
+
+
+def _classes(evaluation: Mapping[str, Any], names: Sequence[str]) -> Iterable[_Block]:
+    """Counts of every class on all channels; of many classes those that are recognised worst."""
+    counts = class_counts(evaluation["confusion"], names)
+    shown = counts
+    if len(counts) > MAX_CLASSES:
+        shown = sorted(counts, key=lambda c: c.num_right / c.num_images)[:MAX_CLASSES]
+        yield f"The {len(shown)} of {len(counts)} classes that are recognised worst."
+    yield _Table(
+        ["class", "images", "right", "recall, % (interval)", "said", "mistaken for"],
+        [
+            [
+                c.name, str(c.num_images), str(c.num_right),
+                _percent(dict(zip(("value", "low", "high"), _recall(c), strict=True))),
+                str(c.num_said), c.mistaken_for,
+            ]
+            for c in shown
+        ],
+    )  # fmt: skip
+
+
+def _recall(counts: Any) -> tuple[float, float, float]:
+    interval = wilson_interval(counts.num_right, counts.num_images)
+    return (counts.num_right / counts.num_images, *interval)
+
+
+def _notes(evaluation: Mapping[str, Any]) -> list[str]:
+    """What is to be said of the figures, a line each."""
+    notes = []
+    bad = [s for s in evaluation["sets"] if s["num_not_finite"]]
+    if bad:
+        named = ", ".join(f"{s['name']} {s['num_not_finite']}" for s in bad[:5])
+        notes.append(
+            f"**Logits that are not finite** (counted as wrong) in {len(bad)} sets, images: {named}."
+        )
+    score = evaluation["robustness"]
+    if score is not None:
+        worst = score["worst_loss"]
+        notes.append(
+            f"Robustness: {100 * score['uniform_mean']:.1f} if first the number of channels is "
+            f"drawn, then which (all channels: {100 * score['full']:.1f})"
+            + (f"; worst single loss {_points(worst)}, {score['worst_channel']}." if worst else ".")
+        )
+    check = evaluation["order_check"]
+    if check is not None:
+        said = "the same answer" if check["equal"] else "**ANOTHER answer**"
+        notes.append(
+            f"Order: {said} with the planes in another order on {check['num_images']} images "
+            f"(logits of up to {check['scale']:.3g} differ by {check['difference']:.1g})."
+        )
+    if evaluation["foretold"] is not None:
+        notes.append(
+            f"Unexplained: the fraction of the variance of the model's virtual channels that a set "
+            f"does not explain. Over all sets its rank correlation with the loss of accuracy is "
+            f"{evaluation['foretold']:.2f}; it ranks many sets, not single channels."
+        )
+    return notes
+
+
+def markdown_page(results: Mapping[str, Any]) -> str:
+    """`results.md` from the content of `results.json`: a page that reads well as text too."""
+    parts = []
+    for block in _page(results):
+        if isinstance(block, _Table):
+            parts.append(_markdown_table(block))
+        elif isinstance(block, list):
+            parts.append("\n".join(f"- {line}" for line in block))
+        else:
+            parts.append(block)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_table(table: _Table) -> str:
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (table.header, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * w if i == 0 else "-" * max(1, w - 1) + ":" for i, w in enumerate(widths)]
+    lines = []
+    for row in (cells[0], rule, *cells[1:]):
+        first, *others = zip(row, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        lines.append(f"| {' | '.join(padded)} |")
+    return "\n".join(lines)
+
+
+# HTML ---------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem }
+img { max-width: 100%; background: white }
+div.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+div.wrong { display: flex; flex-wrap: wrap; gap: .8rem }
+figure { margin: 0; width: 8rem; font-size: .75rem; overflow-wrap: anywhere }
+figure img { width: 7rem; height: 7rem; object-fit: contain; image-rendering: pixelated }
+"""
+
+
+class WrongImage(NamedTuple):
+    """An image that was classified wrongly.
+
+    Args:
+        name: Its file or place.
+        thumbnail: A small JPEG.
+        text: What it is, what was said, and how surely.
+    """
+
+    name: str
+    thumbnail: bytes
+    text: str
+
+
+def html_page(
+    results: Mapping[str, Any],
+    pictures: Sequence[Path] = (),
+    wrong: Sequence[WrongImage] = (),
+) -> str:
+    """`results.html`: the same page in one file that needs no other, with its pictures.
+
+    Args:
+        results: The content of `results.json`.
+        pictures: PNG files to show; they are put into the page.
+        wrong: Images to show.
+    """
+    body = []
+    for block in _page(results):
+        if isinstance(block, _Table):
+            body.append(_html_table(block))
+        elif isinstance(block, list):
+            body.append(f"<ul>{''.join(f'<li>{_inline(line)}</li>' for line in block)}</ul>")
+        elif block.startswith("#"):
+            level = len(block) - len(block.lstrip("#"))
+            body.append(f"<h{level}>{_inline(block[level:].strip())}</h{level}>")
+        else:
+            body.append(f"<p>{_inline(block)}</p>")
+    for path in pictures:
+        body.append(f'<p><img src="{_data_uri(path.read_bytes(), "png")}" alt="{path.stem}"></p>')
+    if wrong:
+        body.append("<h2>Wrong answers</h2><p>The surest first.</p>")
+        body.append(f'<div class="wrong">{"".join(map(_figure, wrong))}</div>')
+    title = html.escape(results["model"]["name"])
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{_STYLE}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def _inline(text: str) -> str:
+    """Escaped text with the bold and code of Markdown."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+
+
+def _html_table(table: _Table) -> str:
+    head, *rows = (
+        "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        for tag, row in (("th", table.header), *(("td", row) for row in table.rows))
+    )
+    lines = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>\n{lines}</table></div>'
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(one: WrongImage) -> str:
+    return (
+        f'<figure><img src="{_data_uri(one.thumbnail, "jpeg")}" alt="">'
+        f"<figcaption>{html.escape(one.name)}<br>{html.escape(one.text)}</figcaption></figure>"
+    )
+
+
+def wrong_images(
+    predictions: Predictions, images: ImageSplit, channels: ChannelSet
+) -> list[WrongImage]:
+    """The images that all channels got wrong, the surest mistakes first, at most `MAX_WRONG`.
+
+    Args:
+        predictions: The answers; the first set is that of all channels.
+        images: The images, in the same order.
+        channels: What their planes are.
+    """
+    found, names = [], [*predictions.class_names, "no answer"]
+    wrong = np.flatnonzero(~predictions.right(0))
+    sure = np.nan_to_num(predictions.probabilities[wrong, 0], nan=-1.0)
+    for i in wrong[np.argsort(-sure, kind="stable")][:MAX_WRONG]:
+        said, true = int(predictions.classes[i, 0]), int(predictions.references[i])
+        buffer = io.BytesIO()
+        picture = Image.fromarray(picture_of(images[int(i)][0], channels))
+        picture.resize((_THUMBNAIL, _THUMBNAIL)).save(buffer, "JPEG", quality=80)
+        sureness = f" {predictions.probabilities[i, 0]:.0%}" if said >= 0 else ""
+        text = f"{names[true]}, said {names[said] if said >= 0 else names[-1]}{sureness}"
+        found.append(WrongImage(f"image {i}", buffer.getvalue(), text))
+    return found
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def write_results(
+    results: Mapping[str, Any],
+    evaluated: Evaluated,
+    folder: Path,
+    channels: ChannelSet,
+    images: ImageSplit | None = None,
+) -> list[Path]:
+    """Write everything that people look at: pages, table of sets, predictions and pictures.
+
+    Args:
+        results: The content of `results.json`.
+        evaluated: What it was made of.
+        folder: Where to.
+        channels: All channels of the data.
+        images: The evaluated images; without them the page shows none.
+
+    Returns:
+        The files, those for a saved model's folder: tables and pictures.
+    """
+    sets, names = evaluated.sets, results["data"]["class_names"]
+    evaluation = results["evaluation"]
+    title = f"{results['model']['name']} on {Path(results['data']['name']).name}"
+    levels = {"most frequent class": evaluation["most_frequent"]["fraction"]}
+    theirs = {
+        tuple(s["indices"]): s["baseline"]["accuracy"] for s in evaluation["sets"] if s["baseline"]
+    }
+    pictures = [
+        plot_channel_sets(
+            sets, folder / "channel_sets.png", title, baseline=theirs, levels=levels
+        )
+    ]
+    if evaluation["bands"]:
+        pictures.append(plot_bands(sets, folder / "bands.png", title, levels=levels))
+    pictures.append(plot_confusion(sets[0], names, folder / "confusion.png", title))
+    if results["training"] is not None:
+        history = results["training"]["history"]
+        pictures.append(plot_curves(history, folder / "curves.png", levels=levels))
+    evaluated.predictions.save(folder / PREDICTIONS)
+    wrong = [] if images is None else wrong_images(evaluated.predictions, images, channels)
+    for name, text in (
+        ("results.md", markdown_page(results)),
+        ("results.html", html_page(results, pictures, wrong)),
+    ):
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    _write_sets(results, folder / "sets.csv")
+    return [folder / "results.md", folder / "results.html", folder / "sets.csv", *pictures]
+
+
+def _write_sets(results: Mapping[str, Any], path: Path) -> None:
+    """`sets.csv`: a line for every set, mode and order."""
+    rows = []
+    for one in results["evaluation"]["sets"]:
+        row = {k: v for k, v in one.items() if not isinstance(v, (dict, list)) and v is not None}
+        row["indices"] = "+".join(map(str, one["indices"]))
+        for name in (*METRICS, "loss"):
+            row |= _columns(name, one[name] or {})
+        if one["baseline"]:
+            row |= _columns("baseline", one["baseline"]["accuracy"])
+            row |= _columns("minus_baseline", one["baseline"]["difference"])
+        rows.append(row)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, fieldnames=names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _columns(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """A column for each part of an estimate or a difference, the first under the name alone."""
+    return {
+        name if key in ("value", "difference") else f"{name}_{key}": value
+        for key, value in values.items()
+    }
