@@ -4,6 +4,7 @@ python hf_train.py                        one process
 accelerate launch hf_train.py             as `accelerate config`, or --config_file configs/*.yaml
 """
 
+import io
 import logging
 import os
 import shlex
@@ -15,12 +16,12 @@ from timm_varchan.errors import MissingExtraError, UserError
 from timm_varchan.hub import push
 
 try:
+    from timm_varchan.results import markdown_page
     from timm_varchan.training import (
         CheckpointError,
         Interrupted,
         NonFiniteLossError,
         closing,
-        markdown_report,
         parse_args,
         run,
         stop,
@@ -31,6 +32,9 @@ except MissingExtraError as error:
 
 def main(args: list[str] | None = None) -> None:
     """Parse, train, evaluate, report."""
+    for stream in (sys.stdout, sys.stderr):  # names that a console's code page lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -46,7 +50,7 @@ def main(args: list[str] | None = None) -> None:
             print(shlex.join(again), flush=True)
         return
     if outcome.is_main:
-        print(f"\n{markdown_report(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
+        print(f"\n{markdown_page(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
             _push(outcome.folder / "model", config.push_to_hub, private=not config.push_public)
 

@@ -23,7 +23,7 @@ ROWS = (
     {"data"},
     {"complexity", "evaluation"},
     {"plots", "hub"},
-    {"cards"},
+    {"cards", "results"},
     {"training"},
     {"export", "folding", "integrations", "predict"},
     {"scenes"},

@@ -7,6 +7,7 @@ could not be read.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import runpy
@@ -136,13 +137,14 @@ def _look(args: argparse.Namespace) -> int:
     import torch
 
     from timm_varchan.data import Reading
+    from timm_varchan.evaluation import parse_sets, spread
     from timm_varchan.input_spec import InputSpec
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
     saved, channels = _load(args)
     channels = channels or saved.channels
-    files = find_images(args.files)[: args.limit]
+    files = spread(find_images(args.files), args.limit)  # of several classes
     spec = InputSpec.of(channels=channels, value_scale=saved.value_scale, no_data=args.no_data)
     reading = Reading(spec)
     size = (saved.img_size, saved.crop_pct)
@@ -161,7 +163,7 @@ def _look(args: argparse.Namespace) -> int:
         torch.stack(images),
         channels,
         args.output,
-        sets=[saved.select(spec) for spec in args.sets or ()],
+        sets=parse_sets(channels, " ".join(args.sets)) if args.sets else None,
         names=names,
     )
     print(path)
@@ -173,7 +175,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import tempfile
     from contextlib import ExitStack
 
-    from timm_varchan.training import TrainConfig, markdown_report, run
+    from timm_varchan.results import markdown_page
+    from timm_varchan.training import TrainConfig, run
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     given = {
@@ -194,7 +197,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             **_split_of(args),
             **given,
         )
-        print(markdown_report(run(config).results))
+        print(markdown_page(run(config).results))
     if args.output:
         print(f"Written to {args.output}/: all sets in sets.csv, everything in results.json.")
     return 0
@@ -510,6 +513,9 @@ def _add_evaluate(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can cure are one line."""
+    for stream in (sys.stdout, sys.stderr):  # names that a console's code page lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["run"] and words[1:2] not in (["-h"], ["--help"]):
         return _run_program(words[1:])

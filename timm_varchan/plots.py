@@ -6,7 +6,7 @@ They are narrow, 1,000 to 1,200 pixels, so that their letters can be read on a p
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -266,11 +266,11 @@ def _draw_sets(
     """Horizontal bars, largest sets on top."""
     names = {r.indices: r.label for group in series.values() for r in group}
     places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
-    rows = {
+    rows: dict[str, Mapping[tuple[int, ...], Mapping[str, float]]] = {
         label: {r.indices: r.metrics["accuracy"]._asdict() for r in group}
         for label, group in series.items()
     }
-    rows |= {"baseline": dict(baseline)} if baseline else {}
+    rows |= {"baseline": baseline} if baseline else {}
     thickness = 0.8 / len(rows)
     for number, (label, group) in enumerate(rows.items()):
         errors: Any = [
@@ -381,7 +381,9 @@ def plot_bands(
         raise UserError("No channel was evaluated alone or left out: there is nothing to rank.")
     tested = [band for band in bands if band.loss_without is not None]
     certain = [band for band in tested if band.certain][:MAX_BANDS]
-    alone = sorted((b for b in bands if b.alone), key=lambda b: (-b.alone[0], b.index))[:MAX_BANDS]
+    own = [(band, band.alone) for band in bands if band.alone is not None]
+    own = sorted(own, key=lambda pair: (-pair[1].value, pair[0].index))[:MAX_BANDS]
+    alone = [band for band, _ in own]
     above, below = 0.6 + 0.22 * len(certain), 0.22 * len(alone)
     figure = _figure(1.7 + above + below)
     first, second = figure.subplots(2, 1, height_ratios=[max(above, 0.3), max(below, 0.3)])
@@ -399,7 +401,7 @@ def plot_bands(
     if rest:
         first.set_title(f"{'the others' if certain else 'all'} ({rest}): no certain change without",
                         fontsize=9)  # fmt: skip
-    _bars(second, alone, [b.alone for b in alone], [COLOURS[0]] * len(alone))
+    _bars(second, alone, [estimate for _, estimate in own], [COLOURS[0]] * len(alone))
     second.set_xlabel("accuracy of it alone (%)", fontsize=9)
     second.set_xlim(0, 100)
     full = main_series(results)[0].accuracy
@@ -559,7 +561,7 @@ def plot_stem(
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
     every = tuple(range(len(whole)))
-    wanted = [tuple(one) for one in sets] if sets else list(dict.fromkeys((every, every[1:] or every)))
+    wanted = [tuple(one) for one in sets or dict.fromkeys((every, every[1:] or every))]
     views = [_look(model, images, whole, one, num_kernels) for one in wanted]
     lines = [len(one) for _ in images for one in wanted]
     widest = max(len(view.virtual) + view.num_kernels for view in views)
@@ -662,12 +664,11 @@ def picture_of(image: Tensor, channels: ChannelSet) -> np.ndarray:
     Returns:
         `(H, W, 3)`, uint8, every plane stretched from its 2nd to its 98th percentile.
     """
-    planes: Iterable[int | None] = [
-        plane_near(channels.wavelengths_nm, role) for role in ("red", "green", "blue")
-    ]
-    if None in planes or len(image) < 3:
-        planes = range(3) if len(image) == 3 else (0, 0, 0)
-    shown = image[list(planes)].float().cpu().numpy()  # type: ignore[arg-type]
+    found = [plane_near(channels.wavelengths_nm, role) for role in ("red", "green", "blue")]
+    planes = [plane for plane in found if plane is not None]
+    if len(planes) < 3:
+        planes = [0, 1, 2] if len(image) == 3 else [0, 0, 0]
+    shown = image[planes].float().cpu().numpy()
     finite = np.nan_to_num(shown, posinf=0, neginf=0)
     low, high = np.percentile(finite, (2, 98), axis=(1, 2), keepdims=True)
     scaled = ((finite - low) / np.maximum(high - low, 1e-6)).clip(0, 1)

@@ -143,7 +143,8 @@ def headline(results: Mapping[str, Any]) -> str:
         f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}, on "
         f"{evaluation['num_images']:,} {evaluation['split']} images of {len(data['class_names'])} "
         f"classes with {_all(whole)} ({whole['mode']}); always saying {most['class']}, the most "
-        f"frequent class, gives {100 * most['fraction']:.1f} %, chance {100 * evaluation['chance']:.1f} %"
+        f"frequent class, gives {100 * most['fraction']:.1f} %, chance "
+        f"{100 * evaluation['chance']:.1f} %"
     )
 
 
@@ -288,7 +289,7 @@ def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
                 [
                     b["name"],
                     _percent(b["alone"]),
-                    "" if b["alone"]["low"] > frequent else "no better than the most frequent class",
+                    "" if b["alone"]["low"] > frequent else "as the most frequent class",
                 ]
                 for b in alone[:MAX_ROWS]
             ],
@@ -343,7 +344,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if bad:
         named = ", ".join(f"{s['name']} {s['num_not_finite']}" for s in bad[:5])
         notes.append(
-            f"**Logits that are not finite** (counted as wrong) in {len(bad)} sets, images: {named}."
+            f"**Logits that are not finite** (counted as wrong) in {len(bad)} sets; images: {named}"
         )
     score = evaluation["robustness"]
     if score is not None:
@@ -401,7 +402,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1rem auto; padding: 0 1rem }
 img { max-width: 100%; background: white }
 div.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right; white-space: nowrap }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #8884; text-align: right }
+th, td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 div.wrong { display: flex; flex-wrap: wrap; gap: .8rem }
 figure { margin: 0; width: 8rem; font-size: .75rem; overflow-wrap: anywhere }
@@ -539,9 +541,7 @@ def write_results(
         tuple(s["indices"]): s["baseline"]["accuracy"] for s in evaluation["sets"] if s["baseline"]
     }
     pictures = [
-        plot_channel_sets(
-            sets, folder / "channel_sets.png", title, baseline=theirs, levels=levels
-        )
+        plot_channel_sets(sets, folder / "channel_sets.png", title, baseline=theirs, levels=levels)
     ]
     if evaluation["bands"]:
         pictures.append(plot_bands(sets, folder / "bands.png", title, levels=levels))

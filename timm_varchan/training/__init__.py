@@ -7,7 +7,7 @@ with needs("train"):
     from timm_varchan.training.config import RECIPES, TrainConfig, parse_args
     from timm_varchan.training.launch import stop
     from timm_varchan.training.loop import Interrupted, NonFiniteLossError
-    from timm_varchan.training.report import closing, markdown_report
+    from timm_varchan.training.report import closing
     from timm_varchan.training.run import Outcome, SetupError, run
     from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
@@ -23,7 +23,6 @@ __all__ = [
     "TrainConfig",
     "closing",
     "draw_channels",
-    "markdown_report",
     "parse_args",
     "run",
     "stop",

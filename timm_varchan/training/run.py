@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -27,12 +26,14 @@ from timm_varchan.evaluation import (
     DEFAULT_BUDGET,
     Evaluation,
     PlannedSet,
+    Predictions,
     evaluate_channel_sets,
     parse_sets,
     plan_sets,
 )
 from timm_varchan.hub import SavedModel, load, save
 from timm_varchan.models import estimate_bn_buffers, expected_error, has_stems
+from timm_varchan.results import Evaluated, write_results
 from timm_varchan.training.build import architecture, build_model, prepare
 from timm_varchan.training.checkpoint import (
     Progress,
@@ -44,14 +45,7 @@ from timm_varchan.training.config import TrainConfig
 from timm_varchan.training.launch import check_sharding, create_accelerator, whole_model
 from timm_varchan.training.loaders import eval_loader, evaluation_split, load_run_data
 from timm_varchan.training.loop import Trainer, tell_all_channels, trained_mode, warn_not_finite
-from timm_varchan.training.report import (
-    Evaluated,
-    build_results,
-    check_trackers,
-    markdown_report,
-    opening,
-    write_sets,
-)
+from timm_varchan.training.report import build_results, check_trackers, opening
 
 __all__ = ["Outcome", "SetupError", "run"]
 
@@ -77,14 +71,6 @@ class Outcome:
     results: dict[str, Any]
     sets: Evaluation
     is_main: bool
-
-
-class Baseline(NamedTuple):
-    """A saved model to compare with, the run's data as it takes them, and how these are read."""
-
-    model: nn.Module
-    data: ImageData
-    config: TrainConfig
 
 
 def run(config: TrainConfig) -> Outcome:
@@ -116,7 +102,7 @@ def run(config: TrainConfig) -> Outcome:
             data = load_run_data(config, accelerator, saved)
             model = build_model(config, data) if saved is None else saved.model
             _check_evaluation(config, model, data)
-            baseline = _load_baseline(config, accelerator, data)
+            baseline = _load_baseline(config, data)
             import_module("timm_varchan.plots")  # slow, so only here: before anything is trained
             if saved is None:
                 trainer, progress = prepare(config, accelerator, model, data)
@@ -197,37 +183,17 @@ def _plan(config: TrainConfig, model: nn.Module, channels: ChannelSet) -> list[P
     return plan_sets(channels, config.planned_sets, seed=config.seed, budget=budget, also=also)
 
 
-def _load_baseline(
-    config: TrainConfig, accelerator: Accelerator, data: ImageData
-) -> Baseline | None:
-    """The model of `--baseline` and the same images, scaled and normalised as it was trained.
+def _load_baseline(config: TrainConfig, data: ImageData) -> Predictions | None:
+    """The answers of `--baseline`.
 
     Raises:
-        UserError: Other channels or classes than the data's.
+        UserError: There are none, or of other images or classes than the run's.
     """
     if config.baseline is None:
         return None
-    saved = load(config.baseline)
-    own = dataclasses.replace(
-        config,
-        eval_only=config.baseline,
-        push_to_hub=None,
-        img_size=saved.img_size,
-        crop_pct=saved.crop_pct,
-        value_scale=saved.value_scale,
-    )
-    theirs = load_run_data(own, accelerator, saved)
-    ours = data.channels
-    named = not ours.is_anonymous and not theirs.channels.is_anonymous
-    same = [c.identity for c in ours] == [c.identity for c in theirs.channels]
-    if len(ours) != len(theirs.channels) or (named and not same):
-        raise UserError(
-            f"--baseline {config.baseline} takes {theirs.channels}, the data are {ours}. Compare "
-            f"models of the same planes in the same order."
-        )
-    if theirs.class_names != data.class_names:
-        raise UserError(f"--baseline {config.baseline} has other classes than the data.")
-    return Baseline(saved.model.to(accelerator.device), theirs, own)
+    found = Predictions.load(config.baseline)
+    found.check(data.class_names, evaluation_split(data)[1].labels())
+    return found
 
 
 def _chosen(trainer: Trainer, data: ImageData) -> tuple[nn.Module, str | None]:
@@ -247,7 +213,7 @@ def _finish(
     accelerator: Accelerator,
     model: nn.Module,
     data: ImageData,
-    baseline: Baseline | None,
+    baseline: Predictions | None,
     progress: Progress | None,
     checkpoint: str | None,
 ) -> Outcome:
@@ -276,9 +242,9 @@ def _evaluate(
     accelerator: Accelerator,
     model: nn.Module,
     data: ImageData,
-    baseline: Baseline | None,
+    baseline: Predictions | None,
 ) -> Evaluated:
-    """Evaluate a run's model, and its baseline on the same images and sets."""
+    """Evaluate a run's model on the images that it is judged by."""
     name, split = evaluation_split(data)
     modes = config.eval_modes or (trained_mode(config, model, data.channels),)
     plan = _plan(config, model, data.channels)
@@ -300,25 +266,10 @@ def _evaluate(
     )
     warn_not_finite({s.name: s.num_not_finite for s in sets if s.num_not_finite}, accelerator)
     errors = tuple(_expected_error(model, data.channels, s.mode, s.indices) for s in sets)
-    if baseline is None:
-        return Evaluated(name, sets, None, None, errors)
-    _, split = evaluation_split(baseline.data)
-    theirs = evaluate_channel_sets(
-        baseline.model,
-        accelerator.prepare_data_loader(
-            eval_loader(baseline.config, split, baseline.data.channels)
-        ),
-        baseline.data.channels,
-        orders=("in order",),
-        sets=[
-            PlannedSet(indices, one.kind, one.name)
-            for indices, one in {one.indices: one for one in sets}.items()
-        ],
-        **common,
+    predictions = Predictions.of(
+        sets, data.channels, class_names=data.class_names, model=architecture(model)
     )
-    if not np.array_equal(theirs[0].references, sets[0].references):
-        raise UserError(f"The images of --baseline {config.baseline} have other labels.")
-    return Evaluated(name, sets, theirs, architecture(baseline.model), errors)
+    return Evaluated(name, sets, predictions, errors, baseline)
 
 
 def _expected_error(
@@ -366,24 +317,10 @@ def _write(
     config: TrainConfig,
 ) -> None:
     """Everything that stays in the output folder."""
-    from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
-
-    path, sets = config.folder, evaluated.sets
-    title = f"{results['model']['name']} on {Path(data.name).name}"
+    path = config.folder
     write_json(results, path / "results.json")
-    (path / "results.md").write_text(markdown_report(results), encoding="utf-8")
-    write_sets(results, path / "sets.csv")
-    picture = path / "channel_sets.png"
-    files = [
-        path / "results.md",
-        path / "sets.csv",
-        plot_channel_sets(sets, picture, title, baseline=evaluated.baseline),
-        plot_confusion(sets[0], data.class_names, path / "confusion.png", title),
-    ]
-    if results["evaluation"]["bands"]:
-        files.append(plot_bands(sets, path / "bands.png", title))
-    if results["training"] is not None:
-        files.append(plot_curves(results["training"]["history"], path / "curves.png"))
+    _, images = evaluation_split(data)
+    files = write_results(results, evaluated, path, data.channels, images)
     if config.eval_only is None:
         model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
         save(
