@@ -22,11 +22,13 @@ from timm_varchan.evaluation import (
     NO_CLASS,
     ORDERS,
     ChannelSetMetrics,
+    Predictions,
     SetView,
-    channel_sets,
-    choose_sets,
+    class_counts,
     classification_metrics,
-    confusion_counts,
+    compare_predictions,
+    confusion_cells,
+    evaluate,
     evaluate_channel_sets,
     foretold,
     paired_difference,
@@ -35,12 +37,12 @@ from timm_varchan.evaluation import (
     rank_bands,
     robustness,
     set_label,
+    smallest_difference,
     summarise_sizes,
     validate_channel_sets,
     wilson_interval,
 )
 from timm_varchan.models import has_stems
-from timm_varchan.plots import plot_bands, plot_channel_sets, plot_confusion, plot_curves
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
 FOUR = ChannelSet.parse("R+G+B+NIR")
@@ -85,8 +87,10 @@ def test_metrics_are_those_of_scikit_learn_with_missing_classes():
     expected = precision_recall_fscore_support(
         references, predictions, labels=range(7), average="macro", zero_division=0
     )[:3]
-    assert values["accuracy"] == pytest.approx((references == predictions).mean())
-    assert [values[name] for name in METRICS[1:]] == pytest.approx(expected)
+    assert tuple(values) == METRICS
+    assert values["accuracy"].value == pytest.approx((references == predictions).mean())
+    assert [values[name].value for name in METRICS[1:]] == pytest.approx(expected)
+    assert all(one.low <= one.value <= one.high for one in values.values())
 
 
 def test_wilson_interval_is_that_of_scipy_and_holds_the_ends():
@@ -170,25 +174,22 @@ def test_no_answer_is_wrong_for_every_class():
     assert metrics["precision_macro"].value == 1.0  # of those that have an answer
     nothing = classification_metrics([NO_CLASS] * 4, references, 2)
     assert [m.value for m in nothing.values()] == [0.0] * 4
-    counts = confusion_counts(np.array([NO_CLASS, 0, NO_CLASS, 1]), references, 2)
-    assert counts.tolist() == [[1, 0, 1], [0, 1, 1]]
+    cells = confusion_cells(np.array([NO_CLASS, 0, NO_CLASS, 1]), references, 2).tolist()
+    assert cells == [[0, 0, 1], [0, 2, 1], [1, 1, 1], [1, 2, 1]]
+    first, second = class_counts(cells, ["a", "b"])
+    assert first == ("a", 2, 1, 1, "no answer (1)")
+    assert second == ("b", 2, 1, 1, "no answer (1)")
 
 
 # ---- which sets
 
 
-def test_every_subset_up_to_a_number_then_a_sample_of_each_size():
-    assert len(choose_sets(RGB)) == 7
-    assert choose_sets(RGB)[0] == (0, 1, 2)
-    many = ChannelSet.anonymous(40)
-    chosen = choose_sets(many, max_sets=80)
-    sizes = [len(indices) for indices in chosen]
-    assert sizes.count(40) == 1
-    assert all(sizes.count(size) == 2 for size in range(1, 40))
-    assert len(set(chosen)) == len(chosen)
-    assert chosen == choose_sets(many, max_sets=80) != choose_sets(many, max_sets=80, seed=1)
-    with pytest.raises(ValueError, match="allow 3 or more"):
-        choose_sets(RGB, max_sets=2)
+@pytest.mark.parametrize("number", [1, 2, 7, 26, 130])
+def test_a_number_of_sets_is_that_number_and_holds_all_channels(number):
+    plan = plan_sets(EUROSAT, number)
+    assert len(plan) == len({one.indices for one in plan}) == number
+    assert plan[0].kind == "all"
+    assert plan == plan_sets(EUROSAT, str(number))
 
 
 @pytest.mark.parametrize("spec", ["eurosat", "sentinel2-l2a", "landsat8", "planetscope-8b", "naip"])
@@ -224,11 +225,8 @@ def test_sets_that_somebody_asks_for():
     assert [one.name for one in plan] == ["all 13", "RGB", "B01+B02", "B04+B12", "B08"]
     assert {one.kind for one in plan[1:]} == {"asked"}
     assert len(plan_sets(RGB, "all")) == 7
-    assert plan_sets(EUROSAT, 130) == plan_sets(EUROSAT, "130")
     larger = collections.Counter(one.kind for one in plan_sets(EUROSAT, 130))
     assert larger == {"all": 1, "single": 13, "without": 13, "natural": 3, "sample": 100}
-    fewer = collections.Counter(len(one.indices) for one in plan_sets(EUROSAT, 26))
-    assert fewer == dict.fromkeys(range(1, 13), 2) | {13: 1}
     own = ChannelSet.parse([timm_varchan.Channel("DNA"), timm_varchan.Channel("RNA"), 500.0])
     assert [one.name for one in plan_sets(own, "DNA+RNA,500nm")][1:] == ["DNA+RNA", "500nm"]
     with pytest.raises(ValueError, match="B13"):
@@ -327,8 +325,8 @@ def test_a_stem_is_not_asked_what_is_equal_by_construction(twin):
 
 @pytest.mark.parametrize("num_batches", [1, 3])
 def test_the_bar_counts_sets_over_all_batches(twin, capfd, monkeypatch, num_batches):
-    every_step = functools.partial(channel_sets.tqdm, mininterval=0, miniters=1)
-    monkeypatch.setattr(channel_sets, "tqdm", every_step)
+    every_step = functools.partial(evaluate.tqdm, mininterval=0, miniters=1)
+    monkeypatch.setattr(evaluate, "tqdm", every_step)
     loader = batches(num_images=2 * num_batches, size=32, batch_size=2)
     evaluate_channel_sets(twin, loader, RGB, num_classes=4, progress=True)
     shown = re.findall(r"evaluating 7 channel sets: (\d+)/(\d+)", capfd.readouterr().err)
@@ -355,7 +353,7 @@ def test_stacked_sets_answer_as_sets_alone(twin, monkeypatch, mode):
     loader = batches(num_images=8, num_channels=4, size=32)
     alone = evaluate_channel_sets(twin, loader, FOUR, num_classes=4, modes=[mode])
     calls = []
-    monkeypatch.setattr(channel_sets, "_stack_size", lambda device: 64)
+    monkeypatch.setattr(evaluate, "_stack_size", lambda device: 64)
     handle = twin.register_forward_pre_hook(lambda _, x: calls.append(len(x[0])))
     stacked = evaluate_channel_sets(twin, loader, FOUR, num_classes=4, modes=[mode])
     handle.remove()
@@ -367,15 +365,15 @@ def test_stacked_sets_answer_as_sets_alone(twin, monkeypatch, mode):
 def test_memory_that_runs_out_makes_stacks_smaller(twin, monkeypatch):
     loader = batches(num_images=6, num_channels=4, size=32)
     alone = evaluate_channel_sets(twin, loader, FOUR, num_classes=4)
-    real = channel_sets._stacked
+    real = evaluate._stacked
 
     def small_memory(model, x, views):
         if len(views) > 2:
             raise torch.OutOfMemoryError
         return real(model, x, views)
 
-    monkeypatch.setattr(channel_sets, "_stack_size", lambda device: 1024)
-    monkeypatch.setattr(channel_sets, "_stacked", small_memory)
+    monkeypatch.setattr(evaluate, "_stack_size", lambda device: 1024)
+    monkeypatch.setattr(evaluate, "_stacked", small_memory)
     found = evaluate_channel_sets(twin, loader, FOUR, num_classes=4)
     assert [r.predictions.tolist() for r in found] == [r.predictions.tolist() for r in alone]
 
@@ -499,21 +497,70 @@ def test_sets_that_somebody_chose_are_no_sample():
     assert summary.mean == pytest.approx(np.mean([r.correct.mean() for r in drawn]))
 
 
-def test_channels_are_ranked_by_what_is_lost_without_them():
-    results = weighted_results(4, orders=["in order"])
+def test_channels_are_ranked_only_where_their_loss_is_certain():
+    results = weighted_results(4, num_images=400, orders=["in order"])
     bands = rank_bands(results)
     whole, by_indices = results[0], {r.indices: r for r in results}
     assert sorted(band.index for band in bands) == [0, 1, 2, 3]
-    losses = [band.loss_without.difference for band in bands]
-    assert losses == sorted(losses, reverse=True)
     for band in bands:
         rest = tuple(i for i in range(4) if i != band.index)
         expected = paired_difference(whole.correct, by_indices[rest].correct)
         assert band.loss_without == expected
+        assert band.certain == (not expected.low <= 0 <= expected.high)
         assert band.name == f"#{band.index + 1}"
         assert band.alone == by_indices[(band.index,)].metrics["accuracy"]
+    worth = [band.loss_without.difference if band.certain else 0 for band in bands]
+    assert worth == sorted(worth, reverse=True)
+    ties = [band.index for band in bands if not band.certain]
+    assert ties == sorted(ties), "ties are not ranked"
     assert json.loads(json.dumps(bands[0].to_json()))["alone"]["value"] == bands[0].alone.value
     assert rank_bands(weighted_results(1)) == []
+
+
+def test_few_images_tell_little():
+    for count in (2, 22, 1000):
+        least = smallest_difference(count)
+        for changed, certain in ((least, True), (least - 1, False)):
+            if 0 < changed <= count:
+                better = np.arange(count) < changed
+                assert (paired_difference(better, np.zeros(count)).low > 0) == certain
+    assert smallest_difference(22) / 22 > 0.2
+    assert smallest_difference(2) > 2
+
+
+def test_saved_predictions_are_compared_image_by_image(tmp_path):
+    names = list("abcd")
+    loader = batches(num_images=60, num_channels=3)
+    ours = evaluate_channel_sets(Weighted(3), loader, RGB, num_classes=4)
+    flipped = [(x.flip(1), y) for x, y in loader]
+    theirs = evaluate_channel_sets(Weighted(3), flipped, RGB, num_classes=4, sets="RG,B")
+    mine = Predictions.of(ours, RGB, class_names=names, fingerprint="f")
+    saved = Predictions.of(theirs, RGB, class_names=names, model="other", fingerprint="f")
+    saved.save(tmp_path / "predictions.npz")
+    for place in (tmp_path, tmp_path / "predictions.npz", tmp_path / "model"):
+        found = Predictions.load(place)
+        assert (found.model, found.sets) == ("other", saved.sets)
+        np.testing.assert_array_equal(found.probabilities, saved.probabilities)
+    compared = compare_predictions(mine, found)
+    answered = {r.indices: r for r in theirs if r.order == "in order"}
+    assert {ours[number].indices for number in compared} == set(answered)
+    for number, one in compared.items():
+        other = answered[ours[number].indices]
+        assert ours[number].order == "in order"
+        assert one.accuracy == other.metrics["accuracy"]
+        assert one.difference == paired_difference(ours[number].correct, other.correct)
+    few = evaluate_channel_sets(Weighted(3), loader[:-1], RGB, num_classes=4)
+    for wrong in (
+        Predictions.of(few, RGB, class_names=names),
+        Predictions.of(ours, RGB, class_names=names, fingerprint="g"),
+        Predictions.of(ours, RGB, class_names=list("abce"), fingerprint="f"),
+    ):
+        with pytest.raises(ValueError, match="of other"):
+            compare_predictions(mine, wrong)
+    (tmp_path / "predictions.npz").write_bytes(b"PK broken")
+    for place in (tmp_path, tmp_path / "none" / "none"):
+        with pytest.raises(ValueError, match="no predictions"):
+            Predictions.load(place)
 
 
 def test_robustness_is_the_mean_over_sizes_of_means_over_sets():
@@ -521,7 +568,8 @@ def test_robustness_is_the_mean_over_sizes_of_means_over_sets():
     score = robustness(results)
     by_size = [[r.correct.mean() for r in results if r.size == n] for n in (1, 2, 3, 4)]
     assert score.uniform_mean == pytest.approx(np.mean([np.mean(group) for group in by_size]))
-    assert score.worst_loss == rank_bands(results)[0].loss_without
+    losses = [band.loss_without for band in rank_bands(results)]
+    assert score.worst_loss == max(losses, key=lambda loss: loss.difference)
     ends = robustness([r for r in results if r.size in (1, 4)])
     line = np.interp([1, 2, 3, 4], [1, 4], [np.mean(by_size[0]), np.mean(by_size[3])])
     assert ends.uniform_mean == pytest.approx(line.mean())
@@ -536,28 +584,3 @@ def test_an_expected_error_foretells_the_loss_by_rank():
     assert foretold(results, [-loss for loss in losses]) == pytest.approx(-1.0)
     assert foretold(results, [None] * len(results)) is None
     assert foretold(results, [0.5] * len(results)) is None
-
-
-def test_pictures_are_drawn_for_few_and_many_sets(tmp_path):
-    few = evaluate_channel_sets(Weighted(3), batches(), RGB, num_classes=4)
-    many = evaluate_channel_sets(Weighted(13), batches(num_channels=13), EUROSAT, num_classes=4)
-    history = [
-        {"epoch": e, "train_loss": 2 / (e + 1), "eval_loss": math.nan, "train_accuracy": 0.1 * e,
-         "eval_accuracy": 0.2, "eval_sets": {"all 13": 0.2, "RGB": 0.1}} for e in range(3)
-    ]  # fmt: skip
-    pictures = [
-        plot_channel_sets(few, tmp_path / "few.png", "title", baseline=few),
-        plot_channel_sets(many, tmp_path / "many.png", baseline=many),
-        plot_bands(many, tmp_path / "bands.png", "title"),
-        plot_bands(few, tmp_path / "fewbands.png"),
-        plot_confusion(few[0], list("abcd"), tmp_path / "confusion.png"),
-        plot_curves(history, tmp_path / "curves.png"),
-    ]
-    for path in pictures:
-        assert path.read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="no channel sets"):
-        plot_channel_sets([], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="no epochs"):
-        plot_curves([], tmp_path / "x.png")
-    with pytest.raises(ValueError, match="nothing to rank"):
-        plot_bands(many[:1], tmp_path / "x.png")

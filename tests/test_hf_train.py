@@ -69,7 +69,7 @@ def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert f"Everything is in {folder}/" in resumed.stdout
     chance = 100 / len(results(folder)["data"]["class_names"])
-    assert f"chance is {chance:.1f} %" in resumed.stdout.splitlines()[-1]
+    assert f"chance {chance:.1f} %" in resumed.stdout.splitlines()[-1]
     for label in ("data", "channels", "images", "model", "training", "device", "folder"):
         assert re.search(rf"^{label} +\S", resumed.stderr, re.M), label
     assert "3: RGB, as --channels RGB says" in resumed.stderr

@@ -254,6 +254,7 @@ def test_everything_is_written(finished):
     assert names == {
         "run.json", "environment.json", "summary.csv", "results.json", "results.md", "curves.png",
         "channel_sets.png", "bands.png", "confusion.png", "sets.csv", "model", "checkpoints",
+        "results.html", "predictions.npz",
     }  # fmt: skip
     lines = (finished.folder / "summary.csv").read_text().splitlines()
     assert lines[0].startswith("epoch,train_loss,train_accuracy,eval_loss,eval_accuracy,lr,")
@@ -296,14 +297,15 @@ def test_results_follow_the_documented_schema(finished):
     evaluation = results["evaluation"]
     assert set(evaluation) == {
         "split", "checkpoint", "seconds", "planned", "num_passes", "sets", "sizes", "bands",
-        "robustness", "foretold", "order_check", "confusion", "baseline",
+        "robustness", "foretold", "order_check", "confusion", "baseline", "accuracy", "chance",
+        "most_frequent", "smallest_difference", "num_images",
     }  # fmt: skip
     assert [entry["channels"] for entry in evaluation["sets"]] == ["RG", "R", "G"]
     for entry in evaluation["sets"]:
         assert set(entry) == {
             "channels", "indices", "size", "name", "kind", "mode", "order", "num_images",
             "num_not_finite", "accuracy", "precision_macro", "recall_macro", "f1_macro", "loss",
-            "expected_error", "baseline",
+            "unexplained", "baseline",
         }  # fmt: skip
         assert entry["accuracy"]["low"] <= entry["accuracy"]["value"] <= entry["accuracy"]["high"]
     assert set(evaluation["sizes"][0]) == {

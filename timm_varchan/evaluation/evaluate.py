@@ -325,7 +325,7 @@ def _predict(
                 logits = predictor(x, range(start, start + len(x)), bar)
                 if check_order and not number:
                     checked = _check_order(model, x[:_CHECKED_IMAGES], views[0])
-            found = _table(logits, labels)
+            found = _table(logits, labels, validating)
             tables.append(accelerator.gather_for_metrics(found) if accelerator else found)
     if not tables:
         raise UserError("There are no images to evaluate on: the loader is empty.")
@@ -335,10 +335,11 @@ def _predict(
     )
 
 
-def _table(logits: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and predicted classes; cross entropy of the first view and the probabilities."""
+def _table(logits: Sequence[Tensor], labels: Tensor, loss: bool) -> tuple[Tensor, Tensor]:
+    """Labels and predicted classes; loss of the first view (or its class) and probabilities."""
     classes = [labels, *map(predicted_classes, logits)]
-    numbers = [F.cross_entropy(logits[0].float(), labels, reduction="none")]
+    first = logits[0].float()
+    numbers = [F.cross_entropy(first, labels, reduction="none") if loss else classes[1].float()]
     numbers += [view.float().softmax(-1).amax(-1) for view in logits]
     return torch.stack(classes, 1), torch.stack(numbers, 1)
 
