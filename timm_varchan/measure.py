@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 
-__all__ = ["ChannelMoments", "images_of", "measure_channels"]
+__all__ = ["ChannelMoments", "batches_of", "measure_channels"]
 
 
 class ChannelMoments:
@@ -25,19 +26,14 @@ class ChannelMoments:
         self._num_pixels = 0
 
     def update(self, values: Tensor, valid: Tensor | None = None) -> None:
-        """Add images.
-
-        Args:
-            values: `(C, H, W)` or `(B, C, H, W)`, floating point.
-            valid: Which values count, of a shape that broadcasts to theirs; all where None.
+        """Add images `(C, H, W)` or `(B, C, H, W)`, and which of their values count (all: None).
 
         Raises:
             UserError: Another number of planes than before.
         """
         planes = values.detach().to("cpu", torch.float64)
         mask = torch.ones_like(planes) if valid is None else valid.to(planes).expand_as(planes)
-        if valid is not None:
-            planes = planes.masked_fill(mask == 0, 0.0)
+        planes = planes if valid is None else planes.masked_fill(mask == 0, 0.0)
         # (C, pixels)
         planes, mask = (t.movedim(-3, 0).flatten(1) for t in (planes, mask))
         if not self._num_pixels:
@@ -58,19 +54,15 @@ class ChannelMoments:
         self._product = self._product + planes @ planes.T
 
     @property
-    def invalid_share(self) -> tuple[float, ...]:
-        """The share of each plane's pixels that did not count."""
+    def invalid_fraction(self) -> tuple[float, ...]:
+        """The fraction of each plane's pixels that did not count."""
         return tuple((1 - self._count.diagonal() / max(1, self._num_pixels)).tolist())
 
     def result(self, channels: ChannelSetLike | None = None) -> ChannelSet:
-        """Means, deviations and correlations.
+        """The channels (anonymous where None) with means, deviations and correlations.
 
-        Args:
-            channels: What the planes are; anonymous where None.
-
-        Returns:
-            The channels with their statistics. The deviation of a constant plane is given as 1, so
-            that it normalises to 0, and its correlation with others as 0.
+        The deviation of a constant plane is given as 1, so that it normalises to 0, and its
+        correlation with others as 0.
 
         Raises:
             UserError: No images, planes without a valid pixel, values that are not finite, or
@@ -78,9 +70,8 @@ class ChannelMoments:
         """
         if not self._num_pixels:
             raise UserError("Nothing was measured: pass at least one image.")
-        wanted = ChannelSet.anonymous(len(self._count)) if channels is None else (
-            ChannelSet.parse(channels)
-        )  # fmt: skip
+        nobody = ChannelSet.anonymous(len(self._count))
+        wanted = nobody if channels is None else ChannelSet.parse(channels)
         if len(wanted) != len(self._count):
             raise UserError(
                 f"The images have {len(self._count)} planes, but {wanted} are {len(wanted)} "
@@ -98,7 +89,7 @@ class ChannelMoments:
             bad = [label for label, s in zip(wanted.labels, std, strict=True) if not s.isfinite()]
             raise UserError(
                 f"Channel {', '.join(bad)} holds values that are not finite (no-data pixels?). "
-                f"Write numbers in their place."
+                f"Write NaN or numbers in their place."
             )
         # Rounding leaves about 1e-8 of the mean where the plane is constant.
         constant = std <= 1e-6 * mean.abs()
@@ -111,33 +102,61 @@ class ChannelMoments:
 
 
 def measure_channels(
-    loader: Iterable[Any], channels: ChannelSetLike | None = None, num_batches: int | None = None
+    images: Iterable[Any], channels: ChannelSetLike | None = None, num_batches: int | None = None
 ) -> ChannelSet:
-    """Measure the planes that a loader yields, as the model sees them.
+    """Measure the planes of images as the model sees them, before they are normalised.
 
     Args:
-        loader: Batches `(B, C, H, W)`, alone, first in a tuple, or in a dictionary under
-            `pixel_values`, `image` or `x`.
+        images: A tensor `(C, H, W)` or `(B, C, H, W)`, or a loader, data set or list of such
+            images: alone, first in a tuple `(x, y)`, or in a dictionary under `pixel_values`,
+            `image` or `x`. NaN is left out.
         channels: What the planes are; anonymous where None.
-        num_batches: How many batches to look at; all where None.
+        num_batches: How many items to look at; all where None.
 
     Returns:
         The channels with mean, deviation and correlation, e.g. for `adapt(channel_stats=)`.
 
     Raises:
-        UserError: No batches, or what `ChannelMoments.result` refuses.
+        UserError: No images, integers, or what `ChannelMoments.result` refuses.
     """
     moments = ChannelMoments()
-    for number, batch in enumerate(loader):
-        if number == num_batches:
-            break
-        moments.update(images_of(batch))
+    for batch in itertools.islice(batches_of(images), num_batches):
+        there = ~batch.isnan()
+        moments.update(batch, None if bool(there.all()) else there)
     return moments.result(channels)
 
 
-def images_of(batch: Any) -> Tensor:
+def batches_of(images: Iterable[Any]) -> Iterator[Tensor]:
+    """Floating-point images `(B, C, H, W)` of all that `measure_channels` takes.
+
+    Raises:
+        UserError: Something else.
+    """
+    if isinstance(images, Tensor):
+        images = [images]
+    elif isinstance(images, (Mapping, tuple)):  # one batch, not a loader of them
+        images = [images]
+    elif not hasattr(images, "__iter__") and hasattr(images, "__getitem__"):  # a data set
+        images = map(images.__getitem__, range(len(images)))  # type: ignore[attr-defined]
+    for item in images:
+        batch = images_of(item)
+        if not isinstance(batch, Tensor) or batch.dim() not in (3, 4):
+            what = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            raise UserError(
+                f"Images came as {what}; needed are tensors (channels, height, width) or (batch, "
+                f"channels, height, width), alone or first in (x, y)."
+            )
+        if not batch.is_floating_point():
+            raise UserError(
+                f"The images are {batch.dtype}; needed are the scaled numbers that the model sees, "
+                f"e.g. x.float() / 255."
+            )
+        yield batch if batch.dim() == 4 else batch[None]
+
+
+def images_of(batch: Any) -> Any:
     """The images of a batch as loaders of this field give it."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         found = next((key for key in ("pixel_values", "image", "x") if key in batch), None)
         if found is None:
             raise UserError(f"The batch has no images: its keys are {', '.join(map(str, batch))}.")

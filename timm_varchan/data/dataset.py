@@ -736,8 +736,8 @@ def measure_split(
         seed: Which ones.
 
     Returns:
-        The channels with mean, deviation and correlation; the share of each one's pixels that hold
-        no data.
+        The channels with mean, deviation and correlation; the fraction of each one's pixels that
+        hold no data.
 
     Raises:
         UserError: No images, an image that cannot be read.
@@ -751,7 +751,7 @@ def measure_split(
         values = scale_values(split[index][0])
         missing = values.isnan()
         moments.update(values, ~missing if bool(missing.any()) else None)
-    return moments.result(split.channels), moments.invalid_share
+    return moments.result(split.channels), moments.invalid_fraction
 
 
 def channel_stats(

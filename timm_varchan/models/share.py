@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.errors import UserError
-from timm_varchan.measure import images_of
+from timm_varchan.measure import batches_of
 from timm_varchan.models.adapt import set_channels
 from timm_varchan.stems import ChannelsLike
 
@@ -99,8 +99,8 @@ def estimate_bn_buffers(
     for norm in norms.values():
         _renew(norm)
     count = 0
-    for batch in batches:
-        twin(images_of(batch))
+    for batch in batches_of(batches):
+        twin(batch)
         count += 1
     if not count:
         raise UserError("No batches to estimate buffers from: pass at least one input.")
