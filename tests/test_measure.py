@@ -24,7 +24,7 @@ class Images:
 KINDS = {
     "a loader of (x, y)": lambda: DataLoader(TensorDataset(X, Y), batch_size=5),
     "a data set": Images,
-    "one batch (x, y)": lambda: (X, Y),
+    "a tuple of batches": lambda: X.split(4),
     "a list of (x, y)": lambda: [(X[:5], Y[:5]), (X[5:], Y[5:])],
     "one tensor of images": lambda: X,
     "a list of images": lambda: list(X),
@@ -66,6 +66,7 @@ def test_pixels_without_data_do_not_count_and_the_scale_is_kept():
         ([], None, "at least one image"),
         (X.to(torch.uint8), None, "uint8.*255"),
         (["a.png"], None, "came as str"),
+        ((X, Y), None, r"came as \(12,\)"),
         ([torch.zeros(3)], None, r"came as \(3,\)"),
         ([{"label": Y}], None, "keys are label"),
         ([X, X[:, :2]], None, "2 planes, those before had 3"),

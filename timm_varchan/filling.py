@@ -57,7 +57,7 @@ def fill_missing(x: Tensor, valid: Tensor, channels: ChannelSetLike) -> Tensor:
     there = valid.expand(x.shape).reshape(images.shape)
     predict = _Prediction(known, x.device)
     # Without a place in memory for every channel of every hole: the places of the holes alone.
-    for places in (~there.all(1)).nonzero().split(max(1, CHUNK // len(known))):
+    for places in torch.split((~there.all(1)).nonzero(), max(1, CHUNK // len(known))):
         b, h, w = places.unbind(1)
         images[b, :, h, w] = predict(images[b, :, h, w], there[b, :, h, w])
     return filled
@@ -94,7 +94,7 @@ class _Prediction:
             for missing in (False, True):
                 alike = ((part.sum(1) == size) & (few_missing == missing)).nonzero()[:, 0]
                 matrix, right = (self.inverse, -weighted) if missing else (self.system, z)
-                for some in alike.split(max(1, CHUNK // max(1, size * size))):
+                for some in torch.split(alike, max(1, CHUNK // max(1, size * size))):
                     place = part[some].nonzero()[:, 1].view(len(some), size)
                     blocks = torch.linalg.inv(matrix[place[:, :, None], place[:, None, :]])
                     number = torch.full_like(count, -1)
@@ -113,10 +113,10 @@ def _products(blocks: Tensor, kind: Tensor, vectors: Tensor) -> Tensor:
     size = max(1, vectors.shape[1])
     if len(vectors) * size * size < len(blocks) * LOOP:
         chunk = max(1, CHUNK // (size * size))
-        pairs = zip(kind.split(chunk), vectors.split(chunk), strict=True)
+        pairs = zip(torch.split(kind, chunk), torch.split(vectors, chunk), strict=True)
         return torch.cat([torch.bmm(blocks[k], v[:, :, None])[..., 0] for k, v in pairs])
     made = torch.empty_like(vectors)
-    order = kind.argsort()
-    for block, rows in zip(blocks, order.split(torch.bincount(kind).tolist()), strict=True):
+    groups = torch.split(kind.argsort(), torch.bincount(kind).tolist())
+    for block, rows in zip(blocks, groups, strict=True):
         made[rows] = vectors[rows] @ block  # symmetric
     return made

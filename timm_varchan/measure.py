@@ -132,12 +132,10 @@ def batches_of(images: Iterable[Any]) -> Iterator[Tensor]:
     Raises:
         UserError: Something else.
     """
-    if isinstance(images, Tensor):
-        images = [images]
-    elif isinstance(images, (Mapping, tuple)):  # one batch, not a loader of them
+    if isinstance(images, (Tensor, Mapping)):  # one batch
         images = [images]
     elif not hasattr(images, "__iter__") and hasattr(images, "__getitem__"):  # a data set
-        images = map(images.__getitem__, range(len(images)))  # type: ignore[attr-defined]
+        images = map(images.__getitem__, range(len(images)))  # type: ignore[arg-type]
     for item in images:
         batch = images_of(item)
         if not isinstance(batch, Tensor) or batch.dim() not in (3, 4):
