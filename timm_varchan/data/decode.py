@@ -29,7 +29,7 @@ from PIL import ExifTags, Image, ImageOps
 from tifffile import PHOTOMETRIC
 from torch import Tensor
 
-from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike
+from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_channels
 from timm_varchan.data.plane_names import (
     NO_NAMES,
     PlaneNames,
@@ -843,13 +843,21 @@ def fit(
     there = [k for k, place in enumerate(found) if place is not None]
     if partial and there:
         return planes.take([p for p in found if p is not None]), channels.take(there)
-    said = "+".join(c.label for c in labels)
+    said, asked = "+".join(c.label for c in labels), "+".join(map(_declared, labels))
     absent = "+".join(channels.labels[k] for k in range(len(found)) if k not in there)
     lacks = f" and lacks {absent}" if there else ""
     raise ImageError(
         f"the file calls its planes {said}{lacks}, the channels are {channels}; leave --channels "
-        f"out, which takes the file's names, or say --channels {said}"
+        f"out, which takes the file's names, or say --channels {asked}"
     )
+
+
+def _declared(channel: Channel) -> str:
+    """A channel as `--channels` takes it, whether its name is known or not."""
+    name, nm = channel.name, channel.wavelength_nm
+    if name in known_channels():
+        return str(name)
+    return f"{name}=" if nm is None else f"{name}@{nm:g}nm" if name else f"{nm:g}nm"
 
 
 def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes:

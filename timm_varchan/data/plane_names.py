@@ -142,7 +142,7 @@ def label_of(
     given = _nanometres(wavelength or "")
     stated = _LENGTH.search(text) or re.fullmatch(r"\d{3,4}\.\d+", text)
     nm = given or (_nanometres(stated[0]) if stated else None)
-    own = _name_of(text)
+    own = None if stated and stated[0] == text else _name_of(text)
     word, number = _worded(text, own), _numbered(text, satellite)
     is_told = (satellite or satellite_of(text)) is not None
     if number and word and not is_told and not is_near(number.wavelength_nm, word.wavelength_nm):
@@ -162,6 +162,8 @@ def channels_of(
     lengths = wavelengths or [""] * len(names)
     if satellite is None and _counts(names):
         names = [""] * len(names)
+    if {"R", "G", "B", "N"} <= set(names):
+        names = ["NIR" if name == "N" else name for name in names]
     found = [label_of(n, w, satellite) for n, w in zip(names, lengths, strict=True)]
     often = Counter(c.name for c in found)
     told = [Channel(None, c.wavelength_nm) if often[c.name] > 1 else c for c in found]
