@@ -19,7 +19,9 @@ from timm_varchan.channels import (
     known_channels,
     register_channel,
     seeded_rng,
+    write_channels,
 )
+from timm_varchan.input_spec import InputSpec
 
 
 @pytest.fixture(autouse=True)
@@ -288,3 +290,89 @@ def test_a_model_knows_its_own_names():
     assert model(torch.randn(1, 2, 32, 32)).isfinite().all()
     with pytest.raises(ValueError, match="'Golgi'"):
         timm_varchan.set_channels(model, "ER+Golgi")
+
+
+def test_a_specification_is_said_anew_in_parts():
+    bands = ChannelSet.parse("B02+B08").with_stats([0.1, 0.3], [0.2, 0.4]).with_scale(10_000)
+    spec = InputSpec.of(channels=bands, class_names=["a", "b"], img_size=64, no_data=None)
+    assert InputSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    other = InputSpec.of(spec, channels="B08", no_data="mean")
+    assert other.channels == bands.take([1])
+    assert other.channels.value_scale == 10_000
+    assert (other.img_size, other.class_names, other.no_data) == (64, ("a", "b"), "mean")
+    assert InputSpec.of(spec, channels="RGB").channels.value_scale == 10_000
+    assert InputSpec.of(spec, value_scale=255).channels.value_scale == 255, "other files"
+    assert InputSpec.of(value_scale=255, channels="B02").channels.value_scale == 255
+    with pytest.raises(ValueError, match="by 10000, not by 255"):
+        InputSpec.of(channels=bands, value_scale=255)
+    with pytest.raises(TypeError, match="image_size"):
+        InputSpec.of(spec, image_size=64)
+
+
+def test_files_hold_all_that_is_known(tmp_path):
+    table = np.corrcoef(np.random.default_rng(0).normal(size=(40, 60)))
+    waves = [400.0 + 10 * i for i in range(40)]
+    channels = ChannelSet.parse(waves).with_stats([0.1] * 40, [0.2] * 40, table.tolist())
+    channels = channels.with_scale(3.0, -1000.0)
+    file = write_channels(channels, tmp_path / "channels.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["channels.json"]
+    for path in (file, str(file)):
+        read = ChannelSet.parse(path)
+        assert (read.mean, read.value_scale, read.value_offset) == (channels.mean, 3.0, -1000.0)
+        np.testing.assert_allclose(read.correlation, table, atol=5.1e-5)
+    same = [channels.take([3, 1]), channels.standardised(), channels.without_identity()]
+    same += [channels.without_correlation(), channels.with_stats([1] * 40, [1] * 40)]
+    for changed in same:
+        assert (changed.value_scale, changed.value_offset) == (3.0, -1000.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"channels": "RGB"}, "list of channels"),
+        ({"channels": [{"colour": 1}]}, "described by name, wavelength_nm"),
+        ({"correlation": [0.5]}, "have 3 correlations"),
+        ({"correlation": [0.5, 2.0, 0.1]}, "no correlation"),
+        ({"correlation": [0.5, None, 0.1]}, "no correlation"),
+        ({"value_scale": 0}, "value_scale is 0"),
+        ({"value_scale": "x"}, "value_scale is 'x'"),
+        ({"value_offset": None}, "value_offset is None"),
+    ],
+)
+def test_what_is_no_saved_channel_set_is_refused(change, message, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({**RGB.to_dict(), **change}))
+    with pytest.raises(ValueError, match=f"holds no channels .*{message}"):
+        ChannelSet.parse(tmp_path / "x.json")
+
+
+def test_own_channels_bring_what_is_known_of_them():
+    table = [[1, 0.5, 0.1], [0.5, 1, 0.2], [0.1, 0.2, 1]]
+    own = ChannelSet.parse("R+DNA@461nm+840nm").with_stats([1, 2, 3], [4, 5, 6], table)
+    own = own.with_scale(100)
+    assert ChannelSet.parse("840nm+R", own=own) == own.take([2, 0])
+    assert ChannelSet.parse("DNA", own=own).value_scale == 100
+    mixed = ChannelSet.parse("G+DNA", own=own)
+    assert (mixed.mean, mixed.correlation, mixed.value_scale) == ((0.456, 2), None, 100)
+    assert ChannelSet.parse("GB", own=own) == ChannelSet.parse("GB")
+    assert ChannelSet.parse(["R"], own=own).mean == (1,)
+    assert ChannelSet.parse([Channel("R", 660, 7, 8)], own=own).mean == (7,), "said here"
+
+
+def test_an_error_names_a_few():
+    for text in ("Sentinel", "BB8", "L8_B99", "WV_Blu", "DNA"):
+        with pytest.raises(ValueError, match="--new-names") as refused:
+            ChannelSet.parse(text, own=[Channel(f"stain{i}") for i in range(60)])
+        assert len(str(refused.value)) < 500
+    with pytest.raises(ValueError, match=r"did you mean stain4"):
+        ChannelSet.parse("Stain4", own=[Channel(f"stain{i}") for i in range(9)])
+
+
+def test_gray_and_panchromatic_images_have_names():
+    assert all(470 < nm < 660 for nm in ChannelSet.parse("gray+PAN").wavelengths_nm)
+    twin = timm.create_model("dwg_test_resnet").eval()
+    x = torch.randn(2, 1, 32, 32)
+    timm_varchan.set_channels(twin, "gray")
+    plain = twin(x)
+    timm_varchan.set_channels(twin, "RGB")
+    torch.testing.assert_close(plain, twin(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)

@@ -66,18 +66,27 @@ class InputSpec:
                 None says nothing.
 
         Raises:
-            UserError: Values that a specification refuses.
+            UserError: Values that a specification refuses; channels that come with a scale of
+                their own, and another scale.
         """
-        start = cls() if spec is None else spec
+        known = cls() if spec is None else spec
         told = {name: value for name, value in changes.items() if value is not None}
         scale, offset = told.pop("value_scale", None), told.pop("value_offset", None)
-        channels = ChannelSet.parse(told.pop("channels", start.channels), own=start.channels)
+        channels = ChannelSet.parse(told.pop("channels", known.channels), own=known.channels)
+        inherited = (known.channels.value_scale, known.channels.value_offset)
+        if (channels.value_scale, channels.value_offset) in ((None, 0.0), inherited):
+            # The files are on the scale that somebody says now, else on that of the specification.
+            scale = inherited[0] if scale is None else scale
+            offset = inherited[1] if offset is None else offset
+            channels = replace(channels, value_scale=scale, value_offset=offset)
+        else:
+            channels = channels.with_scale(scale, offset)
         if "class_names" in told:
             told["class_names"] = tuple(told["class_names"])
         unknown = sorted(set(told) - {field.name for field in fields(cls)})
         if unknown:
             raise TypeError(f"{', '.join(unknown)} is no field of an InputSpec.")
-        return replace(start, channels=channels.with_scale(scale, offset), **told)
+        return replace(known, channels=channels, **told)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-serialisable form; `from_dict` reads it."""
