@@ -212,7 +212,12 @@ def test_files_of_rasterio_are_read_as_rasterio_reads_them(tmp_path):
     for name in "ab":
         (tmp_path / "data" / name).mkdir(parents=True)
         (tmp_path / "data" / name / "0.tif").write_bytes(path.read_bytes())
-    assert load_data(str(tmp_path / "data")).channels.names == ("B", "G", "R", "NIR")
+    assert load_data(str(tmp_path / "data"), no_data="mean").channels.names == (
+        "B",
+        "G",
+        "R",
+        "NIR",
+    )
 
 
 @pytest.mark.parametrize("driver", ["GTiff", "COG"])

@@ -250,9 +250,8 @@ def seen(data, *, processes=1, workers=0, epoch=0, num_batches=4, skip_corrupt=F
     """The numbers of the images of every process's batches."""
     found = []
     for process in range(processes):
-        rows, columns = data.stream
         stream = ImageStream(
-            rows, columns, data.channels, torch.nn.Identity(), num_batches=num_batches,
+            data, torch.nn.Identity(), num_batches=num_batches,
             batch_size=4, process=(process, processes), buffer_size=10,
             skip_corrupt=skip_corrupt,
         )  # fmt: skip

@@ -10,8 +10,12 @@ with needs("train"):
         cached,
         channel_stats,
         collate_padded,
+        fingerprint,
         load_data,
+        load_fingerprints,
         measure_split,
+        save_fingerprints,
+        unseen,
     )
     from timm_varchan.data.decode import NO_DATA, Reading, read_image
     from timm_varchan.data.sources import find_images
@@ -40,10 +44,14 @@ __all__ = [
     "collate_padded",
     "eval_transform",
     "find_images",
+    "fingerprint",
     "load_data",
+    "load_fingerprints",
     "measure_split",
     "read_image",
+    "save_fingerprints",
     "scale_values",
     "stream_data",
     "train_transform",
+    "unseen",
 ]

@@ -1,13 +1,15 @@
-"""A loaded data set: images and labels by split, the channels of the planes, what is measured."""
+"""A loaded data set: images and labels by split, and how an image becomes a tensor."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike, known_channels, seeded_rng
-from timm_varchan.data.decode import Planes, Reading, planes_first
+from timm_varchan.channels import ChannelSet, seeded_rng
+from timm_varchan.data.decode import FILLED
 from timm_varchan.data.labels import (
     StoredLabels,
     balanced_indices,
@@ -28,35 +30,27 @@ from timm_varchan.data.labels import (
     resolve_labels,
     stored_labels,
 )
-from timm_varchan.data.sources import SPLIT_ALIASES, Files, Rows, Tables, empty_split, load_tables
-from timm_varchan.data.synthetic import (
-    DEFAULT_IMG_SIZE,
-    DEFAULT_NUM_IMAGES,
-    MIN_IMG_SIZE,
-    SPLIT_CODES,
-    SYNTHETIC_CHANNELS,
-    SYNTHETIC_CLASSES,
-    SyntheticReader,
-)
+from timm_varchan.data.lists import SPLIT_ALIASES, Columns, Files
+from timm_varchan.data.look import guess_channels, look_at, refuse_all_alike, with_scale
+from timm_varchan.data.planes import channels_of_files, order_of
+from timm_varchan.data.rows import ROW_CURE, RowReader
+from timm_varchan.data.sources import Tables, empty_split, load_tables
+from timm_varchan.data.synthetic import synthetic_splits
 from timm_varchan.data.transforms import TrainTransform, scale_values
-from timm_varchan.errors import ImageError, UserError
+from timm_varchan.errors import UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.measure import ChannelMoments
 
 logger = logging.getLogger(__name__)
 
-#: How the error about a row ends.
-ROW_CURE = (
-    ". Repair it or take it out, or leave such rows out with --skip-corrupt (skip_corrupt=True)."
-)
 #: Rows that a warning about skipped ones names.
 NUM_NAMED = 5
-#: About so many images are looked at for what nobody said: channels and scale;
-_NUM_GUESSED_BY = 16
-#: and before all are decoded, for the memory that they take.
+#: Images that are decoded before all are, for the memory that they take.
 _NUM_LOOKED_AT = 32
-#: Share of the memory that is free which a cache may take.
-_CACHE_SHARE = 0.8
+#: Fraction of the memory that is free which a cache may take.
+_CACHE_FRACTION = 0.8
+#: Beside a model: which images it was trained on.
+FINGERPRINTS = "splits.npz"
 
 
 # Splits -------------------------------------------------------------------------------------------
@@ -71,7 +65,19 @@ class Reader(Protocol):
         ...
 
     def __call__(self, row: int) -> Tensor:
-        """The image `(C, H, W)` of a row; a `ValueError` names the row, the file and the cure."""
+        """The image `(C, H, W)` of a row; a `UserError` names the row, the file and the cure."""
+        ...
+
+    def identities(self, rows: Sequence[int]) -> list[int]:
+        """A number of 64 bits for the content of each of these rows' images."""
+        ...
+
+    def files(self, rows: Sequence[int]) -> list[Any]:
+        """What tells the stored images of these rows apart without a look at files."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What the image of a row is called: its file, or its place."""
         ...
 
 
@@ -93,7 +99,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         rows: Sequence[int] | None = None,
         skipped: Sequence[str] = (),
     ) -> None:
-        self._reader = reader
+        self.reader = reader
         self._rows = list(range(len(labels))) if rows is None else list(rows)
         self._labels = [int(labels[row]) for row in self._rows]
         self.skipped = tuple(skipped)
@@ -102,7 +108,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._reader(self._rows[index]), self._labels[index]
+        return self.reader(self._rows[index]), self._labels[index]
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         return (self[i] for i in range(len(self)))
@@ -110,7 +116,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     @property
     def channels(self) -> ChannelSet:
         """The planes of every image, in order."""
-        return self._reader.channels
+        return self.reader.channels
 
     @property
     def num_skipped(self) -> int:
@@ -121,12 +127,30 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """The label of every image; nothing is decoded."""
         return list(self._labels)
 
-    def take(self, indices: Sequence[int]) -> ImageSplit:
+    def name(self, index: int) -> str:
+        """What an image is called: its file, or its place."""
+        return self.reader.name(self._rows[index])
+
+    def take(self, indices: Iterable[int]) -> ImageSplit:
         """The split with only the images at these positions, in this order."""
-        taken = copy.copy(self)
-        taken._rows = [self._rows[i] for i in indices]
-        taken._labels = [self._labels[i] for i in indices]
+        taken, chosen = copy.copy(self), list(indices)
+        taken._rows = [self._rows[i] for i in chosen]
+        taken._labels = [self._labels[i] for i in chosen]
         return taken
+
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> ImageSplit:
+        """The split with these planes of its images alone, called by these channels."""
+        taken = copy.copy(self)
+        taken.reader = _Chosen(self.reader, planes, channels)
+        return taken
+
+    def fingerprint(self) -> np.ndarray:
+        """A number for the content of every image, `(N,)` uint64: the same wherever it lies."""
+        return np.array(self.reader.identities(self._rows), np.uint64)
+
+    def files(self) -> list[Any]:
+        """What tells the stored images apart without a look at files: their paths, or contents."""
+        return self.reader.files(self._rows)
 
     def without_unreadable(self) -> ImageSplit:
         """The split without the images that cannot be read: every one is decoded once, in threads.
@@ -136,7 +160,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
             problems = list(threads.map(self._problem, self._rows))
-        left = self.take([i for i, problem in enumerate(problems) if problem is None])
+        left = self.take(i for i, problem in enumerate(problems) if problem is None)
         left.skipped += tuple(problem for problem in problems if problem is not None)
         if left.skipped:
             shown = "; ".join(left.skipped[:NUM_NAMED])
@@ -146,47 +170,101 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def _problem(self, row: int) -> str | None:
         try:
-            self._reader(row)
+            self.reader(row)
         except UserError as error:
             return str(error).removesuffix(ROW_CURE)
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImageData:
     """A loaded data set.
 
     Args:
-        class_names: Name of every label.
-        channels: Planes of every image, in order, with mean and standard deviation where known.
+        spec: What its images are: channels, with mean and deviation where known, class names, what
+            is done about pixels without data.
         name: What the data is, for results: `synthetic`, a hub name, a folder's name; no path.
         train: Images to learn from, None where the source has none.
         validation: Images to choose by.
         test: Images for the final figures.
         stream: Where training images are streamed, their rows and the names of the image and the
             label column; `train` has only the first of them then.
-        reading: How files became images.
-        invalid_share: Share of the pixels that hold no data, of the images that were measured.
+        notes: What was said while it was loaded: what was left out, put together, assumed.
+        invalid_share: Fraction of the pixels that hold no data, of the images that were measured.
     """
 
-    class_names: tuple[str, ...]
-    channels: ChannelSet
+    spec: InputSpec
     name: str
     train: ImageSplit | None = None
     validation: ImageSplit | None = None
     test: ImageSplit | None = None
     stream: tuple[datasets.IterableDataset, tuple[str, str]] | None = None
-    reading: Reading | None = None
+    notes: tuple[str, ...] = ()
     invalid_share: float = 0.0
+
+    @property
+    def channels(self) -> ChannelSet:
+        """Planes of every image, in order."""
+        return self.spec.channels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of every label."""
+        return self.spec.class_names
+
+    @property
+    def splits(self) -> dict[str, ImageSplit]:
+        """The splits that are there, by name."""
+        found = {name: getattr(self, name) for name in SPLIT_ALIASES}
+        return {name: split for name, split in found.items() if split is not None}
 
     def each(self, change: Callable[[str, ImageSplit], ImageSplit]) -> ImageData:
         """The data with every split that it has changed by a function of name and images."""
-        changes: dict[str, Any] = {
-            name: change(name, split)
-            for name in SPLIT_ALIASES
-            if (split := getattr(self, name)) is not None
-        }
+        changes: dict[str, Any] = {name: change(name, s) for name, s in self.splits.items()}
         return replace(self, **changes)
+
+    def with_channels(self, channels: ChannelSet) -> ImageData:
+        """The data with more said of the same channels."""
+        return replace(self, spec=replace(self.spec, channels=channels))
+
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> ImageData:
+        """The data with these planes of its images alone, called by these channels."""
+        chosen = self.each(lambda name, split: split.with_planes(planes, channels))
+        return chosen.with_channels(channels)
+
+
+class _Chosen:
+    """Reads the images of another reader with some of their planes, or other names for them."""
+
+    def __init__(self, reader: Reader, planes: Sequence[int], channels: ChannelSet) -> None:
+        self._reader, self._planes, self.channels = reader, list(planes), channels
+        self.identities, self.files, self.name = reader.identities, reader.files, reader.name
+
+    def __call__(self, row: int) -> Tensor:
+        image = self._reader(row)
+        return image if self._planes == list(range(len(image))) else image[self._planes]
+
+
+class _Kept:
+    """A reader of images that are there already, one row each."""
+
+    def __init__(self, split: ImageSplit, images: Tensor | list[Tensor]) -> None:
+        self.channels, self._split, self._images = split.channels, split, images
+
+    def __call__(self, row: int) -> Tensor:
+        return self._images[row]
+
+    def identities(self, rows: Sequence[int]) -> list[int]:
+        """Those of the images' own reader."""
+        return self._split.take(rows).fingerprint().tolist()
+
+    def files(self, rows: Sequence[int]) -> list[Any]:
+        """Those of the images' own reader."""
+        return self._split.take(rows).files()
+
+    def name(self, row: int) -> str:
+        """That of the image's own reader."""
+        return self._split.name(row)
 
 
 class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -200,10 +278,15 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         split: The images.
         transform: From `(C, H, W)` to what the model takes; draws from torch's default generator.
         seed: Of the augmentation.
+        keep_absent: Leave planes that an image does not have NaN: `timm_varchan.views` takes them
+            for absent channels. Without it they are what the transform makes of them, the mean.
     """
 
-    def __init__(self, split: ImageSplit, transform: nn.Module, seed: int = 0) -> None:
+    def __init__(
+        self, split: ImageSplit, transform: nn.Module, seed: int = 0, keep_absent: bool = False
+    ) -> None:
         self.split, self.transform, self._seed = split, transform, seed
+        self._keep_absent = keep_absent
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -220,7 +303,10 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.split[index]
         key = seeded_rng("augment", self._seed, int(self._epoch), index).getrandbits(63)
-        return seeded_transform(self.transform, image, key), label
+        x = seeded_transform(self.transform, image, key)
+        if self._keep_absent and image.is_floating_point() and bool(image[:, 0, 0].isnan().any()):
+            x[image.flatten(1).isnan().all(1)] = torch.nan
+        return x, label
 
 
 def seeded_transform(transform: nn.Module, image: Tensor, key: int) -> Tensor:
@@ -233,171 +319,55 @@ def seeded_transform(transform: nn.Module, image: Tensor, key: int) -> Tensor:
         return transform(image)
 
 
-# Rows ---------------------------------------------------------------------------------------------
-
-
-class RowReader:
-    """Reads the images of one split by row: files, or rows of a `datasets.Dataset`.
-
-    Args:
-        rows: Files, or a table whose column holds `Image`, bytes, text (a path) or arrays.
-        column: The column of the images.
-        split: Name of the split, for errors.
-        folder: What relative paths start from.
-        reading: What becomes of decoded planes; another one once the channels are settled.
-        row_names: What errors call the rows; their numbers by default.
-
-    Raises:
-        UserError: The column holds no images.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        column: str,
-        split: str,
-        folder: Path,
-        reading: Reading,
-        row_names: Sequence[str] | None = None,
-    ) -> None:
-        self.split, self.reading = split, reading
-        self._column, self._folder, self._row_names = column, str(folder), row_names
-        self._array_type: str | None = None
-        self._rows = rows if isinstance(rows, Files) else self._images_of(rows)
-
-    def _images_of(self, table: datasets.Dataset) -> datasets.Dataset:
-        """The column of images with its values as they are stored."""
-        column, feature = self._column, table.features[self._column]
-        table = table.select_columns([column])
-        if isinstance(feature, datasets.Image):
-            return table.cast_column(column, datasets.Image(decode=False)).with_format("arrow")
-        if isinstance(feature, (datasets.Array2D, datasets.Array3D)):
-            self._array_type = feature.dtype
-            return table.with_format("numpy")
-        if getattr(feature, "dtype", None) not in ("binary", "large_binary", "string"):
-            raise UserError(
-                f"Column {column!r} of {self.split} holds {feature}, not images. Name the column "
-                f"with --image-column: Image, binary, paths, Array2D or Array3D."
-            )
-        return table.with_format("arrow")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def channels(self) -> ChannelSet:
-        """The planes of every image, in order."""
-        return self.reading.channels
-
-    def __call__(self, row: int) -> Tensor:
-        """The image `(C, H, W)` of a row; a `UserError` names the row, the file, the cure."""
-        try:
-            return self.reading.image(self._decoded(row))
-        except ImageError as error:
-            raise self._unreadable(row, error) from error
-
-    def planes(self, row: int) -> Planes:
-        """The decoded planes of a row; the same `UserError`."""
-        try:
-            return self._decoded(row)
-        except ImageError as error:
-            raise self._unreadable(row, error) from error
-
-    def _decoded(self, row: int) -> Planes:
-        value = self._value(row)
-        if isinstance(value, np.ndarray):
-            return Planes(planes_first(value, self.reading.num_planes))
-        return self.reading.decode(stored_image(value, self._folder))
-
-    def _value(self, row: int) -> Any:
-        if isinstance(self._rows, Files):
-            return self._rows.paths[row]
-        if self._array_type is not None:
-            return np.asarray(self._rows[row][self._column]).astype(self._array_type)
-        return self._rows[row].column(0)[0].as_py()
-
-    def _unreadable(self, row: int, error: ImageError) -> UserError:
-        return UserError(self.where(row, f"cannot be read: {error}") + ROW_CURE)
-
-    def where(self, row: int, problem: str) -> str:
-        """A problem with the split, the row and the file in front of it."""
-        file = self._value(row) if self._array_type is None else None
-        if isinstance(file, dict):
-            file = file.get("path")
-        named = f" ({file})" if isinstance(file, str) else ""
-        name = f"row {row}" if self._row_names is None else self._row_names[row]
-        return f"{self.split} {name}{named} {problem}"
-
-
-def stored_image(value: Any, folder: str = "") -> bytes | str:
-    """The bytes of an image that a row holds, or its path.
-
-    Raises:
-        ImageError: The row is empty.
-    """
-    if isinstance(value, dict):
-        value = value["path"] if value["bytes"] is None else value["bytes"]
-    if value is None:
-        raise ImageError("the row is empty")
-    return value if isinstance(value, bytes) else os.path.join(folder, value)
-
-
 # Loading ------------------------------------------------------------------------------------------
 
 
 def load_data(
     source: str,
+    spec: InputSpec | None = None,
     *,
-    channels: ChannelSetLike | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     splits: Mapping[str, str | None] | None = None,
-    class_names: Sequence[str] | None = None,
+    planes: str | None = None,
     validation_fraction: float = 0.0,
     limit: int | None = None,
     seed: int = 0,
     skip_corrupt: bool = False,
-    value_scale: float | None = None,
-    no_data: str = "refuse",
+    allow_absent: bool = False,
     cache_dir: str | Path | None = None,
-    img_size: int | None = None,
     num_images: Mapping[str, int] | None = None,
+    **fields: Any,
 ) -> ImageData:
     """Load images and labels from anywhere.
 
     Args:
-        source: One of
-
-            - `"synthetic"`: made from the seed, nothing is downloaded;
-            - a folder of class folders, with `train/`, `val/` or `validation/`, `test/` above them
-              or without (then all of it is `train`), images as PNG, JPEG, TIFF, `.npy`, ...;
-            - a folder of Parquet files, or one such file; a folder of `save_to_disk`;
-            - a folder with `train.txt`, `val.txt`, `test.txt`, or one such file, of `path label`
-              lines with paths from the file's folder;
-            - else a name on the hub (`"mini-imagenet"` is `"timm/mini-imagenet"`).
-        channels: What the planes are, in the order of the files; by default what the files call
-            them, else RGB for three planes and anonymous for other counts. For `"synthetic"`, which
-            of its bands to take.
+        source: `"synthetic"`; a folder of class folders, with `train/`, `val/`, `test/` above them
+            or without; a folder of lists or tables (`train.txt`, `labels.csv`, `metadata.jsonl`),
+            of Parquet files, of `save_to_disk`, or one such file; else a name on the hub. See
+            docs/data.md.
+        spec: What the images are: channels in the order of the files (by default what the files
+            call them, else RGB for three planes and anonymous for other counts), class names where
+            a model knows them, what is done about pixels without data. `img_size` is that of
+            synthetic images.
         image_column: Column of the images; found by its name or type where it is not given.
         label_column: Column of the labels, whole numbers from 0 or text.
         splits: Names of `train`, `validation` and `test` in the source; None leaves one out, "." is
             a folder of class folders itself.
-        class_names: The classes in the order of the labels, where the data does not tell or a
-            trained model does. Otherwise text is sorted.
-        validation_fraction: Share of `train` to set apart, balanced over the classes, where the
-            source has no validation split; a class's only image stays in `train`.
+        planes: Which files are one image, as `"{image}_w{channel}.tif"`; `"none"`: every file.
+        validation_fraction: Fraction of `train` to set apart, balanced over the classes, where the
+            source has no validation split. A class's only image stays in `train`, equal images stay
+            together.
         limit: At most so many images a split, balanced over the classes.
         seed: Of the synthetic images, of the limit and of the validation fraction.
         skip_corrupt: Leave out images that cannot be read and labels that are none instead of
             raising; decodes every image once. `ImageSplit.skipped` tells what went.
-        value_scale: What stored numbers are divided by (10000 for Sentinel-2 reflectance); images
-            are float32 then.
-        no_data: What is done about pixels without data: `refuse` the image when it is asked for,
-            mark them as NaN for the transforms (`mean`, `predict`), or `keep` the stored numbers.
-            See `timm_varchan.data.Reading`.
+        allow_absent: Take images in several files of which some are missing: their planes are NaN.
+            With `no_data` `mean` and `predict` they are taken anyway.
         cache_dir: Where `datasets` keeps its copies.
-        img_size: Height and width of the synthetic images; nothing else uses it.
         num_images: Images in each synthetic split, by its name.
+        **fields: Fields of the spec in place of its own, as `InputSpec.of` takes them. Channels
+            that are said to be `"anonymous"` are never guessed.
 
     Returns:
         The data; images are decoded when they are asked for. Where a look at some of them shows
@@ -413,90 +383,64 @@ def load_data(
         raise UserError(f"validation_fraction is {validation_fraction}; it must be in 0..1.")
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 image a split.")
-    reading = reading_for(channels, value_scale, no_data)
-    if source == "synthetic":
-        data = synthetic_data(channels, seed=seed, img_size=img_size, num_images=num_images)
-    elif num_images is not None:
+    if num_images is not None and source != "synthetic":
         raise UserError(f"num_images is for 'synthetic', {source} has what it has; use limit.")
-    else:
-        tables = load_tables(source, splits or {}, cache_dir)
-        data = data_of(
-            tables, reading, image_column, label_column, class_names,
-            skip_corrupt=skip_corrupt, guess=channels is None,
-        )  # fmt: skip
-        if data.train is not None and data.validation is None and validation_fraction > 0:
-            train, validation = _split_off(data.train, validation_fraction, seed)
-            data = replace(data, train=train, validation=validation)
-    if limit is not None:
-        data = data.each(
-            lambda name, split: split.take(balanced_indices(split.labels(), limit, seed, name))
-        )
-    return data.each(readable) if skip_corrupt else data
+    spec, guess = settle_spec(spec, fields)
+    with _noted() as notes:
+        if source == "synthetic":
+            made, spec = synthetic_splits(spec, seed=seed, num_images=num_images)
+            found: dict[str, Any] = {n: ImageSplit(r, labels) for n, (r, labels) in made.items()}
+            data = ImageData(spec=spec, name=source, **found)
+        else:
+            columns = Columns(image_column, label_column)
+            tables = load_tables(
+                source, splits or {}, columns=columns, planes=planes, cache_dir=cache_dir
+            )
+            data = data_of(
+                tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess,
+                allow_absent=allow_absent or spec.no_data in FILLED,
+            )  # fmt: skip
+            data = _set_apart(data, validation_fraction, seed)
+        if limit is not None:
+            data = data.each(
+                lambda name, split: split.take(balanced_indices(split.labels(), limit, seed, name))
+            )
+        data = data.each(readable) if skip_corrupt else data
+    return replace(data, notes=tuple(notes))
 
 
-def reading_for(
-    channels: ChannelSetLike | None, value_scale: float | None, no_data: str
-) -> Reading:
-    """The reading that somebody asks for; without channels, of whatever planes there are."""
-    return Reading(InputSpec.of(channels=channels, value_scale=value_scale, no_data=no_data))
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """The warnings of this package while it is entered."""
+    notes: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    heard = logging.getLogger("timm_varchan")
+    heard.addHandler(handler)
+    try:
+        yield notes
+    finally:
+        heard.removeHandler(handler)
 
 
-def synthetic_data(
-    channels: ChannelSetLike | None = None,
-    *,
-    seed: int = 0,
-    img_size: int | None = None,
-    num_images: Mapping[str, int] | None = None,
-) -> ImageData:
-    """The embedded data set; images are made when they are asked for.
-
-    Args:
-        channels: Which bands, in which order; all five by default.
-        seed: Same seed, same images.
-        img_size: Height and width in pixels, 64 by default.
-        num_images: Images by split; `DEFAULT_NUM_IMAGES` for splits that are not named.
-
-    Returns:
-        The data, classes in equal numbers.
-
-    Raises:
-        UserError: A channel that is none of the bands, a split that is none, images under 16
-            pixels, fewer than one image.
-    """
-    img_size = DEFAULT_IMG_SIZE if img_size is None else img_size
-    counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
-    if img_size < MIN_IMG_SIZE:
-        raise UserError(f"img_size is {img_size}; synthetic images have {MIN_IMG_SIZE} or more.")
-    if set(counts) != set(SPLIT_CODES) or min(counts.values()) < 1:
-        raise UserError(
-            f"num_images is {num_images}; it takes {', '.join(SPLIT_CODES)}, each at least 1."
-        )
-    wanted = ChannelSet.parse(SYNTHETIC_CHANNELS if channels is None else channels)
-    bands = SYNTHETIC_CHANNELS.index(wanted)
-    taken = SYNTHETIC_CHANNELS.take(bands)
-    made: dict[str, Any] = {
-        split: ImageSplit(
-            SyntheticReader(split, taken, bands, seed, img_size),
-            [row % len(SYNTHETIC_CLASSES) for row in range(count)],
-        )
-        for split, count in counts.items()
-    }
-    return ImageData(SYNTHETIC_CLASSES, taken, "synthetic", **made)
+def settle_spec(spec: InputSpec | None, fields: Mapping[str, Any]) -> tuple[InputSpec, bool]:
+    """A spec with further fields, and whether its channels may be guessed."""
+    settled = InputSpec.of(spec, **fields)
+    return settled, fields.get("channels") is None and not len(settled.channels)
 
 
 def data_of(
     tables: Tables,
-    reading: Reading,
-    image_column: str | None,
-    label_column: str | None,
-    class_names: Sequence[str] | None,
+    spec: InputSpec,
+    columns: Columns,
     *,
     skip_corrupt: bool,
     guess: bool,
+    allow_absent: bool = False,
 ) -> ImageData:
     """The data of tables: columns, labels and channels are settled; see `load_data`.
 
-    Channels that the reading leaves open stay anonymous unless they may be guessed.
+    Channels that the spec leaves open stay anonymous unless they may be guessed.
     """
     readers: dict[str, RowReader] = {}
     stored: dict[str, StoredLabels] = {}
@@ -504,27 +448,75 @@ def data_of(
         where = f"{tables.name}/{split}"
         if len(rows) == 0:
             raise empty_split(where, split)
-        images = find_column(rows, image_column, IMAGE_RULE, where)
+        images = find_column(rows, columns.image, IMAGE_RULE, where)
         names = tables.row_names.get(split)
-        readers[split] = RowReader(rows, images, where, tables.folder, reading, names)
-        stored[split] = stored_labels(rows, find_column(rows, label_column, LABEL_RULE, where))
-    classes, indices = resolve_labels(stored, class_names)
-    reading = _with_channels(next(iter(readers.values())), guess)
+        readers[split] = RowReader(rows, images, where, tables.folder, spec, names)
+        stored[split] = stored_labels(rows, find_column(rows, columns.label, LABEL_RULE, where))
+    classes, indices = resolve_labels(stored, spec.class_names or None)
+    spec = replace(spec, class_names=classes)
+    order = _settle_channels(readers, spec, tables, guess)
     made: dict[str, Any] = {}
     for split, reader in readers.items():
-        reader.reading = reading
-        problems = [
-            reader.where(row, label_problem(stored[split].values[row], len(classes)))
+        reader.use(next(iter(readers.values())).spec, order)
+        problems = {
+            row: label_problem(stored[split].values[row], len(classes))
             for row, index in enumerate(indices[split])
             if index < 0
-        ]
+        }
+        if not allow_absent:
+            problems = reader.missing_files() | problems
         if problems and not skip_corrupt:
-            more = f" (and {len(problems) - 1} rows more)" if problems[1:] else ""
-            other = "" if split == "train" else f" Or name another split with --{split}-split."
-            raise UserError(problems[0] + more + ROW_CURE + other)
-        good = [row for row, index in enumerate(indices[split]) if index >= 0]
-        made[split] = ImageSplit(reader, indices[split], rows=good, skipped=problems)
-    return ImageData(classes, reading.channels, tables.name, reading=reading, **made)
+            raise _problem_of(reader, problems, split)
+        good = [row for row in range(len(reader)) if row not in problems]
+        skipped = [reader.where(row, problem) for row, problem in problems.items()]
+        made[split] = ImageSplit(reader, indices[split], rows=good, skipped=skipped)
+    return ImageData(spec=reader.spec, name=tables.name, **made)
+
+
+def _problem_of(reader: RowReader, problems: Mapping[int, str], split: str) -> UserError:
+    """One error about rows, which says once what all of them share."""
+    row = min(problems)
+    if len(problems) == len(reader) > 1:
+        return UserError(
+            f"{reader.split}: all {len(reader)} rows are of no use; the first "
+            f"({reader.name(row)}) {problems[row]}. Name another column with --label-column, or "
+            f"another split with --{split}-split."
+        )
+    more = f" (and {len(problems) - 1} rows more)" if len(problems) > 1 else ""
+    other = "" if split == "train" else f" Or name another split with --{split}-split."
+    return UserError(reader.where(row, problems[row]) + more + ROW_CURE + other)
+
+
+def _settle_channels(
+    readers: Mapping[str, RowReader], spec: InputSpec, tables: Tables, guess: bool
+) -> tuple[int, ...]:
+    """Give the first reader the channels of its images, after a look at some of them.
+
+    Returns:
+        Which files are the planes, in order, where an image is several files.
+    """
+    reader, order = next(iter(readers.values())), tuple[int, ...]()
+    reader.use(spec)
+    scale = (spec.channels.value_scale, spec.channels.value_offset)
+    channels = spec.channels
+    if tables.planes:
+        named = channels_of_files(tables.planes, reader.name(0))
+        order = order_of(named, tables.planes, channels) if len(channels) else ()
+        channels = channels if len(channels) else named
+        channels = channels if guess or len(spec.channels) else channels.without_identity()
+        reader.use(replace(spec, channels=channels), order)
+    look = look_at(reader)
+    if not len(channels):
+        if not look.seen:
+            refuse_all_alike(reader, look)
+            row = min(look.failures)
+            raise UserError(reader.where(row, f"cannot be read: {look.failures[row]}") + ROW_CURE)
+        channels = guess_channels(look.seen)
+        channels = (channels if guess else channels.without_identity()).with_scale(*scale)
+    reader.use(replace(spec, channels=channels), order)
+    refuse_all_alike(reader, look)
+    reader.use(replace(spec, channels=with_scale(reader, look)), order)
+    return order
 
 
 class _ColumnRule(NamedTuple):
@@ -565,27 +557,6 @@ def find_column(rows: Any, asked: str | None, rule: _ColumnRule, where: str) -> 
     )
 
 
-def _split_off(
-    train: ImageSplit, fraction: float, seed: int
-) -> tuple[ImageSplit, ImageSplit | None]:
-    """The rest, and some images of every class that has several."""
-    labels = train.labels()
-    several = {label for label, count in Counter(labels).items() if count > 1}
-    candidates = [i for i, label in enumerate(labels) if label in several]
-    if not candidates:
-        logger.warning("No class has a second image, so none is set apart for validation.")
-        return train, None
-    count = max(1, round(fraction * len(train)))
-    chosen = balanced_indices([labels[i] for i in candidates], count, seed, "validation")
-    left, taken = Counter(labels), []
-    for index in (candidates[i] for i in chosen):
-        if left[labels[index]] > 1:
-            left[labels[index]] -= 1
-            taken.append(index)
-    kept = sorted(set(range(len(train))) - set(taken))
-    return train.take(kept), train.take(taken)
-
-
 def readable(name: str, split: ImageSplit) -> ImageSplit:
     """The images of a split that can be read; a `UserError` where none is left."""
     left = split.without_unreadable()
@@ -597,129 +568,101 @@ def readable(name: str, split: ImageSplit) -> ImageSplit:
     return left
 
 
-def _with_channels(reader: RowReader, guess: bool) -> Reading:
-    """The reading with its channels settled, after a look at some rows spread over a split."""
-    reading, num_rows = reader.reading, len(reader)
-    scale = reading.channels.value_scale
-    seen: dict[int, Planes] = {}
-    failure: UserError | None = None
-    for row in range(0, num_rows, max(1, num_rows // _NUM_GUESSED_BY)):
-        try:
-            seen[row] = _thinned(reader.planes(row))
-        except UserError as error:
-            failure = failure or error
-    if not len(reading.channels):
-        if not seen and failure is not None:
-            raise failure
-        found = guess_channels(seen)
-        found = found if guess else found.without_identity()
-        reading = reading.with_channels(found.with_scale(scale, reading.channels.value_offset))
-    problem, is_factor = _scale_problem(reading, seen.values())
-    if problem is None:
-        return reading
-    problem = f"{reader.split}: {problem}."
-    if _has_usual_statistics(reading.channels):
+# Which images are the same ------------------------------------------------------------------------
+
+
+def _set_apart(data: ImageData, fraction: float, seed: int) -> ImageData:
+    """Validation images from the training split, where they are missing; the same image is said."""
+    if data.train is not None and data.validation is None and fraction > 0:
+        train, validation = _split_off(data.train, fraction, seed)
+        return replace(data, train=train, validation=validation)
+    prints = {name: split.fingerprint() for name, split in data.splits.items()}
+    for (one, first), (other, second) in itertools.combinations(prints.items(), 2):
+        both = np.isin(second, first)
+        if both.any():
+            example = data.splits[other].name(int(both.argmax()))
+            logger.warning(
+                "%s: the same image is in %s and in %s: %d of %d of %s, as %s. Figures on them "
+                "are no test.", data.name, one, other, both.sum(), len(both), other, example,
+            )  # fmt: skip
+    return data
+
+
+def _split_off(
+    train: ImageSplit, fraction: float, seed: int
+) -> tuple[ImageSplit, ImageSplit | None]:
+    """The rest, and some images of every class that has several; equal images stay together."""
+    labels, places = train.labels(), dict[Any, int]()
+    group = np.array([places.setdefault(key, len(places)) for key in train.files()])
+    if len(places) <= len(set(labels)):  # the images tell less than the labels: no data of use
+        group = np.arange(len(labels))
+    _, firsts = np.unique(group, return_index=True)
+    left = Counter(labels[i] for i in firsts)
+    candidates = [int(i) for i in firsts if left[labels[i]] > 1]
+    if not candidates:
+        logger.warning("No class has a second image, so none is set apart for validation.")
+        return train, None
+    count = max(1, round(fraction * len(firsts)))
+    chosen = balanced_indices([labels[i] for i in candidates], count, seed, "validation")
+    taken = []
+    for index in (candidates[i] for i in chosen):
+        if left[labels[index]] > 1:
+            left[labels[index]] -= 1
+            taken.append(group[index])
+    if len(firsts) < len(group):
         logger.warning(
-            "%s Mean and deviation have to be measured (hf_train.py does); --value-scale says "
-            "what stored numbers are divided by.", problem,
-        )  # fmt: skip
-        bare = tuple(replace(channel, mean=None, std=None) for channel in reading.channels)
-        return reading.with_channels(replace(reading.channels, channels=bare))
-    if is_factor and scale is None:
-        raise UserError(
-            f"{problem} Say --value-scale (value_scale=): what stored numbers were divided by "
-            f"when these were measured, 65535 for the range of 16 bits."
+            "%d rows repeat the same image: repeats stay on one side of the split.",
+            len(group) - len(firsts),
         )
-    logger.warning("%s Is --value-scale right?", problem)
-    return reading
+    apart = np.isin(group, taken)
+    return train.take(np.flatnonzero(~apart)), train.take(np.flatnonzero(apart))
 
 
-def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
-    """The channels of images about which nothing was said.
+def fingerprint(split: ImageSplit) -> np.ndarray:
+    """A number for the content of every image, `(N,)` uint64, wherever it lies: see `unseen`."""
+    return split.fingerprint()
 
-    What the files call them, if all call them the same; else RGB for three planes, also with gray
-    images among them; else anonymous.
+
+def save_fingerprints(data: ImageData, folder: str | Path) -> None:
+    """Keep beside a model which images it was trained, chosen and tested on."""
+    prints: dict[str, Any] = {name: split.fingerprint() for name, split in data.splits.items()}
+    np.savez_compressed(Path(folder) / FINGERPRINTS, **prints)
+
+
+def load_fingerprints(folder: str | Path) -> dict[str, np.ndarray]:
+    """What `save_fingerprints` kept, by split; nothing where nothing is known."""
+    path = Path(folder) / FINGERPRINTS
+    if not path.is_file():
+        return {}
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def unseen(split: ImageSplit, trained: np.ndarray, name: str = "the data") -> ImageSplit:
+    """The images of a split that are none of those that a model was trained on.
 
     Args:
-        seen: Some images by their rows.
+        split: The images.
+        trained: Fingerprints of the training images.
+        name: What the split is called in the log, which says what was left out.
 
-    Raises:
-        UserError: They differ in their number of planes.
+    Returns:
+        The other images; all of them where none is another one, which the log says loudly.
     """
-    labels = {planes.labels for planes in seen.values()}
-    if len(labels) == 1:
-        (named,) = labels
-        names = [c.name for c in named if c.name is not None]
-        if named and not any(c.is_anonymous for c in named) and len(set(names)) == len(names):
-            logger.info("The files call their planes %s.", "+".join(c.label for c in named))
-            return ChannelSet(named)
-    counts: dict[int, int] = {}
-    for row, planes in seen.items():
-        counts.setdefault(planes.num_planes, row)
-    if 3 in counts and set(counts) <= {1, 3}:
-        return RGB
-    if len(counts) > 1:
-        found = ", ".join(f"{count} in row {row}" for count, row in counts.items())
-        raise UserError(f"The images differ in their number of planes ({found}). Say --channels.")
-    return ChannelSet.anonymous(next(iter(counts)))
-
-
-def _has_usual_statistics(channels: ChannelSet) -> bool:
-    """Whether mean and deviation are those that come with the names, not measured ones."""
-    known = known_channels()
-    return all(c.name in known and known[c.name] == c for c in channels)
-
-
-def _thinned(planes: Planes) -> Planes:
-    """Some of the pixels, so that many large images can be looked at together."""
-    step = max(1, max(planes.image.shape[1:]) // 128)
-    valid = planes.valid
-    if valid is not None:
-        valid = valid[:, ::step, ::step]
-    return replace(planes, image=planes.image[:, ::step, ::step].copy(), valid=valid)
-
-
-def _scale_problem(reading: Reading, seen: Iterable[Planes]) -> tuple[str | None, bool]:
-    """Why the channels' mean and deviation cannot be those of images; if one factor explains it.
-
-    Bounds are wide, since darker or flatter images than usual are no fault: two deviations for the
-    mean (four if it was measured), a fifth to five times for the deviation; under usual statistics
-    other types than 8 bits also need values that reach from about 0 to about 1.
-    """
-    channels = reading.channels
-    if channels.mean is None or channels.std is None:
-        return None, False
-    images, are_bytes = [], True
-    for planes in seen:
-        try:
-            image = reading.image(planes)
-        except ImageError:  # raised again when the image is asked for
-            continue
-        are_bytes = are_bytes and image.dtype == torch.uint8
-        images.append(scale_values(image).flatten(1).to(torch.float64))
-    values = torch.cat(images, 1) if images else torch.zeros(len(channels), 0)
-    values = values[:, values.isfinite().all(0)]
-    if values.shape[1] == 0:
-        return None, False
-    mean, std = values.mean(1), values.std(1, correction=0)
-    usual_mean, usual_std = torch.tensor(channels.mean), torch.tensor(channels.std)
-    away = ((mean - usual_mean).abs() / usual_std).max().item()
-    ratio = (std / usual_std).clamp_min(1e-12)
-    low, high = values.min().item(), values.max().item()
-    is_usual = _has_usual_statistics(channels)
-    is_off = away > (2 if is_usual else 4) or not 0.2 <= ratio.min() <= ratio.max() <= 5
-    if is_usual and not are_bytes:
-        is_off = is_off or low < -0.05 or not 0.5 <= high <= 1.5
-    if not is_off:
-        return None, False
-    both = ratio / (mean / usual_mean).clamp_min(1e-12)  # 1 where only the scale differs
-    one_side = bool((ratio < 0.2).all() or (ratio > 5).all())
-    text = (
-        f"its values, {low:.4g} to {high:.4g} after scaling, have mean {mean.mean():.4g} and "
-        f"deviation {std.mean():.4g}; the channels {channels} stand for mean "
-        f"{usual_mean.mean():.3g} and deviation {usual_std.mean():.3g}"
-    )
-    return text, one_side and bool(((both > 0.25) & (both < 4)).all())
+    known = np.isin(split.fingerprint(), trained)
+    if not known.any():
+        return split
+    if known.all():
+        logger.warning(
+            "THE MODEL WAS TRAINED ON ALL %d IMAGES of %s: what comes of them is no test. Give "
+            "images that were set apart.", len(known), name,
+        )  # fmt: skip
+        return split
+    logger.warning(
+        "%d of %d images of %s were trained on and are left out; the other %d were set apart.",
+        known.sum(), len(known), name, (~known).sum(),
+    )  # fmt: skip
+    return split.take(np.flatnonzero(~known))
 
 
 # What is measured, kept and put together ----------------------------------------------------------
@@ -757,28 +700,9 @@ def measure_split(
 def channel_stats(
     split: ImageSplit, num_images: int = 1000, seed: int = 0
 ) -> tuple[list[float], list[float]]:
-    """What normalisation needs: `channels.with_stats(*channel_stats(data.train))`.
-
-    Args:
-        split: The images.
-        num_images: How many of them to look at; see `measure_split`.
-        seed: Which ones.
-
-    Returns:
-        Mean and standard deviation, one each a channel.
-    """
+    """What normalisation needs, one mean and deviation a channel; see `measure_split`."""
     measured, _ = measure_split(split, num_images, seed)
     return list(measured.mean or ()), list(measured.std or ())
-
-
-class _Kept:
-    """A reader of images that are there already, one row each."""
-
-    def __init__(self, split: ImageSplit, images: Tensor | list[Tensor]) -> None:
-        self.channels, self._images = split.channels, images
-
-    def __call__(self, row: int) -> Tensor:
-        return self._images[row]
 
 
 def cached(split: ImageSplit, *, num_copies: int = 1) -> ImageSplit:
@@ -797,7 +721,7 @@ def cached(split: ImageSplit, *, num_copies: int = 1) -> ImageSplit:
     chosen = seeded_rng("cache").sample(range(len(split)), min(_NUM_LOOKED_AT, len(split)))
     looked_at = [split[index][0] for index in sorted(chosen)]
     free = psutil.virtual_memory().available
-    limit = _CACHE_SHARE * free / num_copies
+    limit = _CACHE_FRACTION * free / num_copies
 
     def check(num_bytes: float, number: str) -> None:
         if num_bytes > limit:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 
 from timm_varchan.channels import seeded_rng
-from timm_varchan.data.sources import Files, Rows
+from timm_varchan.data.lists import Files
 from timm_varchan.errors import UserError
 
 __all__ = ["StoredLabels", "balanced_indices", "label_problem", "resolve_labels", "stored_labels"]
 
 logger = logging.getLogger(__name__)
 
-_INDEX_TYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-
 
 class StoredLabels(NamedTuple):
     """The labels of a split as they are stored.
 
     Args:
-        values: One a row: text, whole numbers, or None where there is none.
+        values: One a row: text in one spelling, whole numbers, or None where there is none.
         names: The classes in their order, where a `ClassLabel` says it.
         are_numbers: Whether they are whole numbers without names.
     """
@@ -34,34 +35,77 @@ class StoredLabels(NamedTuple):
     are_numbers: bool
 
 
-def stored_labels(rows: Rows, column: str) -> StoredLabels:
+def stored_labels(rows: Any, column: str) -> StoredLabels:
     """The labels of rows; those of a `ClassLabel` by name, where they are in its range.
 
     Raises:
-        UserError: The column holds neither whole numbers nor text.
+        UserError: The column holds neither whole numbers nor names of classes.
     """
     if isinstance(rows, Files):
-        return StoredLabels(
-            rows.labels, None, bool(rows.labels) and isinstance(rows.labels[0], int)
-        )
+        numbers = any(isinstance(x, int) for x in rows.labels)
+        values = rows.labels if numbers else _spelled(rows.labels, rows.are_names)
+        return StoredLabels(values, None, numbers)
     feature = rows.features[column]
-    dtype = getattr(feature, "dtype", None)
+    dtype = str(getattr(feature, "dtype", None))
     if isinstance(feature, (list, tuple, datasets.Sequence, getattr(datasets, "List", tuple))):
-        raise UserError(
-            f"The label column {column!r} holds {feature}: several labels an image. Only one "
-            f"class an image is served; name another column with --label-column."
-        )
-    is_number = dtype in _INDEX_TYPES
+        raise _several(f"The label column {column!r} holds {feature}")
+    is_number = re.fullmatch(r"bool|u?int\d+", dtype) is not None
     if not is_number and dtype not in ("string", "large_string"):
         raise UserError(
             f"The label column {column!r} holds {feature}; it needs whole numbers from 0, or "
-            f"text. Name the right one with --label-column."
+            f"text: measured numbers are no classes. Name the right one with --label-column."
         )
     values = rows.select_columns([column]).with_format(None)[:][column]
     if not isinstance(feature, datasets.ClassLabel):
-        return StoredLabels(values, None, is_number)
-    named = dict(enumerate(feature.names))
-    return StoredLabels([named.get(v, v) for v in values], tuple(feature.names), False)
+        return StoredLabels(values if is_number else _spelled(values), None, is_number)
+    names = tuple(_spelled(feature.names, True))
+    named = dict(enumerate(names))
+    return StoredLabels([named.get(v, v) for v in values], names, False)
+
+
+def _several(what: str) -> UserError:
+    return UserError(
+        f"{what}: several labels an image. Only one class an image is served; name another column "
+        f"with --label-column."
+    )
+
+
+def _spelled(labels: Iterable[Any], are_names: bool = False) -> list[Any]:
+    """Text labels in one form of Unicode; refused where they are no names of classes.
+
+    Args:
+        labels: As they are stored.
+        are_names: Whether they are certainly names, as of folders.
+    """
+    counts = Counter(labels)
+    plain = {x: x if x is None else unicodedata.normalize("NFC", x) for x in counts}
+    names = {x for x in plain.values() if x is not None}
+    if len(names) < len([x for x in plain if x is not None]):
+        logger.warning(
+            "Two spellings of one name (Unicode's NFC and NFD) are one class: %s",
+            ", ".join(sorted(n for n, c in Counter(plain.values()).items() if c > 1 and n)),
+        )
+    alike = [n for n, c in Counter(n.strip().casefold() for n in names).items() if c > 1]
+    if alike:
+        logger.warning("Classes that differ in case or blanks alone: %s", ", ".join(sorted(alike)))
+    if not are_names:
+        _refuse_numbers_and_lists(names, sum(counts.values()))
+    return [plain[x] for x in labels]
+
+
+def _refuse_numbers_and_lists(names: set[str], num_rows: int) -> None:
+    measured = [n for n in names if re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+|\d+)(e[+-]?\d+)?", n, re.I)]
+    if names and len(measured) == len(names) and not all(n.lstrip("+-").isdigit() for n in names):
+        raise UserError(
+            f"The labels are measured numbers ({', '.join(sorted(names)[:3])}, ...). Classes are "
+            f"whole numbers or names, regression is not served: write classes, as dose_0.5."
+        )
+    for mark in "|;, ":
+        joined = [n for n in names if mark in n]
+        parts = Counter(part.strip() for n in joined for part in n.split(mark))
+        known = [n for n in joined if all(part.strip() in names for part in n.split(mark))]
+        if known or (mark != " " and len(joined) * 2 > len(names) and parts.total() > len(parts)):
+            raise _several(f"There is the label {min(known or joined)!r}")
 
 
 def resolve_labels(
@@ -79,12 +123,13 @@ def resolve_labels(
         name, else by position.
 
     Raises:
-        UserError: Numbers with gaps; numbers in one split and names in another.
+        UserError: Numbers with gaps; numbers in one split and names in another; one class only.
     """
     first = next(iter(labels.values()))
-    names = tuple(class_names) if class_names is not None else first.names
+    names = first.names if class_names is None else tuple(class_names)
     names = _find_classes(first) if names is None else names
-    of_number, of_name = _names_as_numbers(names), {name: i for i, name in enumerate(names)}
+    of_number = _names_as_numbers(names)
+    of_name = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
     numbers = [split for split, one in labels.items() if one.are_numbers]
     if of_number is None and numbers:
         if len(numbers) < len(labels):
@@ -115,6 +160,11 @@ def _names_as_numbers(names: Sequence[str]) -> dict[int, int] | None:
 
 def _find_classes(labels: StoredLabels) -> tuple[str, ...]:
     known = {value for value in labels.values if value is not None}
+    if len(known) == 1:
+        raise UserError(
+            f"There is only one class, {min(known)!r}. Give two or more: class folders with images "
+            f"in each, or labels.csv (path,label) beside the images."
+        )
     if not labels.are_numbers:
         return tuple(sorted(known))
     known = {value for value in known if value >= 0}
@@ -124,7 +174,7 @@ def _find_classes(labels: StoredLabels) -> tuple[str, ...]:
         raise UserError(
             f"Label {top} in row {list(labels.values).index(top)} is out of range: labels are "
             f"indices from 0, but no image has label {gaps[0]}. Correct the labels, or say the "
-            f"classes with class_names=."
+            f"classes with class_names=; measured numbers are no classes."
         )
     return tuple(str(index) for index in range(len(known)))
 
@@ -146,19 +196,15 @@ def balanced_indices(labels: Sequence[int], limit: int, seed: int, split: str) -
     Args:
         labels: Label of every image.
         limit: How many images to take; all where there are fewer.
-        seed: Which ones.
-        split: Part of the seed, so that splits differ.
-
-    Returns:
-        The positions.
+        seed: Which ones; the split too, so that splits differ.
+        split: Its name.
     """
     order = list(range(len(labels)))
     seeded_rng("limit", seed, split).shuffle(order)
-    rank: dict[int, int] = {}
+    rank: Counter[int] = Counter()
     ranked = []
     for position in order:
-        label = labels[position]
-        ranked.append((rank.setdefault(label, 0), position))
-        rank[label] += 1
-    firsts = np.argsort([place for place, _ in ranked], kind="stable")[:limit]
-    return sorted(ranked[i][1] for i in firsts)
+        ranked.append(rank[labels[position]])
+        rank[labels[position]] += 1
+    firsts = np.argsort(ranked, kind="stable")[:limit]
+    return sorted(order[i] for i in firsts)

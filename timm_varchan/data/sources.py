@@ -1,8 +1,8 @@
-"""Where data comes from: a hub name, Parquet, list files, class folders, saved `datasets`.
+"""Where data comes from: one reader that makes one row an image, with its label, for every split.
 
-Every source ends as rows of images and labels; nothing is decoded here. Folders are walked here and
-not by `imagefolder`, which knows no `.npy` and takes a class folder named `test_tube` or
-`bullet_train` for a split. What a walk leaves out is said in the log.
+A row is a file, the files of an image's channels, or a row of a `datasets` table; nothing is
+decoded. Folders are walked here and not by `imagefolder`, which knows no `.npy` and takes a class
+folder named `test_tube` for a split. What is left out is said in the log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -24,46 +23,40 @@ import pyarrow.parquet as parquet
 from datasets.exceptions import DatasetGenerationError
 
 from timm_varchan.data.decode import IMAGE_SUFFIXES
+from timm_varchan.data.lists import (
+    NO_COLUMNS,
+    SPLIT_ALIASES,
+    TABLE_SUFFIXES,
+    Columns,
+    Files,
+    read_table,
+    split_of,
+)
+from timm_varchan.data.planes import are_channels, put_together
 from timm_varchan.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-#: What a split is called in sources, by what it is called here, in any case; the first counts.
-SPLIT_ALIASES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
 HUB_ALIASES = {"mini-imagenet": "timm/mini-imagenet", "imagenet-mini": "timm/mini-imagenet"}
-_KNOWN = "'synthetic', a folder of class folders, of Parquet or of train.txt lists, or a hub name"
+_KNOWN = (
+    "'synthetic', a folder of class folders, of Parquet, of lists or tables (labels.csv), one such "
+    "file, or a hub name"
+)
 _SAY_WHICH = "Say which is which with --train-split, --validation-split and --test-split (splits=)"
 #: Folders that systems leave behind; names that begin with a dot are hidden anyway.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 #: What lies beside images without being meant as one.
 _DOCUMENTS = frozenset(
-    {"", ".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".xml", ".html",
-     ".pdf", ".py", ".ipynb", ".log", ".db", ".ini", ".parquet"}
+    {"", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".xml", ".html", ".pdf", ".py", ".ipynb",
+     ".log", ".db", ".ini", ".parquet", *TABLE_SUFFIXES}
+)  # fmt: skip
+_PICTURES = frozenset({"image", "images", "img", "imgs", "photos", "input", "inputs"})
+_MASKS = frozenset(
+    {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "gt",
+     "segmentations", "ground_truth", "groundtruth", "target", "targets"}
 )  # fmt: skip
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files with their labels: text, or whole numbers.
-
-    Args:
-        paths: From the folder of the tables.
-        labels: One a file.
-    """
-
-    paths: list[str]
-    labels: list[str] | list[int]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
 Rows = Union[Files, datasets.Dataset]
 
 
@@ -76,19 +69,23 @@ class Tables:
         folder: What relative paths in the rows start from.
         name: What the data is called in results.
         row_names: What errors call the rows of a split, where these are only some of the source's.
+        planes: What the files of an image are called, where it lies in several.
     """
 
     splits: dict[str, Any]
     folder: Path
     name: str
     row_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    planes: tuple[str, ...] = ()
 
 
 def load_tables(
     source: str,
     splits: Mapping[str, str | None],
-    cache_dir: str | Path | None = None,
     *,
+    columns: Columns = NO_COLUMNS,
+    planes: str | None = None,
+    cache_dir: str | Path | None = None,
     streaming: bool = False,
 ) -> Tables:
     """Find out what a source is and read its rows.
@@ -97,6 +94,9 @@ def load_tables(
         source: Folder, file or hub name; see the module.
         splits: What the splits are called in the source where it is none of `SPLIT_ALIASES`; None
             leaves a split out. `"."` is a folder of class folders itself.
+        columns: Of a table of text: which are the images', the labels'.
+        planes: Which files are one image's, as `"{image}_w{channel}.tif"`; `"none"`: each is one.
+            Found by the names without it.
         cache_dir: Where `datasets` keeps its copies; its own default without it.
         streaming: Read rows as they come, of Parquet files or from the hub.
 
@@ -116,20 +116,32 @@ def load_tables(
     cache = None if cache_dir is None else str(cache_dir)
     options: dict[str, Any] = {"streaming": True} if streaming else {"cache_dir": cache}
     if path.is_dir():
-        return Tables(_load_folder(path, splits, options), path, path.resolve().name)
-    if path.is_file() and path.suffix == ".parquet":
-        return Tables(_load_parquet([path], splits, **options), path.parent, path.stem)
-    if path.is_file() and streaming:
-        raise _nothing_to_stream(path)
-    if path.is_file() and path.suffix == ".txt":
-        lists = _read_lists(choose_splits({path.stem: path}, splits, source))
-        return Tables(dict(lists), path.parent, path.resolve().parent.name)
-    if path.is_file():
-        raise UserError(f"{source} is neither a .parquet nor a .txt file. Give {_KNOWN}.")
-    if source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt"):
+        folder, name, found = (
+            path,
+            path.resolve().name,
+            _load_folder(path, splits, columns, options),
+        )
+    elif path.is_file():
+        folder, name = path.parent, path.resolve().stem
+        if path.suffix == ".parquet":
+            found = _load_parquet([path], splits, **options)
+        elif streaming:
+            raise _nothing_to_stream(path)
+        elif path.suffix.lower() in (".txt", *TABLE_SUFFIXES):
+            tables = _tables_of([path], path.parent, columns, set())
+            found = _by_split(tables, splits, source)
+            name = path.resolve().parent.name
+        else:
+            raise UserError(f"{source} is no .parquet, .txt, .csv, .tsv or .jsonl. Give {_KNOWN}.")
+    elif source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt", *TABLE_SUFFIXES):
         raise FileNotFoundError(f"There is no {source}. Check the path, or give {_KNOWN}.")
-    name = HUB_ALIASES.get(source, source)
-    return Tables(_load_hub(name, splits, **options), Path(), name)
+    else:
+        folder, name = Path(), HUB_ALIASES.get(source, source)
+        found = _load_hub(name, splits, **options)
+    if not all(isinstance(rows, Files) for rows in found.values()):
+        return Tables(found, folder, name)
+    found, channels = put_together(found, planes, folder)
+    return Tables(found, folder, name, planes=channels)
 
 
 def choose_splits(
@@ -170,7 +182,7 @@ def choose_splits(
             f"{_SAY_WHICH}."
         )
     unused = sorted(set(found) - set(chosen.values()))
-    if unused and not set(splits) & {"train", "validation", "test"}:
+    if unused and not set(splits) & set(SPLIT_ALIASES):
         logger.warning("%s: left out %s, which is none of the splits", source, ", ".join(unused))
     return {split: found[name] for split, name in chosen.items()}
 
@@ -195,37 +207,36 @@ def _split_names(splits: Iterable[str | None] = SPLIT_ALIASES) -> set[str]:
 # Folders ------------------------------------------------------------------------------------------
 
 
-def walk(folder: Path) -> Iterator[tuple[str, ...]]:
-    """Every visible file below a folder, as the parts of its path from there; links are followed.
+def walk(folder: Path) -> Iterator[str]:
+    """Every visible file below a folder as its path from there, in order; links are followed.
 
     Names that begin with a dot, and what systems leave behind, are passed over. Folders come too,
-    with an empty last part, and links to nothing as if they were files.
+    ending in a slash, and links to nothing as if they were files.
     """
     start = os.stat(folder)
-    yield from _walk(str(folder), (), ((start.st_dev, start.st_ino),))
+    return _walk(str(folder), "", ((start.st_dev, start.st_ino),))
 
 
-def _walk(
-    folder: str, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[str, ...]]:
+def _walk(folder: str, place: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         if entry.name.startswith("."):
             continue
-        here = (*parts, entry.name)
+        here = f"{place}{entry.name}"
         if not entry.is_dir():
             yield here
         elif entry.name not in _SYSTEM_FOLDERS:
             about = entry.stat()
             own = (about.st_dev, about.st_ino)
-            yield (*here, "")
+            yield f"{here}/"
             if own not in above:  # a link to a folder that holds it
-                yield from _walk(entry.path, here, (*above, own))
+                yield from _walk(entry.path, f"{here}/", (*above, own))
 
 
 def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
 
 
 def _count_suffixes(names: Iterable[str]) -> str:
@@ -233,10 +244,10 @@ def _count_suffixes(names: Iterable[str]) -> str:
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
 
 
-def _say_left_out(folder: Path, files: Iterable[tuple[str, ...]]) -> None:
+def _say_left_out(folder: Path, files: Iterable[str]) -> None:
     """A line about the files whose ending is none of an image."""
-    names = [parts[-1] for parts in files if parts[-1]]
-    others = [n for n in names if _suffix(n) not in IMAGE_SUFFIXES and _suffix(n) not in _DOCUMENTS]
+    known = IMAGE_SUFFIXES | _DOCUMENTS
+    others = [name for name in files if name[-1] != "/" and _suffix(name) not in known]
     if others:
         logger.warning(
             "%s: left out %d files by their ending: %s",
@@ -265,7 +276,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             continue
         found = list(walk(path))
         _say_left_out(path, found)
-        below = sorted(path.joinpath(*p) for p in found if _suffix(p[-1]) in IMAGE_SUFFIXES)
+        below = sorted(path / name for name in found if _suffix(name) in IMAGE_SUFFIXES)
         if not below:
             raise UserError(
                 f"There are no images below {path}. Files are taken by their ending: "
@@ -282,7 +293,7 @@ def _nothing_to_stream(path: Path) -> UserError:
 
 
 def _load_folder(
-    folder: Path, splits: Mapping[str, str | None], options: Mapping[str, Any]
+    folder: Path, splits: Mapping[str, str | None], columns: Columns, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     is_saved = any((folder / f"dataset_{name}.json").is_file() for name in ("dict", "info"))
     if is_saved and "streaming" not in options:
@@ -291,21 +302,82 @@ def _load_folder(
             saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, splits, folder
         )
     found = list(walk(folder))
-    tables = [folder.joinpath(*parts) for parts in found if _suffix(parts[-1]) == ".parquet"]
-    named = _split_names() | _split_names(splits.values())
-    texts = (Path(p[0]) for p in found if len(p) == 1 and _suffix(p[0]) == ".txt")
-    lists = {file.stem: folder / file for file in texts if file.stem.lower() in named}
-    if not tables and "streaming" in options:
-        raise _nothing_to_stream(folder)
-    if not tables and not lists:
-        _say_left_out(folder, found)
-        return dict(_load_class_folders(folder, found, splits))
-    images = sum(_suffix(parts[-1]) in IMAGE_SUFFIXES for parts in found)
-    if tables:
+    stored = [folder / name for name in found if _suffix(name) == ".parquet"]
+    images = sum(_suffix(name) in IMAGE_SUFFIXES for name in found)
+    if stored:
         if images:
             logger.warning("%s: left out %d images beside the Parquet files", folder, images)
-        return _load_parquet(tables, splits, folder, **options)
-    return dict(_read_lists(choose_splits(lists, splits, folder)))
+        return _load_parquet(stored, splits, folder, **options)
+    if "streaming" in options:
+        raise _nothing_to_stream(folder)
+    named = _split_names() | _split_names(splits.values())
+    files = [folder / name for name in _named_tables(found, named)]
+    tables = _tables_of(files, folder, columns, named)
+    if tables:
+        chosen = _by_split(tables, splits, folder)
+        rest = images - sum(
+            len(p) if isinstance(p, tuple) else 1 for t in chosen.values() for p in t.paths
+        )
+        if rest > 0:
+            logger.warning("%s: left out %d images that no table lists", folder, rest)
+        return dict(chosen)
+    _say_left_out(folder, found)
+    return dict(_load_class_folders(folder, found, splits))
+
+
+# Lists and tables ---------------------------------------------------------------------------------
+
+
+def _named_tables(found: Iterable[str], named: set[str]) -> list[str]:
+    """Files of a folder that may say which images there are: at the top, or in a split's folder."""
+    tables = []
+    for name in found:
+        place, _, file = name.rpartition("/")
+        suffix = _suffix(file)
+        is_list = suffix == ".txt" and not place and split_of(file[:-4], named) is not None
+        if (not place or place.lower() in named) and (is_list or suffix in TABLE_SUFFIXES):
+            tables.append(name)
+    return tables
+
+
+def _tables_of(
+    files: Sequence[Path], folder: Path, columns: Columns, named: set[str]
+) -> dict[str, Files]:
+    """The rows of tables by what splits are called in them; empty where none lists images."""
+    found: dict[str, Files] = {}
+    for file in files:
+        own = file.parent.name if file.parent != folder else file.stem
+        is_asked = (len(files) == 1 and not named) or split_of(own, named) is not None
+        for split, part in (read_table(file, folder, columns, is_asked) or {}).items():
+            name = split or own
+            if name in found:
+                raise UserError(
+                    f"{folder} has two tables for {name}, one is {file.name}. Give the right one "
+                    f"as the data, or take the other out."
+                )
+            found[name] = part
+    return found
+
+
+def _by_split(
+    found: dict[str, Files], splits: Mapping[str, str | None], source: object
+) -> dict[str, Files]:
+    """The chosen splits; labels are whole numbers where all are."""
+    usual = {
+        name: split
+        for name in found
+        if name not in splits.values() and (split := split_of(name, _split_names())) is not None
+    }
+    if len(set(usual.values())) == len(usual):
+        found = {usual.get(name, name): files for name, files in found.items()}
+    chosen = choose_splits(found, splits, source)
+    labels = [x for rows in chosen.values() for x in rows.labels if x is not None]
+    if labels and all(re.fullmatch(r"[+-]?\d+(\.0+)?", str(x)) for x in labels):
+        return {
+            s: Files(rows.paths, [None if x is None else int(float(x)) for x in rows.labels])
+            for s, rows in chosen.items()
+        }
+    return chosen
 
 
 # Class folders ------------------------------------------------------------------------------------
@@ -315,51 +387,69 @@ class _Level:
     """A folder whose folders are splits or classes.
 
     Args:
-        found: What `walk` gave, from this folder.
-        prefix: Where it lies in the folder of the data.
+        parts: Where it lies in the folder of the data.
     """
 
-    def __init__(self, found: list[tuple[str, ...]], prefix: tuple[str, ...] = ()) -> None:
-        self.found, self.prefix = found, prefix
-        self.images = [p for p in found if _suffix(p[-1]) in IMAGE_SUFFIXES]
-        self.num_loose = sum(len(p) == 1 for p in self.images)
-        self.holding = {p[0] for p in self.images if len(p) > 1}
-        self.direct = {p[0] for p in self.images if len(p) == 2}
+    def __init__(self, parts: tuple[str, ...] = ()) -> None:
+        self.parts = parts
+        self.images: list[str] = []
+        self.others: list[str] = []
+        self.folders: dict[str, _Level] = {}
+        self.count = 0
 
-    @cached_property
-    def folders(self) -> dict[str, _Level]:
-        """Its folders by name."""
-        below: dict[str, list[tuple[str, ...]]] = {}
-        for name, *rest in self.found:
-            if rest:
-                below.setdefault(name, []).append(tuple(rest))
-        return {
-            name: _Level([p for p in paths if p != ("",)], (*self.prefix, name))
-            for name, paths in below.items()
-        }
+    @classmethod
+    def of(cls, found: Iterable[str]) -> _Level:
+        """The tree of what `walk` gave."""
+        root = cls()
+        levels = {"": root}
+        for path in found:
+            place, _, name = path.rpartition("/")
+            level = levels.get(place)
+            if level is None:  # its folder came before
+                above, _, own = place.rpartition("/")
+                level = levels[place] = cls((*levels[above].parts, own))
+                levels[above].folders[own] = level
+            if name:
+                is_image = _suffix(name) in IMAGE_SUFFIXES
+                (level.images if is_image else level.others).append(path)
+        for level in reversed(levels.values()):
+            level.count = len(level.images) + sum(one.count for one in level.folders.values())
+        return root
+
+    def below(self) -> Iterator[str]:
+        """The paths of all images in it."""
+        yield from self.images
+        for level in self.folders.values():
+            yield from level.below()
+
+    @property
+    def holding(self) -> set[str]:
+        """Its folders that hold images anywhere."""
+        return {name for name, level in self.folders.items() if level.count}
 
     @property
     def is_wrapper(self) -> bool:
         """Whether all images lie in folders of one folder."""
-        return len(self.holding) == 1 and not self.direct and not self.num_loose
+        holding = self.holding
+        return len(holding) == 1 and not self.images and not self.folders[min(holding)].images
 
     def unwrapped(self) -> _Level:
         """Without folders that hold one folder only, which holds several."""
         level = self
         while level.is_wrapper:
-            level = level.folders[next(iter(level.holding))]
+            level = level.folders[min(level.holding)]
         return level
 
 
 def _load_class_folders(
-    folder: Path, found: list[tuple[str, ...]], splits: Mapping[str, str | None]
+    folder: Path, found: Iterable[str], splits: Mapping[str, str | None]
 ) -> dict[str, Files]:
-    top = _Level(found)
+    top = _Level.of(found)
     names = _split_folders(top, splits)
     if not names:
         inner = top.unwrapped()
         if inner is not top:
-            logger.info("%s: reading %s in it", folder, "/".join(inner.prefix))
+            logger.info("%s: reading %s in it", folder, "/".join(inner.parts))
         top, names = inner, _split_folders(inner, splits)
     if names:
         # A split holds class folders; a class that is called "train" holds images.
@@ -370,13 +460,14 @@ def _load_class_folders(
     elif "." in splits.values():
         chosen = choose_splits({".": top}, splits, folder)
     else:
-        _refuse_equal_subfolders(folder, top)
+        _refuse_no_classes(folder, top)
         chosen = choose_splits({"train": top}, splits, folder)
     tables = {split: _class_files(folder, level) for split, level in chosen.items()}
     if not any(len(table) for table in tables.values()):
         raise UserError(
-            f"{folder} has no images in class folders, no Parquet files and no train.txt. It needs "
-            f"CLASS/image.png or train/CLASS/image.png, train.parquet, or train.txt."
+            f"{folder} has no images in class folders, no Parquet files and no table that lists "
+            f"images. It needs CLASS/image.png or train/CLASS/image.png, train.parquet, train.txt "
+            f"or labels.csv (path,label)."
         )
     return tables
 
@@ -390,16 +481,30 @@ def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]
     return [name for name in holders if name in asked or name.lower() in _split_names()]
 
 
-def _refuse_equal_subfolders(folder: Path, top: _Level) -> None:
-    """Folders that hold the same folders are splits or sources, hardly classes."""
+def _refuse_no_classes(folder: Path, top: _Level) -> None:
+    """Refuse folders that are no classes: those of splits, of images beside masks."""
+    holding = {name.lower(): name for name in sorted(top.holding)}
+    masks, pictures = _MASKS & set(holding), _PICTURES & set(holding)
+    if masks and (pictures or len(holding) == len(masks)):
+        raise UserError(
+            f"{folder}: {', '.join(holding.values())} are no classes but images and what belongs "
+            f"to them, pixel by pixel. Classes of whole images are served: give class folders, or "
+            f"labels.csv (path,label) beside the images. Segmentation is not."
+        )
+    if holding and set(holding) <= _split_names() and len(holding) > 1:
+        raise UserError(
+            f"{folder}: {', '.join(holding.values())} are called like splits, but hold images and "
+            f"no class folders. Put class folders into them, or say the labels in train.csv, "
+            f"test.csv (path,label); --train-split . if they are classes."
+        )
     inner = {
-        name: set(level.folders) | level.unwrapped().holding
+        name: {n for n in level.folders} | level.unwrapped().holding
         for name, level in sorted(top.folders.items())
-        if name in top.holding and name not in top.direct
+        if level.count and not level.images
     }
     for one, other in itertools.combinations(inner, 2):
         same = sorted(inner[one] & inner[other])
-        if same:
+        if same and not _are_scenes(top.folders[one], top.folders[other]):
             beside = sorted(top.holding - {one, other})
             raise UserError(
                 f"{folder}: {one} and {other} look like splits, not classes: both hold the folders "
@@ -409,9 +514,15 @@ def _refuse_equal_subfolders(folder: Path, top: _Level) -> None:
             )
 
 
+def _are_scenes(one: _Level, other: _Level) -> bool:
+    """Whether their folders are images, with a file a channel in each."""
+    inside = [level for top in (one, other) for level in top.folders.values() if level.count]
+    return all(are_channels([p.rpartition("/")[2] for p in level.images]) for level in inside)
+
+
 def _say_not_chosen(folder: Path, top: _Level, chosen: Iterable[_Level]) -> None:
-    taken = {level.prefix[-1] for level in chosen}
-    others = {n: sum(p[0] == n for p in top.images) for n in sorted(top.holding - taken)}
+    taken = {level.parts[-1] for level in chosen}
+    others = {name: top.folders[name].count for name in sorted(top.holding - taken)}
     if others:
         named = ", ".join(f"{name}/ ({count} images)" for name, count in others.items())
         logger.warning("%s: left out %s, which is none of the splits", folder, named)
@@ -419,47 +530,22 @@ def _say_not_chosen(folder: Path, top: _Level, chosen: Iterable[_Level]) -> None
 
 def _class_files(folder: Path, root: _Level) -> Files:
     """The images of a split with their folders as labels."""
-    if root.num_loose:
-        logger.warning("%s: left out %d images that lie in no class folder", folder, root.num_loose)
+    if root.images:
+        count = len(root.images)
+        logger.warning("%s: left out %d images that lie in no class folder", folder, count)
     for name in sorted(set(root.folders) - root.holding) if root.holding else ():
-        files = [p[-1] for p in root.folders[name].found if p[-1]]
+        files = root.folders[name].others
         logger.warning(
-            "%s: %s holds no images%s and is no class", folder, "/".join((*root.prefix, name)),
+            "%s: %s holds no images%s and is no class", folder, "/".join((*root.parts, name)),
             f" (but {_count_suffixes(files)})" if files else "",
         )  # fmt: skip
-    images = [parts for parts in root.images if len(parts) > 1]
-    return Files([str(Path(*root.prefix, *p)) for p in images], [p[0] for p in images])
-
-
-# Lists --------------------------------------------------------------------------------------------
-
-
-def _read_lists(files: Mapping[str, Path]) -> dict[str, Files]:
-    """Lists of `path label`; labels are numbers where those of all lists are."""
-    lists = {split: _read_list(file) for split, file in files.items()}
-    if not all(re.fullmatch(r"[+-]?\d+", str(x)) for rows in lists.values() for x in rows.labels):
-        return lists
-    return {s: Files(rows.paths, [int(x) for x in rows.labels]) for s, rows in lists.items()}
-
-
-def _read_list(path: Path) -> Files:
-    """Rows of `path label` lines; paths may hold spaces and start at the file's folder."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # with a byte order mark or without
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: {error}. Write one 'path label' a line."
-        ) from error
-    images, labels = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        parts = line.rsplit(maxsplit=1)
-        if not parts:
-            continue
-        if len(parts) != 2:
-            raise UserError(f"{path} line {number} is {line!r}; it needs 'path label'.")
-        images.append(parts[0].strip())
-        labels.append(parts[1])
-    return Files(images, labels)
+    paths: list[Any] = []
+    labels: list[Any] = []
+    for name in sorted(root.folders):
+        below = list(root.folders[name].below())
+        paths += below
+        labels += [name] * len(below)
+    return Files(paths, labels, are_names=True)
 
 
 # Parquet and the hub ------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Training images that are read as they come, from the hub or from Parquet files."""
+"""Training images that are read as they come, from the hub or from Parquet files.
+
+`datasets` shuffles, and divides files among processes and workers.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ from datasets.distributed import split_dataset_by_node
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from timm_varchan.channels import ChannelSet, ChannelSetLike, seeded_rng
+from timm_varchan.channels import seeded_rng
 from timm_varchan.data.dataset import (
     IMAGE_RULE,
     LABEL_RULE,
     NUM_NAMED,
-    ROW_CURE,
     ImageData,
     data_of,
     find_column,
     readable,
-    reading_for,
     seeded_transform,
-    stored_image,
+    settle_spec,
 )
 from timm_varchan.data.decode import Reading
 from timm_varchan.data.labels import label_problem
+from timm_varchan.data.lists import Columns
+from timm_varchan.data.rows import ROW_CURE, stored_image
 from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
@@ -42,32 +45,26 @@ __all__ = ["ImageStream", "check_workers", "stream_data"]
 
 #: After so many skipped images the log has another line.
 _LOG_EVERY = 1000
-#: Training images that are looked at for means and deviations.
+#: Training images that are looked at for means and deviations,
 NUM_SAMPLED = 1000
-#: Files that they come from, where there are so many,
-_NUM_FILES_SAMPLED = 16
-#: and the rows of a file among which one is drawn.
-_SPREAD = 4
+#: files that they come from, and of how many rows of a file one is drawn.
+_NUM_FILES_SAMPLED, _SPREAD = 16, 4
 _PIECE = 100
 
 
 class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
     """An epoch of transformed images and labels for one process, in a shuffled order.
 
-    Every process reads its own share, and of that every worker its own files; whoever comes to the
-    end of its share begins again. Order and augmentation hang on seed, epoch and place alone.
+    Whoever comes to the end of its share of the rows begins again. Order and augmentation hang on
+    seed, epoch and place alone.
 
     Args:
-        rows: The training rows, their images not decoded.
-        columns: Names of the image and the label column.
-        channels: The planes of every image.
+        data: From `stream_data`.
         transform: From `(C, H, W)` to what the model takes.
         num_batches: Batches of an epoch and process.
         batch_size: Images of a batch.
         process: Index of this process and how many there are.
         seed: Of order and augmentation.
-        value_scale: See `load_data`.
-        no_data: Likewise.
         buffer_size: Images among which the next is drawn.
         skip_corrupt: Take the next row for one that cannot be read or has no valid label; the log
             names the first ones.
@@ -75,24 +72,19 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        rows: datasets.IterableDataset,
-        columns: tuple[str, str],
-        channels: ChannelSet,
+        data: ImageData,
         transform: nn.Module,
         *,
         num_batches: int,
         batch_size: int,
         process: tuple[int, int] = (0, 1),
         seed: int = 0,
-        value_scale: float | None = None,
-        no_data: str = "refuse",
         buffer_size: int = 1000,
         skip_corrupt: bool = False,
     ) -> None:
-        self._rows, self._columns = rows, columns
-        self._reading = Reading(
-            InputSpec.of(channels=channels, value_scale=value_scale, no_data=no_data)
-        )
+        assert data.stream is not None
+        self._rows, self._columns = data.stream
+        self._num_classes, self._reading = len(data.class_names), Reading(data.spec)
         self._transform, self._seed = transform, seed
         self._num_batches, self._batch_size = num_batches, batch_size
         self._process, self._buffer_size = process, buffer_size
@@ -119,20 +111,20 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
 
     def _passes(self, epoch: int) -> Iterator[tuple[Tensor, int]]:
         """This reader's images and labels, again and again, in another order each time."""
-        rank, num_ranks = self._process
         for number in itertools.count():
             seed = seeded_rng("stream order", self._seed, epoch, number).getrandbits(32)
             rows = self._rows.shuffle(seed=seed, buffer_size=self._buffer_size)
             problem, num_read = "", 0
-            # `datasets` divides what a process has among its workers.
-            for place, row in enumerate(split_dataset_by_node(rows, rank, num_ranks)):
+            for place, row in enumerate(split_dataset_by_node(rows, *self._process)):
                 try:
                     example = self._read(row, f"row {place} of pass {number} in epoch {epoch}")
                 except UserError as error:
                     if not self._skip_corrupt:
                         raise
                     problem = str(error).removesuffix(ROW_CURE)
-                    self._log_skipped(problem)
+                    self._num_skipped += 1
+                    if self._num_skipped <= NUM_NAMED or self._num_skipped % _LOG_EVERY == 0:
+                        logger.warning("%d streamed images skipped: %s", self._num_skipped, problem)
                     continue
                 num_read += 1
                 yield example
@@ -140,27 +132,21 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
                 raise UserError(
                     f"No training image can be read; the last: {problem}. Leave --streaming out."
                     if problem
-                    else _too_many(self._rows, num_ranks)
+                    else _too_many(self._rows, self._process[1])
                 )
 
     def _read(self, row: Mapping[str, Any], place: str) -> tuple[Tensor, int]:
         """Image and label of a row; a `UserError` names it."""
         image, label = (row[column] for column in self._columns)
-        num_classes = self._rows.features[self._columns[1]].num_classes
         try:
-            if label is not None and 0 <= label < num_classes:
+            if label is not None and 0 <= label < self._num_classes:
                 return self._reading.read(stored_image(image)), int(label)
-            problem = label_problem(label, num_classes)
+            problem = label_problem(label, self._num_classes)
         except ImageError as error:
             problem = f"cannot be read: {error}"
         path = image.get("path") if isinstance(image, dict) else None
         named = f"label {label}" + (f", {path}" if path else "")
         raise UserError(f"train {place} ({named}) {problem}{ROW_CURE}")
-
-    def _log_skipped(self, problem: str) -> None:
-        self._num_skipped += 1
-        if self._num_skipped <= NUM_NAMED or self._num_skipped % _LOG_EVERY == 0:
-            logger.warning("%d streamed images skipped: %s", self._num_skipped, problem)
 
 
 def check_workers(rows: datasets.IterableDataset, num_ranks: int, num_workers: int) -> None:
@@ -187,15 +173,14 @@ def _too_many(rows: datasets.IterableDataset, num_ranks: int) -> str:
 
 def stream_data(
     source: str,
+    spec: InputSpec | None = None,
     *,
-    channels: ChannelSetLike | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     splits: Mapping[str, str | None] | None = None,
     limit: int | None = None,
-    value_scale: float | None = None,
-    no_data: str = "refuse",
     skip_corrupt: bool = False,
+    **fields: Any,
 ) -> ImageData:
     """Open data that is not downloaded as a whole; the arguments are those of `load_data`.
 
@@ -211,48 +196,42 @@ def stream_data(
         UserError: No training split, labels without names or out of range, images that are not in
             the rows or, among those that are kept, cannot be read.
     """
-    reading = reading_for(channels, value_scale, no_data)
+    spec, guess = settle_spec(spec, fields)
     opened = load_tables(source, splits or {}, streaming=True)
     name, streams = opened.name, opened.splits
     if "train" not in streams:
         raise UserError(f"{source} has no training split to stream; it has {', '.join(streams)}.")
-    columns = (
-        find_column(streams["train"], image_column, IMAGE_RULE, name),
-        find_column(streams["train"], label_column, LABEL_RULE, name),
-    )
-    feature = streams["train"].features[columns[1]]
-    if not isinstance(feature, datasets.ClassLabel):
+    image = find_column(streams["train"], image_column, IMAGE_RULE, name)
+    label = find_column(streams["train"], label_column, LABEL_RULE, name)
+    features = streams["train"].features
+    if not isinstance(features[label], datasets.ClassLabel):
         raise UserError(
-            f"The labels of {name} are {feature}, whose classes only a look at all of them tells. "
-            f"Write them as ClassLabel, or leave --streaming out."
+            f"The labels of {name} are {features[label]}, whose classes only a look at all of them "
+            f"tells. Write them as ClassLabel, or leave --streaming out."
         )
-    if isinstance(streams["train"].features[columns[0]], (datasets.Array2D, datasets.Array3D)):
+    if isinstance(features[image], (datasets.Array2D, datasets.Array3D)):
         raise UserError(f"The images of {name} are arrays, not files. Leave --streaming out.")
-    raw = {split: _raw(rows, columns) for split, rows in streams.items()}
+    raw = {split: _raw(rows, image, label) for split, rows in streams.items()}
     sample = list(_sampled_rows(raw["train"]))
     kept = {"train": [row for _, row in sample]}
     kept |= {
         s: list(rows.take(limit) if limit else rows) for s, rows in raw.items() if s != "train"
     }
     tables = Tables(
-        {s: _table_of(r, raw[s].features) for s, r in kept.items()},
-        Path(),
-        name,
+        {s: _table_of(r, raw[s].features) for s, r in kept.items()}, Path(), name,
         row_names={"train": [place for place, _ in sample]},
-    )
-    data = data_of(
-        tables, reading, *columns, feature.names,
-        skip_corrupt=skip_corrupt, guess=channels is None,
     )  # fmt: skip
-    data = replace(data, stream=(raw["train"], columns))
+    spec = replace(spec, class_names=tuple(features[label].names))
+    data = data_of(tables, spec, Columns(image, label), skip_corrupt=skip_corrupt, guess=guess)
+    data = replace(data, stream=(raw["train"], (image, label)))
     return data.each(readable) if skip_corrupt else data
 
 
-def _raw(rows: datasets.IterableDataset, columns: tuple[str, str]) -> datasets.IterableDataset:
+def _raw(rows: datasets.IterableDataset, image: str, label: str) -> datasets.IterableDataset:
     """Only the two columns, images as bytes."""
-    rows = rows.select_columns(list(columns))
-    if isinstance(rows.features[columns[0]], datasets.Image):
-        rows = rows.cast_column(columns[0], datasets.Image(decode=False))
+    rows = rows.select_columns([image, label])
+    if isinstance(rows.features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image(decode=False))
     return rows
 
 
@@ -265,19 +244,13 @@ def _table_of(rows: list[dict[str, Any]], features: datasets.Features) -> datase
 
 def _sampled_rows(rows: datasets.IterableDataset) -> Iterator[tuple[str, dict[str, Any]]]:
     """Some rows and their places, drawn with a fixed seed from the beginnings of several files."""
-    rng = seeded_rng("stream sample")
-    num_files = rows.num_shards
-    share = -(-NUM_SAMPLED // min(_NUM_FILES_SAMPLED, num_files))
-    missing = NUM_SAMPLED
-    for file in rng.sample(range(num_files), num_files):
-        drawn: list[tuple[str, dict[str, Any]]] = []
-        part = rows.shard(num_files, file) if num_files > 1 else rows
-        for number, row in enumerate(part.take(_SPREAD * share)):
-            # every row so far is kept with the same probability
-            at = number if number < share else rng.randrange(number + 1)
-            if at < share:
-                drawn[at : at + 1] = [(f"file {file + 1} of {num_files}, row {number}", row)]
-        yield from drawn[:missing]
+    rng, count = seeded_rng("stream sample"), rows.num_shards
+    share, missing = -(-NUM_SAMPLED // min(_NUM_FILES_SAMPLED, count)), NUM_SAMPLED
+    for file in rng.sample(range(count), count):
+        part = rows.shard(count, file) if count > 1 else rows
+        some = list(enumerate(part.take(_SPREAD * share)))
+        drawn = sorted(rng.sample(range(len(some)), min(share, missing, len(some))))
+        yield from ((f"file {file + 1} of {count}, row {some[i][0]}", some[i][1]) for i in drawn)
         missing -= len(drawn)
         if missing <= 0:
             return

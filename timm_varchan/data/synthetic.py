@@ -10,6 +10,8 @@ The curves are idealised: a chlorophyll bump and red edge at 720 nm, ice that ab
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.errors import UserError
+from timm_varchan.input_spec import InputSpec
 
 #: The bands, with mean and deviation measured over the default training split.
 SYNTHETIC_CHANNELS = ChannelSet.parse("R+G+B+NIR+SWIR1").with_stats(
@@ -200,3 +204,48 @@ class SyntheticReader:
         """The image `(C, img_size, img_size)` of a row, uint16."""
         image = synthetic_image(self._seed, self._split, row, self._img_size)
         return torch.from_numpy(image.numpy()[self._bands])  # few operations of torch take uint16
+
+    def identities(self, rows: Sequence[int]) -> list[int]:
+        """A number for every image: of the seed, the split and the row."""
+        first = self._seed * len(SPLIT_CODES) + SPLIT_CODES[self._split]
+        return [(first << 32) + row for row in rows]
+
+    files = identities
+
+    def name(self, row: int) -> str:
+        """What the image of a row is called."""
+        return f"{self._split} {row}"
+
+
+def synthetic_splits(
+    spec: InputSpec, *, seed: int = 0, num_images: Mapping[str, int] | None = None
+) -> tuple[dict[str, tuple[SyntheticReader, list[int]]], InputSpec]:
+    """Readers and labels of the embedded data set, and what its images are.
+
+    Args:
+        spec: Which bands, in which order (all five by default), and the size of the images.
+        seed: Same seed, same images.
+        num_images: Images by split; `DEFAULT_NUM_IMAGES` for splits that are not named.
+
+    Raises:
+        UserError: A channel that is none of the bands, a split that is none, images under 16
+            pixels, fewer than one image.
+    """
+    size = DEFAULT_IMG_SIZE if spec.img_size is None else spec.img_size
+    counts = DEFAULT_NUM_IMAGES | dict(num_images or {})
+    if size < MIN_IMG_SIZE:
+        raise UserError(f"img_size is {size}; synthetic images have {MIN_IMG_SIZE} or more.")
+    if set(counts) != set(SPLIT_CODES) or min(counts.values()) < 1:
+        raise UserError(
+            f"num_images is {num_images}; it takes {', '.join(SPLIT_CODES)}, each at least 1."
+        )
+    bands = SYNTHETIC_CHANNELS.index(spec.channels if len(spec.channels) else SYNTHETIC_CHANNELS)
+    taken, num_classes = SYNTHETIC_CHANNELS.take(bands), len(SYNTHETIC_CLASSES)
+    made = {
+        split: (
+            SyntheticReader(split, taken, bands, seed, size),
+            [row % num_classes for row in range(count)],
+        )
+        for split, count in counts.items()
+    }
+    return made, replace(spec, channels=taken, class_names=SYNTHETIC_CLASSES)

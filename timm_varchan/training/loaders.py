@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ def load_run_data(
         data = _with_names(data, accelerator)
     if config.use is not None:
         planes = data.channels.index(config.use)
-        data = _seen(data, planes, data.channels.take(planes))
+        data = data.with_planes(planes, data.channels.take(planes))
         channels = channels.take(planes) if channels is not None and len(channels) else None
     if saved is not None:
         _check_saved(saved, data, channels or ANONYMOUS)
@@ -192,45 +192,20 @@ def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> No
         )
 
 
-class _Seen:
-    """Reads the images of a split with some of their planes, or with other names for them."""
-
-    def __init__(self, split: ImageSplit, planes: Sequence[int], channels: ChannelSet) -> None:
-        self._split, self._planes, self.channels = split, list(planes), channels
-
-    def __call__(self, row: int) -> Tensor:
-        image = self._split[row][0]
-        return image if self._planes == list(range(len(image))) else image[self._planes]
-
-
-def _seen(data: ImageData, planes: Sequence[int], channels: ChannelSet) -> ImageData:
-    """The data with these planes of its images alone."""
-
-    def seen(split: ImageSplit | None) -> ImageSplit | None:
-        if split is None:
-            return None
-        return ImageSplit(_Seen(split, planes, channels), split.labels(), skipped=split.skipped)
-
-    return dataclasses.replace(
-        data, channels=channels, train=seen(data.train), validation=seen(data.validation),
-        test=seen(data.test),
-    )  # fmt: skip
-
-
 def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
     """The data with names for planes of which nobody said anything: c0, c1, ... by their place."""
     count = len(data.channels)
     if not count or not data.channels.is_anonymous or data.stream is not None:
         return data
     names = tuple(dataclasses.replace(c, name=f"c{i}") for i, c in enumerate(data.channels))
-    named = ChannelSet(names, data.channels.correlation)
+    named = dataclasses.replace(data.channels, channels=names)
     if accelerator.is_main_process:
         logger.warning(
             "The %d planes of the images have no names: they are called %s, and learned by their "
             "place. Say what they are with --channels. %s",
             count, named, products_with(count) or "",
         )  # fmt: skip
-    return _seen(data, range(count), named)
+    return data.with_planes(range(count), named)
 
 
 def _with_statistics(
@@ -241,20 +216,17 @@ def _with_statistics(
     Images are also measured where pixels without data are let in, for their share.
     """
     channels = data.channels
-    if data.reading is None and wanted is not None and wanted.mean and wanted.std:  # synthetic
+    if data.name == "synthetic" and wanted is not None and wanted.mean and wanted.std:
         channels = channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
-    lets_in = data.reading is not None and data.reading.spec.no_data in ("mean", "predict")
+    lets_in = data.spec.no_data in ("mean", "predict")
     if channels.mean is not None and not lets_in:
-        return dataclasses.replace(data, channels=channels)
+        return data.with_channels(channels)
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)
     found: list[Any] = [measure_split(split) if accelerator.is_main_process else None]
     broadcast_object_list(found)
     measured, invalid = found[0]
-    return dataclasses.replace(
-        data,
-        channels=measured if channels.mean is None else channels,
-        invalid_share=sum(invalid) / len(invalid),
-    )
+    data = data.with_channels(measured if channels.mean is None else channels)
+    return dataclasses.replace(data, invalid_share=sum(invalid) / len(invalid))
 
 
 def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
@@ -294,13 +266,11 @@ def train_loader(
         auto_augment=config.auto_augment, erase_prob=config.erase_prob, no_data=config.no_data,
     )  # fmt: skip
     if data.stream is not None:
-        rows, columns = data.stream
-        check_workers(rows, accelerator.num_processes, config.workers)
+        check_workers(data.stream[0], accelerator.num_processes, config.workers)
         stream = ImageStream(
-            rows, columns, channels, transform,
+            data, transform,
             num_batches=count // images * config.grad_accum_steps, batch_size=config.batch_size,
             process=(accelerator.process_index, accelerator.num_processes), seed=config.seed,
-            value_scale=config.value_scale, no_data=config.no_data,
             skip_corrupt=config.skip_corrupt,
         )  # fmt: skip
         loader = DataLoader(stream, batch_size=config.batch_size, **_workers(config))

@@ -230,7 +230,6 @@ def build_results(
 def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     num_images: dict[str, Any] = {n: len(split) if split else 0 for n, split in splits.items()}
-    reading = data.reading
     if data.stream is not None:
         num_images["train"] = None  # nobody counted
     return {
@@ -238,7 +237,7 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
         "class_names": list(data.class_names),
         "channels": data.channels.to_dict(),
         "num_images": {**num_images, "evaluated": num_evaluated},
-        "no_data": reading.spec.no_data if reading else None,
+        "no_data": data.spec.no_data,
         "invalid_share": data.invalid_share,
         "num_skipped": sum(split.num_skipped for split in splits.values() if split),
     }
