@@ -1,6 +1,11 @@
 """Predictions of real files, also by the command."""
 
+import csv
 import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ import timm_varchan
 from timm_varchan import RGB, ChannelSet, hub
 from timm_varchan.__main__ import main
 from timm_varchan.data import eval_transform, read_image
-from timm_varchan.predict import find_images, predict
+from timm_varchan.predict import find_images, missing_channels, predict, write_table
 
 NAMES = ("ant", "bee", "cow")
 BANDS = ChannelSet.parse("B02+B03+B04+B08").with_stats([0.1] * 4, [0.2] * 4)
@@ -85,6 +90,42 @@ def test_anonymous_files_of_different_counts(model, tmp_path):
     for a, b in zip(together, alone, strict=True):
         assert a.error is None
         assert a.classes[0][1] == pytest.approx(b.classes[0][1], rel=1e-4)
+
+
+def test_a_table_names_a_class_only_where_the_model_is_sure(model, images, tmp_path):
+    options = {"channels": RGB, "img_size": 64, "class_names": NAMES}
+    files = find_images([images])
+    known = {p.file.name: p.classes[0] for p in predict(model, files, **options) if p.classes}
+    limit = known["a.png"][1] + 1e-6
+    found = predict(model, files, **options, min_probability=limit)
+    assert len(list(write_table(found, tmp_path / "table.csv"))) == len(files)
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [line["file"] for line in lines] == [str(file) for file in files]
+    for line in lines:
+        name, probability = known.get(Path(line["file"]).name, ("", math.nan))
+        if not name:
+            assert (line["class"], line["note"]) == ("", "it is no image")
+            continue
+        assert float(line["probability"]) == pytest.approx(probability, abs=1e-4)
+        expected = (name, "") if probability >= limit else ("", f"not sure: {name}")
+        assert (line["class"], line["note"]) == expected
+
+
+def test_missing_channels_are_told_in_words():
+    correlation = np.eye(3)
+    correlation[:2, :2] = [[1, 0.8], [0.8, 1]]
+    bands = replace(
+        ChannelSet.parse("B02+B03+B8A").with_stats([0.1] * 3, [0.2] * 3), correlation=correlation
+    )
+    model = timm_varchan.adapt(
+        timm.create_model("test_resnet", in_chans=3), virtual_channels=bands, channel_stats=bands
+    )
+    assert missing_channels(model, bands) is None
+    text = missing_channels(model, bands.take((0,)))
+    told = {name: int(part) for part, name in re.findall(r"(\d+)% of what (\w+) would", text)}
+    assert told["B03"] == pytest.approx(64, abs=2)
+    assert told["B8A"] < 10
+    assert missing_channels(timm.create_model("test_resnet"), bands) is None
 
 
 def test_refusals(model, tmp_path):

@@ -1,6 +1,8 @@
 """Scenes in windows: the same answers as window by window, in any format, also after a stop."""
 
 import csv
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -95,9 +97,45 @@ def test_windows_of_a_scene_are_those_of_the_images(model, tmp_path, tile, strid
         assert file.crs == "EPSG:32633"
         assert file.transform == rasterio.Affine(10 * stride, 0, 400000, 0, -10 * stride, 5400000)
         assert file.tags()["CLASS_1"] == "b"
+        colours = file.colormap(1)
+        assert len({colours[i] for i in range(3)}) == 3
+        assert colours[255][3] == 0, "no answer is transparent"
     assert sorted(f.name for f in tmp_path.iterdir()) == [
-        "classes.tif", "classes_probability.tif", "s.tif"
+        "classes.png", "classes.tif", "classes.tif.aux.xml", "classes_probability.tif", "s.tif"
     ]  # fmt: skip
+    names = ElementTree.parse(tmp_path / "classes.tif.aux.xml").iter("Category")
+    assert [one.text for one in names] == ["a", "b", "c"]
+    cell, *areas = rows[-1].summary
+    assert f"{10 * stride} x {10 * stride} m" in cell
+    counts = np.bincount(wanted.argmax(-1).flatten())
+    for line in areas:
+        name, _, area = line.strip().partition(": ")
+        count = counts["abc".index(name)]
+        assert f"{count / counts.sum():.1%}, {count * stride**2 / 1e4:.4g} km2" == area
+
+
+def test_cells_that_are_not_sure_get_no_answer(model, tmp_path):
+    path = write(tmp_path / "s.tif", scene(64, 96))
+    options = {**OPTIONS, "tile": 32, "stride": 32}
+    all_of = list(predict_scene(model, path, tmp_path / "all.csv", **options))
+    lines = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
+    limit = sorted(float(line["probability"]) for line in lines)[2] - 5e-5  # of four digits
+    rows = list(predict_scene(model, path, tmp_path / "sure.csv", min_probability=limit, **options))
+    sure = list(csv.DictReader((tmp_path / "sure.csv").read_text().splitlines()))
+    assert [bool(line["class"]) for line in sure] == [
+        float(line["probability"]) >= limit for line in lines
+    ]
+    assert "0 of 6 cells have no answer" in all_of[-1].summary[0]
+    assert "2 of 6 cells have no answer" in rows[-1].summary[0]
+
+
+def test_degrees_are_told_in_metres_too(model, tmp_path):
+    place = {"crs": "EPSG:4326", "transform": rasterio.Affine(1e-4, 0, 10, 0, -1e-4, 60)}
+    path = write(tmp_path / "s.tif", scene(64, 64), **place)
+    *_, last = predict_scene(model, path, tmp_path / "o.csv", tile=32, stride=32, **OPTIONS)
+    width, height = (float(n) for n in re.findall(r"([\d.]+) x ([\d.]+) m", last.summary[0])[0])
+    assert height == pytest.approx(32 * 11.132, rel=0.01)
+    assert width == pytest.approx(height / 2, rel=0.01), "60 degrees north"
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])

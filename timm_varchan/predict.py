@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from timm_varchan.channels import ANONYMOUS, ChannelSet, ChannelSetLike
+from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
-from timm_varchan.models import has_stems, share, stems
+from timm_varchan.models import expected_error, has_stems, share, stems
 
 #: An image whose values lie so many deviations from the mean, on average, is none of the data.
 FAR = 30.0
+#: Fraction of a virtual channel's variance from which it is told that it stays unexplained.
+_POOR = 0.05
 
-__all__ = ["ImageFiles", "Prediction", "find_images", "predict"]
+__all__ = [
+    "ImageFiles",
+    "Prediction",
+    "find_images",
+    "missing_channels",
+    "predict",
+    "write_table",
+]
 
 
 @dataclass(frozen=True)
@@ -32,28 +42,27 @@ class Prediction:
         classes: Name and probability (0..1) of the likeliest classes, likeliest first; empty for
             a file that cannot be read.
         error: Why it cannot be read, else None.
+        is_sure: Whether the likeliest class is an answer, not less probable than was asked for.
     """
 
     file: Path
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    is_sure: bool = True
 
 
 def predict(
     model: nn.Module,
     files: Sequence[str | Path],
+    spec: InputSpec | None = None,
     *,
-    channels: ChannelSetLike,
-    img_size: int,
-    class_names: Sequence[str] = (),
-    crop_pct: float = 1.0,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    value_scale: float | None = None,
-    no_data: str = "refuse",
     top: int = 5,
+    min_probability: float = 0.0,
     batch_size: int = 32,
     num_workers: int = 0,
+    **fields: Any,
 ) -> Iterator[Prediction]:
     """Classify image files.
 
@@ -62,43 +71,80 @@ def predict(
             `"anonymous"` it is asked so, else told the channels. One without a stem is put into
             evaluation mode.
         files: PNG, JPEG, TIFF with any bands, `.npy`, ...
-        channels: What the planes of the files are, with mean and standard deviation;
-            `"anonymous"` for any number, also different ones, with `mean` and `std`.
-        img_size: Height and width for the model, in pixels.
-        class_names: Name of every class; numbers without.
-        crop_pct: Share of the resized image's side that the crop keeps.
+        spec: What the files are like: channels with mean and deviation (`ANONYMOUS` for any number,
+            also different ones, with `mean` and `std`), image size, class names, no-data.
         mean: Means instead of the channels' own, one each or one for all, in the units of the
             scaled values (8 bits / 255, 16 bits / 65535, floats as they are).
         std: Standard deviations likewise.
-        value_scale: What stored numbers are divided by instead, such as 10000.
-        no_data: What is done about pixels without data: `refuse` the file, put the `mean` there,
-            `predict` them from the other channels, or `keep` the stored numbers. See
-            `timm_varchan.data.Reading`.
         top: How many classes.
+        min_probability: A likeliest class below it is no answer.
         batch_size: Images at once.
         num_workers: Processes that decode; 0 for none.
+        **fields: Fields of the `InputSpec` in place of its own, as `InputSpec.of` takes them.
 
     Yields:
         One prediction a file, in order; a file that cannot be read has an `error`.
 
     Raises:
         UserError: Channels that the model cannot serve or without mean and std, a wrong number of
-            class names, a count below 1.
+            class names, no image size, a count below 1.
     """
-    wanted = ChannelSet.parse(channels)
-    _check_options(model, class_names, top, batch_size)
+    spec = InputSpec.of(spec, **fields)
+    _check_options(model, spec.class_names, top, batch_size)
+    if spec.img_size is None:
+        raise UserError("Nothing says the image size. Give img_size=, such as 224.")
     reader = ImageFiles(
         [Path(f) for f in files],
-        Reading(
-            InputSpec.of(channels=wanted, value_scale=value_scale, no_data=no_data),
-            partial=has_stems(model),
-        ),
+        Reading(spec, partial=has_stems(model)),
         (mean, std),
-        (img_size, crop_pct),
+        (spec.img_size, spec.crop_pct),
     )
-    for_channels(model, wanted)  # refuses what the model cannot serve
+    for_channels(model, spec.channels)  # refuses what the model cannot serve
     loader = DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    return _run(model, loader, tuple(class_names), top)
+    return _run(model, loader, spec.class_names, (top, min_probability))
+
+
+def write_table(predictions: Iterable[Prediction], path: str | Path) -> Iterator[Prediction]:
+    """Write predictions into a CSV file as they come: file, class, probability, note.
+
+    Args:
+        predictions: From `predict`.
+        path: The file. The class is empty where the model is not sure or the file cannot be read;
+            the note says which.
+
+    Yields:
+        The predictions.
+    """
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        lines = csv.writer(file)
+        lines.writerow(("file", "class", "probability", "note"))
+        for one in predictions:
+            name, probability = one.classes[0] if one.classes else ("", float("nan"))
+            note = one.error or ("" if one.is_sure else f"not sure: {name}")
+            shown = name if one.is_sure else ""
+            lines.writerow((one.file, shown, f"{probability:.4f}" if name else "", note))
+            yield one
+
+
+def missing_channels(model: nn.Module, channels: ChannelSet) -> str | None:
+    """What channels that are missing would have told and the others do not, in words.
+
+    Args:
+        model: A model with a stem, or another one.
+        channels: What is there.
+
+    Returns:
+        A sentence; None where nothing is missing or nothing is known of it.
+    """
+    if not has_stems(model) or stems(model)[0].channels == ANONYMOUS or channels.is_anonymous:
+        return None
+    fractions = expected_error(model, channels)
+    poor = {name: value for name, value in fractions.items() if value >= _POOR}
+    if not poor:
+        return None
+    told = ", ".join(f"{1 - value:.0%} of what {name} would" for name, value in poor.items())
+    one = "This channel tells" if len(channels) == 1 else f"These {len(channels)} channels tell"
+    return f"{one} {told} (of its variance; {channels} came)."
 
 
 def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
@@ -189,7 +235,7 @@ def _run(
     model: nn.Module,
     loader: Iterable[list[Seen]],
     class_names: tuple[str, ...],
-    top: int,
+    wanted: tuple[int, float],
 ) -> Iterator[Prediction]:
     like = next(model.parameters())
     ready: dict[ChannelSet, nn.Module] = {}
@@ -208,9 +254,10 @@ def _run(
             if problem is not None:
                 yield Prediction(file, error=problem)
                 continue
-            values, classes = probabilities[i].topk(min(top, len(probabilities[i])))
+            values, classes = probabilities[i].topk(min(wanted[0], len(probabilities[i])))
             named = (class_names[c] if class_names else str(c) for c in classes.tolist())
-            yield Prediction(file, tuple(zip(named, values.tolist(), strict=True)))
+            found = tuple(zip(named, values.tolist(), strict=True))
+            yield Prediction(file, found, is_sure=found[0][1] >= wanted[1])
 
 
 def _problem(image: Tensor, probabilities: Tensor) -> str | None:

@@ -12,23 +12,26 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.channels import ChannelSet
 from timm_varchan.data import Reading, eval_transform, scale_values
 from timm_varchan.data.decode import Planes, fit
 from timm_varchan.data.plane_names import PlaneNames, names_of
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems
+from timm_varchan.plots import class_colours, plot_classes
 from timm_varchan.predict import FAR, for_channels
 
 __all__ = ["SceneRow", "predict_scene"]
@@ -39,6 +42,8 @@ logger = logging.getLogger(__name__)
 _MOST_MISSING = 0.5
 #: Of decoded blocks that GDAL keeps; its own choice is a twentieth of the machine's memory.
 _CACHE_MIB = 128
+#: Metres of a degree of latitude.
+_DEGREE_M = 111_320.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,14 @@ class SceneRow:
     Args:
         done: Rows that are done.
         total: Rows in all.
-        invalid_share: Share of the pixels of this row that hold no data.
+        invalid_share: Fraction of the pixels of this row that hold no data.
+        summary: Lines about the whole map, of the last row: ground size of a cell, area by class.
     """
 
     done: int
     total: int
     invalid_share: float
+    summary: tuple[str, ...] = ()
 
 
 class _Scene:
@@ -241,35 +248,33 @@ def predict_scene(
     model: nn.Module,
     scene: str | Path,
     output: str | Path,
+    spec: InputSpec | None = None,
     *,
-    channels: ChannelSetLike,
-    img_size: int,
-    class_names: Sequence[str] = (),
     tile: int | None = None,
     stride: int | None = None,
-    value_scale: float | None = None,
-    no_data: str = "refuse",
+    min_probability: float = 0.0,
     batch_size: int = 64,
+    **fields: Any,
 ) -> Iterator[SceneRow]:
     """Classify a scene in windows; iterate to the end, and the output is there.
 
     Args:
         model: A classifier; see `timm_varchan.predict.predict`.
         scene: A GeoTIFF, COG or whatever else rasterio opens.
-        output: `.tif` for a raster of classes with the scene's georeference (numbers of classes,
-            255 or 65535 where there is no answer; the probabilities are in a second file,
-            `NAME_probability.tif`), or `.csv` with a line a cell.
-        channels: The channels with mean and standard deviation; the bands are found by their
-            descriptions where these name them, else taken in order.
-        img_size: Height and width for the model, in pixels.
-        class_names: Name of every class; numbers without.
-        tile: Pixels a side of a window, resized to `img_size`; `img_size` by default.
-        stride: Pixels between windows, a divisor of `tile`; half of it by default.
-        value_scale: What stored numbers are divided by.
-        no_data: What is done about windows in which pixels hold no data: `refuse` gives no answer,
+        output: `.tif` for a raster of classes with the scene's georeference, colours and class
+            names (numbers of classes, 255 or 65535 where there is no answer), with the
+            probabilities in `NAME_probability.tif` and a picture in `NAME.png`; or `.csv` with a
+            line a cell.
+        spec: What the scene is like: channels with mean and deviation (the bands are found by their
+            descriptions where these name them, else taken in order), image size, class names, and
+            what is done about windows in which pixels hold no data: `refuse` gives no answer,
             `mean` and `predict` fill them where no more than half of the window is missing, `keep`
             takes the stored numbers.
+        tile: Pixels a side of a window, resized to the image size, which is also the default.
+        stride: Pixels between windows, a divisor of `tile`; half of it by default.
+        min_probability: A cell whose likeliest class is below it gets no answer.
         batch_size: Windows at once.
+        **fields: Fields of the `InputSpec` in place of its own, as `InputSpec.of` takes them.
 
     Yields:
         Progress, a row of windows each. A run that was stopped goes on where it was.
@@ -278,14 +283,16 @@ def predict_scene(
         UserError: No rasterio, a scene that cannot be read, other bands than the channels, values
             that are on another scale, a tile that is no multiple of the stride.
     """
-    wanted, output = ChannelSet.parse(channels), Path(output)
+    spec, output = InputSpec.of(spec, **fields), Path(output)
+    wanted, img_size = spec.channels, spec.img_size
+    if img_size is None:
+        raise UserError("Nothing says the image size. Give img_size=, such as 64.")
     if output.suffix.lower() not in (".tif", ".tiff", ".csv"):
         raise UserError(f"The output is {output}; it must end in .tif or .csv.")
     tile = tile or img_size
     stride = stride or max(1, tile // 2)
     if tile < 1 or stride < 1 or tile % stride:
         raise UserError(f"The tile is {tile} pixels, the stride {stride}; it must divide the tile.")
-    spec = InputSpec.of(channels=wanted, value_scale=value_scale, no_data=no_data)
     opened = _Scene(scene, spec, partial=has_stems(model))
     if len(opened.channels) < len(wanted):
         logger.warning(
@@ -294,13 +301,12 @@ def predict_scene(
         )  # fmt: skip
     wanted = opened.channels
     grid = _Grid(tile, stride, -(-opened.height // stride), -(-opened.width // stride))
-    transform = eval_transform(img_size, wanted, crop_pct=1.0, no_data=no_data)
+    transform = eval_transform(img_size, wanted, crop_pct=1.0, no_data=spec.no_data)
     ready = for_channels(model, wanted)
-    about = (str(scene), opened.version, wanted.to_dict(), img_size, grid, value_scale, no_data,
-             tuple(class_names), _digest(model))  # fmt: skip
+    about = (str(scene), opened.version, wanted.to_dict(), spec.to_dict(), grid, _digest(model))
     fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()
     partial = _Partial(output, (grid.rows, grid.columns), fingerprint)
-    most = 0.0 if no_data == "refuse" else _MOST_MISSING
+    most = 0.0 if spec.no_data == "refuse" else _MOST_MISSING
 
     def classify(windows: Tensor, missing: Tensor) -> tuple[Tensor | None, np.ndarray]:
         places = (missing.float().mean((1, 2)) <= most).nonzero().flatten()
@@ -311,7 +317,8 @@ def predict_scene(
         ]
         return (torch.cat(parts) if parts else None), places.numpy()
 
-    return _run(opened, grid, classify, partial, (output, tuple(class_names)))
+    written = _Map(output, opened, grid, spec.class_names, min_probability)
+    return _run(opened, grid, classify, partial, written)
 
 
 def _digest(model: nn.Module) -> str:
@@ -341,7 +348,7 @@ def _run(
     grid: _Grid,
     classify: Callable[[Tensor, Tensor], tuple[Tensor | None, np.ndarray]],
     partial: _Partial,
-    written: tuple[Path, tuple[str, ...]],
+    written: _Map,
 ) -> Iterator[SceneRow]:
     """Row by row of windows; `total` and `covered` hold the cells that these can reach."""
     span, (num_rows, num_columns) = grid.span, grid.windows
@@ -364,8 +371,8 @@ def _run(
                 _keep_row(partial, row + done, total[0, : grid.columns], covered[0, : grid.columns])
             for kept in (total, covered):
                 kept[:-1], kept[-1] = kept[1:].copy(), 0
-        yield SceneRow(row + 1, num_rows, missing.float().mean().item())
-    _write(scene, grid, partial, written)
+        summary = written.write(partial.cells) if row == num_rows - 1 else ()
+        yield SceneRow(row + 1, num_rows, missing.float().mean().item(), summary)
     partial.remove()
 
 
@@ -380,65 +387,125 @@ def _keep_row(partial: _Partial, row: int, total: np.ndarray, covered: np.ndarra
     partial.write(row, classes, probabilities)
 
 
-def _write(
-    scene: _Scene, grid: _Grid, partial: _Partial, written: tuple[Path, tuple[str, ...]]
-) -> None:
-    output, names = written
-    new = output.with_name(f".{output.stem}.new{output.suffix}")
-    if output.suffix.lower() == ".csv":
-        _write_csv(new, scene, grid, partial.cells, names)
-    else:
-        beside = output.with_name(f"{output.stem}_probability{output.suffix}")
-        is_wide = len(names) > 255 or np.nanmax(partial.cells[0], initial=0) >= 255
-        empty = 65535 if is_wide else 255
-        classes = np.where(np.isnan(partial.cells[0]), empty, partial.cells[0])
-        _write_raster(new, scene, grid, classes.astype(np.uint16 if is_wide else np.uint8), empty,
-                      {f"CLASS_{i}": name for i, name in enumerate(names)})  # fmt: skip
-        _write_raster(beside, scene, grid, np.asarray(partial.cells[1]), np.nan, {})
-    os.replace(new, output)
+@dataclass(frozen=True)
+class _Map:
+    """What becomes of the cells.
 
+    Args:
+        output: The file.
+        scene: Where they lie.
+        grid: How many pixels they are.
+        names: Of the classes; numbers without.
+        min_probability: Below it there is no answer.
+    """
 
-def _write_raster(
-    path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, empty: float, tags: dict[str, str]
-) -> None:
-    import rasterio
-    from rasterio.control import GroundControlPoint
+    output: Path
+    scene: _Scene
+    grid: _Grid
+    names: tuple[str, ...]
+    min_probability: float
 
-    a, b, left, d, e, top = tuple(scene.file.transform)[:6]
-    step = grid.stride
-    points, crs = scene.file.gcps
-    place = {
-        "crs": scene.file.crs,
-        "transform": rasterio.Affine(a * step, b * step, left, d * step, e * step, top),
-    }
-    if points:  # carried over to the cells
-        cell_points = [
-            GroundControlPoint(p.row / step, p.col / step, p.x, p.y, p.z, p.id, p.info)
-            for p in points
-        ]
-        place = {"crs": crs, "gcps": cell_points}
-    with rasterio.open(
-        path, "w", driver="GTiff", count=1, height=grid.rows, width=grid.columns,
-        dtype=cells.dtype, nodata=empty, compress="deflate", **place,
-    ) as file:  # fmt: skip
-        file.write(cells, 1)
-        file.update_tags(**tags)
+    def name(self, number: int) -> str:
+        """What a class is called."""
+        return self.names[number] if self.names else str(number)
 
+    def write(self, cells: np.ndarray) -> tuple[str, ...]:
+        """Write classes and probabilities `(2, rows, columns)`; lines that sum them up."""
+        output, probabilities = self.output, np.asarray(cells[1])
+        classes = np.where(probabilities >= self.min_probability, cells[0], np.nan)
+        areas, lines = self._areas(classes)
+        new = output.with_name(f".{output.stem}.new{output.suffix}")
+        if output.suffix.lower() == ".csv":
+            self._write_csv(new, classes, probabilities)
+        else:
+            is_wide = len(self.names) > 255 or np.nanmax(classes, initial=0) >= 255
+            empty, dtype = (65535, np.uint16) if is_wide else (255, np.uint8)
+            found = np.where(np.isnan(classes), empty, classes).astype(dtype)
+            count = max(len(self.names), 1 + int(np.nanmax(classes, initial=0)))
+            self._write_raster(new, found, empty, [self.name(i) for i in range(count)])
+            beside = output.with_name(f"{output.stem}_probability{output.suffix}")
+            self._write_raster(beside, probabilities, np.nan, [])
+            legend = {i: f"{self.name(i)} {text}" for i, text in areas.items()}
+            plot_classes(classes, legend, output.with_suffix(".png"))
+        os.replace(new, output)
+        return tuple(lines)
 
-def _write_csv(
-    path: Path, scene: _Scene, grid: _Grid, cells: np.ndarray, names: tuple[str, ...]
-) -> None:
-    columns = np.arange(grid.columns)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(("row", "column", "x", "y", "class", "probability"))
-        for row in range(grid.rows):
-            middle = np.full(len(columns), (row + 0.5) * grid.stride)
-            x, y = scene.places(middle, (columns + 0.5) * grid.stride)
-            for column, place in enumerate(zip(map(float, x), map(float, y), strict=True)):
-                index, probability = cells[:, row, column].tolist()
-                if np.isnan(index):
-                    lines.writerow((row, column, *place, "", ""))
-                    continue
-                name = names[int(index)] if names else int(index)
-                lines.writerow((row, column, *place, name, f"{probability:.4f}"))
+    def _areas(self, classes: np.ndarray) -> tuple[dict[int, str], list[str]]:
+        """What is said of the area of every class that there is, the largest first; all lines."""
+        size = self._ground_size()
+        known = classes[~np.isnan(classes)].astype(int)
+        counts = np.bincount(known)
+        said = {}
+        for number in sorted(np.flatnonzero(counts).tolist(), key=lambda i: -counts[i]):
+            area = "" if size is None else f", {counts[number] * size[0] * size[1] / 1e6:.4g} km2"
+            said[number] = f"{counts[number] / len(known):.1%}{area}"
+        side = f"{self.grid.stride} x {self.grid.stride} pixels"
+        side += "" if size is None else f", {size[0]:.4g} x {size[1]:.4g} m"
+        lines = [f"A cell is {side}; {classes.size - len(known):,} of {classes.size:,} cells have "
+                 f"no answer."]  # fmt: skip
+        return said, [*lines, *(f"  {self.name(i)}: {text}" for i, text in said.items())]
+
+    def _ground_size(self) -> tuple[float, float] | None:
+        """Width and height of a cell in metres, in the middle of the scene; None: nobody knows."""
+        file = self.scene.file
+        if file.crs is None or file.gcps[0]:
+            return None
+        a, b, _, d, e, _ = tuple(file.transform)[:6]
+        width, height = (self.grid.stride * math.hypot(*pair) for pair in ((a, d), (b, e)))
+        if file.crs.is_projected:
+            metres = file.crs.linear_units_factor[1]
+            return width * metres, height * metres
+        middle = self.scene.places(np.array([file.height / 2]), np.array([file.width / 2]))[1]
+        return width * _DEGREE_M * math.cos(math.radians(float(middle[0]))), height * _DEGREE_M
+
+    def _write_raster(
+        self, path: Path, cells: np.ndarray, empty: float, names: Sequence[str]
+    ) -> None:
+        import rasterio
+        from rasterio.control import GroundControlPoint
+
+        file = self.scene.file
+        a, b, left, d, e, top = tuple(file.transform)[:6]
+        step = self.grid.stride
+        points, crs = file.gcps
+        place = {
+            "crs": file.crs,
+            "transform": rasterio.Affine(a * step, b * step, left, d * step, e * step, top),
+        }
+        if points:  # carried over to the cells
+            cell_points = [
+                GroundControlPoint(p.row / step, p.col / step, p.x, p.y, p.z, p.id, p.info)
+                for p in points
+            ]
+            place = {"crs": crs, "gcps": cell_points}
+        with rasterio.open(
+            path, "w", driver="GTiff", count=1, height=self.grid.rows, width=self.grid.columns,
+            dtype=cells.dtype, nodata=empty, compress="deflate", **place,
+        ) as raster:  # fmt: skip
+            if names:
+                raster.update_tags(**{f"CLASS_{i}": name for i, name in enumerate(names)})
+                colours = class_colours(len(names))
+                table = {i: (*colour, 255) for i, colour in enumerate(colours)}
+                raster.write_colormap(1, {**table, int(empty): (0, 0, 0, 0)})
+            raster.write(cells, 1)
+        if names:  # GDAL keeps the names of categories beside the file, whatever its final name
+            written = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+            self.output.with_name(self.output.name + ".aux.xml").write_text(
+                f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{written}</CategoryNames>'
+                f"</PAMRasterBand></PAMDataset>\n",
+                encoding="utf-8",
+            )
+
+    def _write_csv(self, path: Path, classes: np.ndarray, probabilities: np.ndarray) -> None:
+        columns = np.arange(self.grid.columns)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            lines.writerow(("row", "column", "x", "y", "class", "probability"))
+            for row in range(self.grid.rows):
+                middle = np.full(len(columns), (row + 0.5) * self.grid.stride)
+                x, y = self.scene.places(middle, (columns + 0.5) * self.grid.stride)
+                for column, place in enumerate(zip(map(float, x), map(float, y), strict=True)):
+                    number, probability = classes[row, column], probabilities[row, column]
+                    name = "" if np.isnan(number) else self.name(int(number))
+                    sure = "" if np.isnan(probability) else f"{probability:.4f}"
+                    lines.writerow((row, column, *place, name, sure))
