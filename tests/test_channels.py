@@ -179,12 +179,20 @@ def test_text_form_reads_back():
 
 
 def test_subsets_come_largest_first():
-    assert [str(s) for s in RGB.subsets()] == ["RGB", "RG", "RB", "GB", "R", "G", "B"]
-    assert [str(s) for s in RGB.subsets(2)] == ["RG", "RB", "GB"]
+    assert [str(RGB.take(s)) for s in RGB.subset_indices()] == [
+        "RGB",
+        "RG",
+        "RB",
+        "GB",
+        "R",
+        "G",
+        "B",
+    ]
+    assert [str(RGB.take(s)) for s in RGB.subset_indices(2)] == ["RG", "RB", "GB"]
     assert RGB.subset_indices(1) == [(0,), (1,), (2,)]
     for size in (0, 4, -1):
         with pytest.raises(ValueError, match="1 to 3"):
-            RGB.subsets(size)
+            RGB.subset_indices(size)
 
 
 def test_index_finds_channels_of_another_set():

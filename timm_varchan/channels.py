@@ -20,6 +20,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Union
 
+import numpy as np
+
 from timm_varchan.errors import UserError
 from timm_varchan.products import PRODUCT_BANDS_NM, PRODUCTS
 
@@ -162,8 +164,8 @@ def register_channel(
     Args:
         name: The name; case matters.
         wavelength_nm: Centre wavelength in nm, or None where light has no part in it.
-        mean: Mean of the scaled input, with `std`.
-        std: Standard deviation of the scaled input, with `mean`.
+        mean: Of the scaled input, with `std`.
+        std: Of the scaled input, with `mean`.
         overwrite: Replace a channel that is known by this name.
 
     Raises:
@@ -184,7 +186,7 @@ def register_channel(
     return channel
 
 
-def _unknown(name: str, own: Iterable[str]) -> UserError:
+def _unknown(name: str, own: Sequence[str] = ()) -> UserError:
     """An error that names what was perhaps meant, and how a new name is declared."""
     if not name:
         return UserError("A channel without a name: nothing stands before or after a '+'.")
@@ -204,7 +206,7 @@ def _unknown(name: str, own: Iterable[str]) -> UserError:
     )
 
 
-def _near(name: str, own: Iterable[str]) -> list[str]:
+def _near(name: str, own: Sequence[str]) -> list[str]:
     """Names and products that are written much like this one."""
 
     def key(text: str) -> str:  # B2, b02 and B02 alike
@@ -302,20 +304,16 @@ class ChannelSet:
             )
         if isinstance(spec, str) and spec.strip().lower() == "anonymous":
             return ANONYMOUS
-        given = tuple(own)
-        names = known_channels() | {c.name: c for c in given if c.name is not None}
+        if not isinstance(own, ChannelSet):  # the last one of a name
+            own = cls(tuple({c.name or i: c for i, c in enumerate(own)}.values()))
+        names = known_channels() | {c.name: c for c in own if c.name is not None}
         if isinstance(spec, str):
-            channels = _parse_text(spec, names, given, new_names)
+            channels = _parse_text(spec, names, own, new_names)
         else:
-            channels = [_channel(item, names, given, new_names) for item in spec]
+            channels = [_channel(item, names, own, new_names) for item in spec]
         if not channels:
             raise UserError("A channel set needs at least one channel.")
-        return _as_owned(tuple(channels), own if isinstance(own, ChannelSet) else cls._of(given))
-
-    @classmethod
-    def _of(cls, channels: Iterable[Channel]) -> ChannelSet:
-        """A set of channels of which some may be the same."""
-        return cls(tuple({c.name or i: c for i, c in enumerate(channels)}.values()))
+        return _as_owned(channels, own)
 
     @classmethod
     def anonymous(cls, num_channels: int) -> ChannelSet:
@@ -361,14 +359,14 @@ class ChannelSet:
     @property
     def mean(self) -> tuple[float, ...] | None:
         """The channels' means, or None if one is unknown."""
-        means = [c.mean for c in self.channels]
-        return None if not means or None in means else tuple(m for m in means if m is not None)
+        found = tuple(c.mean for c in self if c.mean is not None)
+        return found if found and len(found) == len(self) else None
 
     @property
     def std(self) -> tuple[float, ...] | None:
         """The channels' standard deviations, or None if one is unknown."""
-        stds = [c.std for c in self.channels]
-        return None if not stds or None in stds else tuple(s for s in stds if s is not None)
+        found = tuple(c.std for c in self if c.std is not None)
+        return found if found and len(found) == len(self) else None
 
     def with_stats(
         self,
@@ -425,11 +423,9 @@ class ChannelSet:
     def take(self, indices: Iterable[int]) -> ChannelSet:
         """The channels at these positions, in this order, with their part of the correlation."""
         chosen = tuple(indices)
-        correlation = self.correlation and tuple(
-            tuple(self.correlation[i][j] for j in chosen) for i in chosen
-        )
-        channels = tuple(self.channels[i] for i in chosen)
-        return replace(self, channels=channels, correlation=correlation)
+        table = self.correlation
+        part = table and tuple(tuple(table[i][j] for j in chosen) for i in chosen)
+        return replace(self, channels=tuple(self.channels[i] for i in chosen), correlation=part)
 
     def index(self, other: ChannelSetLike) -> tuple[int, ...]:
         """Positions in this set of another set's channels, in the other's order.
@@ -460,10 +456,6 @@ class ChannelSet:
         if size is not None and not 1 <= size <= len(self):
             raise UserError(f"{self} has subsets of 1 to {len(self)} channels, not of {size}.")
         return [s for n in sizes for s in itertools.combinations(range(len(self)), n)]
-
-    def subsets(self, size: int | None = None) -> list[ChannelSet]:
-        """Every subset, largest first, or those with `size` channels."""
-        return [self.take(indices) for indices in self.subset_indices(size)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-serialisable form; `from_dict` reads it, also where a name is not registered.
@@ -500,7 +492,7 @@ class ChannelSet:
         triangle = values.get("correlation")
         return cls(
             channels,
-            None if triangle is None else _square(triangle, len(channels)),
+            None if triangle is None else _square(triangle, len(channels)),  # type: ignore[arg-type]
             values.get("value_scale"),
             values.get("value_offset", 0.0),
         )
@@ -513,15 +505,15 @@ ChannelSetLike = Union[ChannelSet, str, Path, Sequence[ChannelLike], Mapping[str
 
 
 def _parse_text(
-    text: str, names: Mapping[str, Channel], own: Sequence[Channel], new_names: bool
+    text: str, names: Mapping[str, Channel], own: ChannelSet, new_names: bool
 ) -> list[Channel]:
     product = PRODUCTS.get(text.strip().lower())
     if product is not None and text.strip() not in names:
         known = [names[name] for name in product.bands]
         # A product's statistics hang on the data: only its owner knows them.
-        return [c if c in own else Channel(c.name, c.wavelength_nm) for c in known]
+        return [c if c in own.channels else Channel(c.name, c.wavelength_nm) for c in known]
     if "," in text:
-        raise _unknown(text, ())
+        raise _unknown(text)
     channels: list[Channel] = []
     for part in (part.strip() for part in text.split("+")):
         if part not in names and part and all(letter in names for letter in part):
@@ -532,7 +524,7 @@ def _parse_text(
 
 
 def _channel(
-    item: ChannelLike, names: Mapping[str, Channel], own: Sequence[Channel], new_names: bool
+    item: ChannelLike, names: Mapping[str, Channel], own: ChannelSet, new_names: bool
 ) -> Channel:
     if isinstance(item, Channel):
         return item
@@ -543,7 +535,7 @@ def _channel(
         if known is None and new_names and item and "," not in item:
             known = Channel(item)
         if known is None:
-            raise _unknown(item, [c.name for c in own if c.name is not None])
+            raise _unknown(item, [name for name in own.names if name])
         return known
     if isinstance(item, Real) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
@@ -561,21 +553,20 @@ def _declared(part: str) -> Channel | None:
     return None if found is None else Channel(found[1], float(found[2]))
 
 
-def _as_owned(channels: tuple[Channel, ...], own: ChannelSet) -> ChannelSet:
+def _as_owned(channels: Sequence[Channel], own: ChannelSet) -> ChannelSet:
     """Channels, those that somebody owns with all that is known of them."""
     place = {c.identity: i for i, c in enumerate(own) if not c.is_anonymous}
-    places = [place.get(c.identity) for c in channels]
-    same = [i for c, i in zip(channels, places, strict=True) if i is not None
-            and (c.mean is None or c == own.channels[i])]  # fmt: skip
-    if len(set(same)) == len(channels):
-        return own.take(same)
-    taken = tuple(
-        c if i is None or c.mean is not None else own.channels[i]
-        for c, i in zip(channels, places, strict=True)
-    )
-    if all(i is None for i in places):
-        return ChannelSet(taken)
-    return ChannelSet(taken, None, own.value_scale, own.value_offset)
+    taken, places = list(channels), []
+    for i, channel in enumerate(channels):
+        theirs = place.get(channel.identity)
+        # What comes with a mean and deviation of its own keeps these.
+        if theirs is not None and channel.mean in (None, own.channels[theirs].mean):
+            taken[i] = own.channels[theirs]
+            places.append(theirs)
+    if len(set(places)) == len(channels):
+        return own.take(places)
+    scale = (own.value_scale, own.value_offset) if places else (None, 0.0)
+    return ChannelSet(tuple(taken), None, *scale)
 
 
 # Parts of the serial form -------------------------------------------------------------------------
@@ -590,34 +581,32 @@ def _channel_of(entry: Mapping[str, Any]) -> Channel:
 
 def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
     """The correlation as tuples, refused if it cannot be one."""
-    rows = tuple(tuple(float(value) for value in row) for row in correlation)
-    if len(rows) != count or any(len(row) != count for row in rows):
+    table = np.array([[float(value) for value in row] for row in correlation], ndmin=2)
+    if table.shape != (count, count):
         raise UserError(
             f"The correlation of {count} channels needs {count} rows of {count} numbers, not "
-            f"{len(rows)} of {len(rows[0]) if rows else 0}."
+            f"{' x '.join(map(str, table.shape))}."
         )
-    for i, row in enumerate(rows):
-        for j, value in enumerate(row):
-            wanted = 1.0 if i == j else rows[j][i]
-            if not (abs(value) <= 1 + 1e-6 and abs(value - wanted) <= 1e-6):
-                raise UserError(
-                    f"{value:g} in row {i}, column {j} is no correlation: they are symmetric, "
-                    f"from -1 to 1, and 1 on the diagonal."
-                )
-    return rows
+    wrong = ~(abs(table) <= 1 + 1e-6) | ~(abs(table - table.T) <= 1e-6)
+    wrong |= np.eye(count, dtype=bool) & ~(abs(table - 1) <= 1e-6)
+    for row, column in np.argwhere(wrong)[:1]:
+        raise UserError(
+            f"{table[row, column]:g} in row {row}, column {column} is no correlation: they are "
+            f"symmetric, from -1 to 1, and 1 on the diagonal."
+        )
+    return tuple(map(tuple, table.tolist()))
 
 
-def _square(triangle: Sequence[float], count: int) -> Correlation:
+def _square(triangle: Sequence[float], count: int) -> list[list[float]]:
     """The correlation whose upper triangle without the diagonal this is."""
-    pairs = list(itertools.combinations(range(count), 2))
-    if not isinstance(triangle, Sequence) or len(triangle) != len(pairs):
-        raise UserError(f"{count} channels have {len(pairs)} correlations, not {triangle!r:.40}")
-    rows = [[1.0] * count for _ in range(count)]
-    for (i, j), value in zip(pairs, triangle, strict=True):
-        if not _is_finite(value):
-            raise UserError(f"{value!r} is no correlation.")
-        rows[i][j] = rows[j][i] = float(value)
-    return tuple(map(tuple, rows))
+    number = count * (count - 1) // 2
+    if not isinstance(triangle, Sequence) or len(triangle) != number:
+        raise UserError(f"{count} channels have {number} correlations, not {triangle!r:.40}")
+    if not all(map(_is_finite, triangle)):
+        raise UserError(f"{triangle!r:.40} holds what is no correlation.")
+    table = np.zeros((count, count))
+    table[np.triu_indices(count, 1)] = triangle
+    return (table + table.T + np.eye(count)).tolist()
 
 
 def write_channels(channels: ChannelSet, path: str | Path) -> Path:

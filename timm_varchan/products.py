@@ -7,13 +7,12 @@ stacks of other Sentinel-2 tools behind B08.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
-__all__ = ["PRODUCTS", "PRODUCT_BANDS_NM", "Product", "natural_sets", "products_with"]
+__all__ = ["PRODUCTS", "PRODUCT_BANDS_NM", "Product", "natural_sets", "plane_near", "products_with"]
 
-#: Bands that only products name: middle of the ranges that the makers give, in nm (SuperDove;
-#: WorldView-2 and -3).
+# Middle of the ranges that the makers give, in nm (SuperDove; WorldView-2 and -3).
 PRODUCT_BANDS_NM = {
     "PS_CoastalBlue": 441.5, "PS_Blue": 490.0, "PS_Green1": 531.0, "PS_Green": 565.0,
     "PS_Yellow": 610.0, "PS_Red": 665.0, "PS_RedEdge": 705.0, "PS_NIR": 865.0,
@@ -24,8 +23,7 @@ PRODUCT_BANDS_NM = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """The planes of one kind of file.
 
     Args:
@@ -39,90 +37,53 @@ class Product:
     source: str
 
 
-def _numbered(prefix: str, numbers: Sequence[int]) -> tuple[str, ...]:
-    return tuple(f"{prefix}{number}" for number in numbers)
-
-
-_TO_B08 = tuple(f"B{number:02d}" for number in range(1, 9))
+_TO_B08 = "B01 B02 B03 B04 B05 B06 B07 B08"
+_WV8 = "WV_Coastal WV_Blue WV_Green WV_Yellow WV_Red WV_RedEdge WV_NIR1 WV_NIR2"
+_SWIR8 = " ".join(f"WV_SWIR{number}" for number in range(1, 9))
 _ESA = "ESA, Sentinel-2 User Handbook and the instrument's spectral responses (S2A)"
 _LANDSAT = "USGS, Landsat 8-9 OLI/TIRS data users handbooks"
 _LANDSAT_L2 = "USGS, Landsat 8-9 Collection 2 Level 2 science product guide (SR_B1 to SR_B7)"
 _PLANET = "Planet, band order and wavelengths of the PlanetScope assets (SuperDove)"
 _MAXAR = "Maxar, WorldView-2 and -3 data sheets; middle of the ranges"
 
+_ROWS = [
+    ("eurosat", f"{_TO_B08} B09 B10 B11 B12 B8A", "EuroSAT, 13 bands: B8A is the last plane",
+     "Helber et al., arXiv:1709.00029; order: in the files the last plane correlates 0.997 with "
+     "B07"),
+    ("sentinel2-l1c", f"{_TO_B08} B8A B09 B10 B11 B12",
+     "Sentinel-2 top of atmosphere, by wavelength: B8A behind B08", _ESA),
+    ("sentinel2-l2a", f"{_TO_B08} B8A B09 B11 B12",
+     "Sentinel-2 surface reflectance (no B10); BigEarthNet", _ESA),
+    ("sentinel2-10m-20m", "B02 B03 B04 B05 B06 B07 B08 B8A B11 B12",
+     "Sentinel-2 without its 60 m bands; So2Sat LCZ42", _ESA),
+    ("sentinel2-20m", "B05 B06 B07 B8A B11 B12", "Sentinel-2's 20 m bands", _ESA),
+    ("sentinel2-10m", "B02 B03 B04 B08", "Sentinel-2's 10 m bands", _ESA),
+    *((f"landsat{n}", " ".join(f"L{n}_B{band}" for band in range(1, 12)),
+       f"Landsat {n} Level 1, 11 bands", _LANDSAT) for n in (8, 9)),
+    *((f"landsat{n}-sr", " ".join(f"L{n}_B{band}" for band in range(1, 8)),
+       f"Landsat {n} surface reflectance", _LANDSAT_L2) for n in (8, 9)),
+    ("naip", "R G B NIR",
+     "NAIP aerial images, 4 bands; cameras and their wavelengths differ by year",
+     "USDA, NAIP Digital Georectified Image metadata (bands 1 to 4)"),
+    ("planetscope-4b", "PS_Blue PS_Green PS_Red PS_NIR", "PlanetScope, 4 bands: blue first",
+     _PLANET),
+    ("planetscope-8b",
+     "PS_CoastalBlue PS_Blue PS_Green1 PS_Green PS_Yellow PS_Red PS_RedEdge PS_NIR",
+     "PlanetScope, 8 bands", _PLANET),
+    ("worldview-4b", "WV_Blue WV_Green WV_Red WV_NIR1", "WorldView-2, -3, 4 bands: blue first",
+     _MAXAR),
+    ("worldview-8b", _WV8, "WorldView-2, -3, 8 bands", _MAXAR),
+    ("worldview3-16b", f"{_WV8} {_SWIR8}", "WorldView-3, 8 bands and 8 in the short-wave infrared",
+     _MAXAR),
+]  # fmt: skip
 #: By the name that `--channels` takes.
-PRODUCTS: Mapping[str, Product] = {
-    "eurosat": Product(
-        (*_TO_B08, "B09", "B10", "B11", "B12", "B8A"),
-        "EuroSAT, 13 bands: B8A is the last plane",
-        "Helber et al., arXiv:1709.00029; order: in the files the last plane correlates 0.997 "
-        "with B07",
-    ),
-    "sentinel2-l1c": Product(
-        (*_TO_B08, "B8A", "B09", "B10", "B11", "B12"),
-        "Sentinel-2 top of atmosphere, by wavelength: B8A behind B08",
-        _ESA,
-    ),
-    "sentinel2-l2a": Product(
-        (*_TO_B08, "B8A", "B09", "B11", "B12"),
-        "Sentinel-2 surface reflectance (no B10); BigEarthNet",
-        _ESA,
-    ),
-    "sentinel2-10m-20m": Product(
-        ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
-        "Sentinel-2 without its 60 m bands; So2Sat LCZ42",
-        _ESA,
-    ),
-    "sentinel2-20m": Product(
-        ("B05", "B06", "B07", "B8A", "B11", "B12"), "Sentinel-2's 20 m bands", _ESA
-    ),
-    "sentinel2-10m": Product(("B02", "B03", "B04", "B08"), "Sentinel-2's 10 m bands", _ESA),
-    "landsat8": Product(_numbered("L8_B", range(1, 12)), "Landsat 8 Level 1, 11 bands", _LANDSAT),
-    "landsat9": Product(_numbered("L9_B", range(1, 12)), "Landsat 9 Level 1, 11 bands", _LANDSAT),
-    "landsat8-sr": Product(
-        _numbered("L8_B", range(1, 8)), "Landsat 8 surface reflectance", _LANDSAT_L2
-    ),
-    "landsat9-sr": Product(
-        _numbered("L9_B", range(1, 8)), "Landsat 9 surface reflectance", _LANDSAT_L2
-    ),
-    "naip": Product(
-        ("R", "G", "B", "NIR"),
-        "NAIP aerial images, 4 bands; cameras and their wavelengths differ by year",
-        "USDA, NAIP Digital Georectified Image metadata (bands 1 to 4)",
-    ),
-    "planetscope-4b": Product(
-        ("PS_Blue", "PS_Green", "PS_Red", "PS_NIR"), "PlanetScope, 4 bands: blue first", _PLANET
-    ),
-    "planetscope-8b": Product(
-        ("PS_CoastalBlue", "PS_Blue", "PS_Green1", "PS_Green", "PS_Yellow", "PS_Red",
-         "PS_RedEdge", "PS_NIR"),
-        "PlanetScope, 8 bands",
-        _PLANET,
-    ),
-    "worldview-4b": Product(
-        ("WV_Blue", "WV_Green", "WV_Red", "WV_NIR1"), "WorldView-2, -3, 4 bands: blue first", _MAXAR
-    ),
-    "worldview-8b": Product(
-        ("WV_Coastal", "WV_Blue", "WV_Green", "WV_Yellow", "WV_Red", "WV_RedEdge", "WV_NIR1",
-         "WV_NIR2"),
-        "WorldView-2, -3, 8 bands",
-        _MAXAR,
-    ),
-    "worldview3-16b": Product(
-        ("WV_Coastal", "WV_Blue", "WV_Green", "WV_Yellow", "WV_Red", "WV_RedEdge", "WV_NIR1",
-         "WV_NIR2", *_numbered("WV_SWIR", range(1, 9))),
-        "WorldView-3, 8 bands and 8 in the short-wave infrared",
-        _MAXAR,
-    ),
-}  # fmt: skip
+PRODUCTS = {name: Product(tuple(bands.split()), *said) for name, bands, *said in _ROWS}
 
 
 def products_with(num_planes: int) -> str:
     """A sentence that names the products with so many planes; empty where there is none."""
-    names = [name for name, product in PRODUCTS.items() if len(product.bands) == num_planes]
-    if not names:
-        return ""
-    return f"Products with {num_planes} planes: {', '.join(names)}"
+    names = ", ".join(name for name, one in PRODUCTS.items() if len(one.bands) == num_planes)
+    return names and f"Products with {num_planes} planes: {names}"
 
 
 # Lowest, highest and aimed-at centre wavelength in nm of what people call by these names.
@@ -140,10 +101,7 @@ _NATURAL = {
 
 
 def natural_sets(wavelengths_nm: Sequence[float | None]) -> dict[str, tuple[int, ...]]:
-    """Sets that sensors have and people ask for, among channels of these centre wavelengths.
-
-    Args:
-        wavelengths_nm: Of every channel, in nm; None where there is none.
+    """Sets that sensors have and people ask for, among channels of these centre wavelengths in nm.
 
     Returns:
         Positions by the set's name, ascending; only proper subsets whose every band is there. On
@@ -151,7 +109,7 @@ def natural_sets(wavelengths_nm: Sequence[float | None]) -> dict[str, tuple[int,
     """
     found: dict[str, tuple[int, ...]] = {}
     for name, roles in _NATURAL.items():
-        places = [_nearest(wavelengths_nm, *_ROLES[role]) for role in roles]
+        places = [plane_near(wavelengths_nm, role) for role in roles]
         chosen = tuple(sorted({place for place in places if place is not None}))
         if None not in places and len(chosen) == len(roles) < len(wavelengths_nm):
             found[name] = chosen
@@ -159,22 +117,11 @@ def natural_sets(wavelengths_nm: Sequence[float | None]) -> dict[str, tuple[int,
 
 
 def plane_near(wavelengths_nm: Sequence[float | None], role: str) -> int | None:
-    """Position of the channel that people would call `red`, `green`, `blue`, ...; None: no one.
-
-    Args:
-        wavelengths_nm: Of every channel, in nm; None where there is none.
-        role: What to look for.
-    """
-    return _nearest(wavelengths_nm, *_ROLES[role])
-
-
-def _nearest(
-    wavelengths_nm: Sequence[float | None], low: float, high: float, aim: float
-) -> int | None:
-    """Position of the channel in a range that is nearest to its aim."""
+    """Position of the channel that people would call `red`, `green`, `blue`, ...; None: no one."""
+    low, high, aim = _ROLES[role]
     inside = {
         place: abs(nm - aim)
         for place, nm in enumerate(wavelengths_nm)
         if nm is not None and low <= nm <= high
     }
-    return min(inside, key=lambda place: inside[place], default=None)
+    return min(inside, key=inside.__getitem__, default=None)
