@@ -6,19 +6,21 @@ An arm is the keyword arguments of a `TrainConfig`; `run.py` trains it by the pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import peers as peers  # registers its models
 import timm
-from timm.models import register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from timm_varchan import adapt
 from timm_varchan.channels import ChannelSet, seeded_rng
 
 __all__ = ["BENCHMARKS", "WAYS", "Arm", "Benchmark", "Way"]
 
 Sets = dict[str, list[tuple[int, ...]]]
+Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,38 +30,23 @@ class Way:
     Args:
         mode: Key of `timm_varchan.evaluation.MODES`.
         order: One of `ORDERS`.
-        adapted: Arguments of `adapt` that put a stem into a plain model, which is not trained
-            further; `channel_stats=True` hands it those of its training images.
-        estimated: BatchNorm's statistics are estimated anew for each set, on training images.
+        prior: Puts the stem `prior` with this prior into a plain model, which is not trained
+            further; `measured` and `spectral` see the correlation of its training images.
+        estimated: BatchNorm's buffers are estimated anew for each set, on training images.
     """
 
     mode: str = "named"
     order: str = "in order"
-    adapted: Mapping[str, Any] | None = None
+    prior: str | None = None
     estimated: bool = False
 
 
 WAYS: dict[str, Way] = {
     "trained": Way(),
     "anonymous": Way("anonymous", "shuffled"),
-    "mask": Way("mask"),
-    "zero": Way(adapted={"stem": "slice"}),
-    "gray": Way(adapted={"stem": "gray"}),
-    "mean": Way(adapted={"stem": "prior", "prior": "mean"}),
-    "nearest": Way(adapted={"stem": "prior", "prior": "nearest"}),
-    "spectral": Way(adapted={"stem": "prior", "prior": "spectral"}),
-    "measured": Way(adapted={"stem": "prior", "prior": "measured", "channel_stats": True}),
-    "measured-matched": Way(
-        adapted={
-            "stem": "prior", "prior": "measured", "prior_scale": "matched", "channel_stats": True
-        }
-    ),
-}  # fmt: skip
-WAYS |= {
-    f"{name}, estimated": replace(way, estimated=True) for name, way in WAYS.items() if way.adapted
+    **{prior: Way(prior=prior) for prior in ("zero", "mean", "spectral", "measured")},
+    **{f"{prior}, estimated": Way(prior=prior, estimated=True) for prior in ("zero", "measured")},
 }
-#: What a plain model can become without further training.
-UNTRAINED = ("zero", "mean", "nearest", "spectral", "measured", "measured-matched")
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,9 @@ class Arm:
     """One way to train.
 
     Args:
-        config: Keyword arguments of `TrainConfig`. In a text `{lite0}` is the file of the ImageNet
-            weights and `{run:ARM}` the saved model of another arm of the same seed and fold.
+        config: Keyword arguments of `TrainConfig`. In it `{lite0}` is the file of the ImageNet
+            weights, `{channel_stats}` what was measured on the training images, and `{run:ARM}`
+            the saved model of another arm of the same seed and fold.
         ways: Keys of `WAYS`: how it is tested.
         own: Tested on the set of all its channels alone.
         untrained: Nothing is trained: the classes of the data out of ImageNet's; of `config` only
@@ -94,8 +82,8 @@ class Benchmark:
         questions: What is asked: channel sets as positions of planes, by name.
         arms: By name.
         split: Key of `run.SPLITS`: how the images are divided; None: the data say it.
-        seeds: Of training, and of the division where there is one.
-        folds: How many each division has.
+        seeds: Of training; the images are divided once, so that all seeds answer the same ones.
+        folds: How many the division has.
     """
 
     conditions: str
@@ -103,7 +91,7 @@ class Benchmark:
     questions: Sets
     arms: Mapping[str, Arm]
     split: str | None = None
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
     folds: int = 1
 
     def channel_set(self) -> ChannelSet:
@@ -123,154 +111,68 @@ def every_subset(channels: str) -> Sets:
     )  # fmt: skip
 
 
-def experts(config: Mapping[str, Any], channels: str, ways: tuple[str, ...]) -> dict[str, Arm]:
+def experts(config: Config, channels: str) -> dict[str, Arm]:
     """A plain model for each subset, by timm's own `in_chans=`; that for all also without some."""
     planes = ChannelSet.parse(channels, new_names=True)
     plain = {**config, "channel_aug": "none"}
-    arms = {f"expert-{planes}": Arm(plain, ways)}
+    arms = {f"expert-{planes}": Arm(plain, ("trained", "zero", "mean", "measured"))}
     for indices in planes.subset_indices()[1:]:
         name = str(planes.take(indices))
-        arms[f"expert-{name}"] = Arm({**plain, "use": name}, own=True)
+        arms[f"expert-{name}"] = Arm({**plain, "use": name, "eval_sets": name}, own=True)
     return arms
 
 
-# Small images, and a ResNet-10 half as wide as timm's, a quarter of its weights: the smallest
-# BatchNorm network that shows the effect.
-SMALL = {"channels": [32, 64, 128, 256], "stem_width": 16}
+def behind(config: Config, stem: str | None = None, prior: str | None = None) -> Config:
+    """The twin of a plain model, or the model behind a stem in which nothing is learned."""
+    given = {"stem": stem, "prior": prior}
+    kwargs = {**config.get("model_kwargs", {}), **{k: v for k, v in given.items() if v is not None}}
+    return {**config, "model": f"dwg_{config['model']}", "model_kwargs": kwargs}  # fmt: skip
+
+
+def rivals(config: Config, against: tuple[str, ...]) -> dict[str, Arm]:
+    """The twin, and the same network that fills in absent channels, all trained on subsets."""
+    return {
+        "zero": Arm(behind(config, "prior", "zero"), against=against),
+        "mean": Arm(behind(config, "prior", "mean"), against=against),
+        "twin-prior": Arm(behind(config, "prior"), against=(*against, "zero", "mean")),
+        "twin": Arm(behind(config), against=(*against, "zero", "mean", "twin-prior")),
+    }
+
+
 TO_EXPERTS = ("expert-{set}",)
-TO_BOTH = (*TO_EXPERTS, "hcs-sample")
-TINY: dict[str, Any] = {
-    "img_size": 32, "epochs": 30, "batch_size": 128, "lr": 2e-3, "warmup_epochs": 2,
-    "smoothing": 0.1, "crop_scale": (0.6, 1.0), "rotation_degrees": 0.0, "workers": 0,
-    "cache": True, "mixed_precision": "no", "val_max_sets": 1,
-}  # fmt: skip
-TASK1 = {**TINY, "model": "resnet10t", "model_kwargs": SMALL}
-
-
-def small_twin(aug: str, stem: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """The twin of the small network, or the network behind another stem."""
-    return {
-        **TASK1, "model": "dwg_resnet10t", "model_kwargs": {**SMALL, **(stem or {})},
-        "channel_aug": aug, **changes,
-    }  # fmt: skip
-
-
-task1 = Benchmark(
-    conditions="tinyimagenet25-32px-30ep",
-    channels="RGB",
-    questions=every_subset("RGB"),
-    split="first 25 classes",
-    seeds=(0, 1, 2),
-    arms={
-        **experts(TASK1, "RGB", ("trained", "mask", *UNTRAINED)),
-        "hcs-sample": Arm(small_twin("hcs-sample"), ("trained", "anonymous"), against=TO_EXPERTS),
-        "none": Arm(small_twin("none"), ("trained", "anonymous"), against=TO_BOTH),
-        "shuffle": Arm(small_twin("shuffle"), ("anonymous",), against=TO_BOTH),
-        "hcs-sample-anonymous": Arm(
-            small_twin("hcs-sample", channel_identity="anonymous"), ("anonymous",), against=TO_BOTH
-        ),
-        "prior": Arm(
-            small_twin("hcs-sample", {"stem": "prior", "prior": "nearest"}), against=TO_BOTH
-        ),
-        "zero_fill": Arm(small_twin("hcs-sample", {"stem": "zero_fill"}), against=TO_BOTH),
-        "replicate": Arm(
-            small_twin("hcs-sample", {"stem": "prior", "prior": "mean"}), against=TO_BOTH
-        ),
-        "hcs-sample-3x": Arm(small_twin("hcs-sample", epochs=90), against=TO_BOTH),
-    },
-)
-
-FLAGSHIP: dict[str, Any] = {
-    "model": "dwg_densenet121", "img_size": 32, "limit": 12500, "epochs": 12, "batch_size": 64,
-    "channels_last": True, "workers": 0, "cache": True, "val_max_sets": 1,
-    "mixed_precision": "bf16",
+BASIC: Config = {
+    "workers": 0, "cache": True, "mixed_precision": "no", "channels_last": True, "val_max_sets": 0,
+    "rotation_degrees": 0.0,
 }  # fmt: skip
 
+# --- RGB of photographs: EfficientNet-Lite0 with its ImageNet weights
 
-def flagship_arms(**changes: Any) -> dict[str, Arm]:
-    """DenseNet-121 alone and behind the stem, in three ways of training."""
-    config = {**FLAGSHIP, **changes}
-    return {
-        "expert-RGB": Arm(
-            {**config, "model": "densenet121", "channel_aug": "none"},
-            ("trained", "mask", *UNTRAINED),
-        ),
-        "hcs-sample": Arm(
-            {**config, "channel_aug": "hcs-sample"}, ("trained", "anonymous"),
-            against=("expert-RGB", "expert-RGB|zero", "none"),
-        ),
-        "shuffle": Arm(
-            {**config, "channel_aug": "shuffle"}, ("anonymous",),
-            against=("expert-RGB", "none|anonymous", "hcs-sample|anonymous"),
-        ),
-        "none": Arm(
-            {**config, "channel_aug": "none"}, ("trained", "anonymous"),
-            against=("expert-RGB", "expert-RGB|zero"),
-        ),
-    }  # fmt: skip
-
-
-flagship = Benchmark(
-    conditions="tinyimagenet50-32px-12500images-12ep",
-    channels="RGB",
-    questions=every_subset("RGB"),
-    arms=flagship_arms(),
-)
-#: The size that a GPU takes.
-flagship60 = replace(
-    flagship,
-    conditions="tinyimagenet50-64px-60ep",
-    seeds=(0, 1, 2),
-    arms=flagship_arms(img_size=64, limit=None, epochs=60),
-)
-
-LITE0: dict[str, Any] = {
-    "pretrained": True, "model_kwargs": {"pretrained_cfg_overlay": {"file": "{lite0}"}},
+LITE0: Config = {
+    "model": "tf_efficientnet_lite0", "pretrained": True, "lr": 3e-3,
+    "model_kwargs": {"pretrained_cfg_overlay": {"file": "{lite0}"}},
 }  # fmt: skip
-FINETUNE: dict[str, Any] = {
-    **LITE0, "model": "tf_efficientnet_lite0", "img_size": 64, "limit": 6250, "epochs": 6,
-    "batch_size": 32, "lr": 3e-3, "crop_scale": (0.6, 1.0), "rotation_degrees": 0.0, "workers": 0,
-    "cache": True, "mixed_precision": "no", "val_max_sets": 1, "channels_last": True,
+FINETUNE: Config = {
+    **BASIC, **LITE0, "img_size": 64, "limit": 2500, "epochs": 6, "batch_size": 32,
+    "crop_scale": (0.6, 1.0), "eval_sets": "RGB",
 }  # fmt: skip
-
-
-def fine_tuned(budget: int, stem: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Lite0 behind a stem, with the budget of so many experts."""
-    kwargs = {**FINETUNE["model_kwargs"], **(stem or {})}
-    return {
-        **FINETUNE, "model": "dwg_tf_efficientnet_lite0", "model_kwargs": kwargs,
-        "epochs": budget * FINETUNE["epochs"], "channel_aug": "hcs-sample",
-    }  # fmt: skip
-
-
-MEAN_FILL = {"stem": "prior", "prior": "mean"}
 finetune = Benchmark(
-    conditions="tinyimagenet50-64px-6250images-6ep",
+    conditions="tinyimagenet50-64px-2500images-6ep",
     channels="RGB",
     questions=every_subset("RGB"),
     arms={
-        **experts(FINETUNE, "RGB", ("trained", "mask", "zero", "mean", "measured")),
-        **{
-            f"twin-{budget}x": Arm(fine_tuned(budget), against=TO_EXPERTS) for budget in (1, 2, 3)
-        },
-        "zero-fill": Arm(fine_tuned(1, {"stem": "zero_fill"}), against=(*TO_EXPERTS, "twin-1x")),
-        "mean-fill": Arm(fine_tuned(1, MEAN_FILL), against=(*TO_EXPERTS, "twin-1x")),
-        "zero-fill-3x": Arm(fine_tuned(3, {"stem": "zero_fill"}), against=(*TO_EXPERTS, "twin-3x")),
-        "mean-fill-3x": Arm(fine_tuned(3, MEAN_FILL), against=(*TO_EXPERTS, "twin-3x")),
+        **experts(FINETUNE, "RGB"),
+        **rivals(FINETUNE, TO_EXPERTS),
+        "twin-2x": Arm({**behind(FINETUNE), "epochs": 12}, against=TO_EXPERTS),
         # The classifier is that of the expert for RGB: only what mixes the channels is trained.
         "stem-only": Arm(
             {
                 **FINETUNE, "model": "local-dir:{run:expert-RGB}", "pretrained": False,
                 "model_kwargs": {}, "adapt": True, "train_only": "stem",
-                "channel_aug": "hcs-sample",
             },
             against=TO_EXPERTS,
         ),
     },
 )  # fmt: skip
-
-FILLS = ("zero", "gray", "mean", "nearest", "spectral", "measured", "measured-matched")
-ESTIMATED = ("zero", "mean", "spectral", "measured")
 transfer = Benchmark(
     conditions="tinyimagenet50-160px-imagenet",
     channels="RGB",
@@ -278,23 +180,23 @@ transfer = Benchmark(
     arms={
         "lite0": Arm(
             {"img_size": 160},
-            ("trained", "mask", *FILLS, *(f"{fill}, estimated" for fill in ESTIMATED)),
+            tuple(way for way in WAYS if way != "anonymous"),
             untrained=True, against=("lite0|zero",),
         )
     },
+    seeds=(0,),
 )  # fmt: skip
+
+# --- Thirteen bands of Sentinel-2
 
 #: In the order of the files: B8A is last.
 BANDS = "B01+B02+B03+B04+B05+B06+B07+B08+B09+B10+B11+B12+B8A"
-QUARTER = {"channels": [16, 32, 64, 128], "stem_width": 16}
 K6 = "R+G+B+B06+B08+B11"
 #: Each band has a kernel; R, G and B have those of the ImageNet weights.
 K13 = "R+G+B+B01+B05+B06+B07+B08+B09+B10+B11+B12+B8A"
-EUROSAT: dict[str, Any] = {
-    "channels": BANDS, "value_scale": 10000.0, "img_size": 64, "epochs": 60, "batch_size": 16,
-    "workers": 0, "cache": True, "mixed_precision": "no", "vflip": 0.5, "crop_scale": (1.0, 1.0),
-    "crop_ratio": (1.0, 1.0), "rotation_degrees": 0.0, "eval_max_sets": 13, "val_max_sets": 1,
-    "eval_orders": ("in order",),
+EUROSAT: Config = {
+    **BASIC, "channels": BANDS, "value_scale": 10000.0, "img_size": 64, "batch_size": 16,
+    "vflip": 0.5, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "eval_sets": "B08",
 }  # fmt: skip
 
 
@@ -306,6 +208,7 @@ def many_bands() -> Sets:
     drawn = []
     for _ in range(20):
         drawn.append(tuple(sorted(rng.sample(everything, rng.randint(1, len(bands))))))
+    by_size = {f"{n} left": [s for s in drawn if len(s) == n] for n in (3, 4, 8, 10)}
     return {
         "all": [everything],
         "all but one": [everything[:i] + everything[i + 1 :] for i in everything],
@@ -313,117 +216,163 @@ def many_bands() -> Sets:
         "RGB+NIR": [bands.index("B04+B03+B02+B08")],
         "one": [(i,) for i in everything],
         "random": drawn,
+        **by_size,
     }
 
 
-def scratch(model: str, **changes: Any) -> dict[str, Any]:
-    """A ResNet-10 a quarter as wide as timm's, from random weights."""
-    return {**EUROSAT, "model": model, "model_kwargs": QUARTER, **changes}
+default_cfgs = generate_default_cfgs({
+    "dwg_tiled_lite0": {"input_size": (3, 224, 224), "first_conv": (), "classifier": "classifier"}
+})  # fmt: skip
 
 
-def lite(model: str, **changes: Any) -> dict[str, Any]:
-    """EfficientNet-Lite0 from its ImageNet weights, 20 epochs."""
-    return {**EUROSAT, **LITE0, "model": model, "epochs": 20, "lr": 3e-3, **changes}
+def _tiled_lite0(weights: str, in_chans: int, stem: Config, **kwargs: Any) -> nn.Module:
+    overlay = {"file": weights}
+    model = timm.create_model(
+        "tf_efficientnet_lite0", pretrained=True, in_chans=in_chans,
+        pretrained_cfg_overlay=overlay, **kwargs,
+    )  # fmt: skip
+    return adapt(model, "prior", channels=BANDS, virtual_channels=BANDS, **stem)
 
 
-def own_kernels(**changes: Any) -> dict[str, Any]:
-    """Each band has virtual channel and kernels of its own, as a twin for 13 bands has them."""
-    return scratch("dwg_resnet10t", virtual_channels=BANDS, **changes)
+@register_model
+def dwg_tiled_lite0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Timm's EfficientNet-Lite0 with `in_chans=13`; absent bands are filled in before it.
+
+    `weights` is the file of the three-channel weights, which timm repeats over the bands.
+    """
+    stem = {k: kwargs.pop(k) for k in ("prior", "channel_stats") if k in kwargs}
+    for noted in ("prior_scale", "channel_set", "virtual_channels", "channel_names"):
+        kwargs.pop(noted, None)
+    kwargs["in_chans"] = len(BANDS.split("+"))
+    return build_model_with_cfg(_tiled_lite0, "dwg_tiled_lite0", pretrained, stem=stem, **kwargs)
 
 
-SCRATCH = {
-    "k3": scratch("dwg_resnet10t", virtual_channels="RGB"),
-    "k6-design": scratch("dwg_resnet10t", virtual_channels=K6),
-    "k13": own_kernels(),
-    "k13-prior": own_kernels(model_kwargs={**QUARTER, "stem": "prior"}),
-    "k13-share0": own_kernels(full_share=0.0),
-    "k13-share25": own_kernels(full_share=0.25),
-    "k13-share75": own_kernels(full_share=0.75),
-    "k13-spectral": own_kernels(model_kwargs={**QUARTER, "prior": "spectral"}),
-    "k13-nearest": own_kernels(model_kwargs={**QUARTER, "prior": "nearest"}),
-    "k13-matched": own_kernels(model_kwargs={**QUARTER, "prior_scale": "matched"}),
-    "zero-fill": own_kernels(model_kwargs={**QUARTER, "stem": "zero_fill"}),
-    "mean-fill": own_kernels(model_kwargs={**QUARTER, **MEAN_FILL}),
-}
-PRETRAINED = {
-    "lite-k3": lite("dwg_tf_efficientnet_lite0", virtual_channels="RGB"),
-    "lite-k6-design": lite("dwg_tf_efficientnet_lite0", virtual_channels=K6),
-    "lite-k13": lite("dwg_tf_efficientnet_lite0", virtual_channels=K13),
-    "lite-k13-all": lite("dwg_tf_efficientnet_lite0", virtual_channels=K13, channel_aug="none"),
-}
+LITE: Config = {**EUROSAT, **LITE0, "epochs": 20}
+
+
+def tiled(prior: str) -> Arm:
+    """Timm's own `in_chans=13`, trained on subsets whose absent bands are filled in."""
+    kwargs = {"weights": "{lite0}", "prior": prior}
+    if prior == "measured":
+        kwargs["channel_stats"] = "{channel_stats}"
+    config = {**LITE, "model": "dwg_tiled_lite0", "pretrained": False, "model_kwargs": kwargs}
+    return Arm(config, against=("tiled|zero",))
+
+
+PLAIN = ("tiled|zero", "tiled|measured", "tiled-zero", "tiled-mean", "tiled-measured")
+OWN_13: Config = {**LITE, "virtual_channels": K13}
 eurosat = Benchmark(
+    conditions="eurosat13-64px-20ep",
+    channels=BANDS,
+    questions=many_bands(),
+    split="by place",
+    folds=5,
+    arms={
+        "tiled": Arm({**LITE, "channel_aug": "none"}, ("zero", "mean", "measured"),
+                     against=("tiled|zero",)),
+        **{f"tiled-{prior}": tiled(prior) for prior in ("zero", "mean", "measured")},
+        "rgb-zero": Arm(behind(OWN_13, "prior", "zero"), against=PLAIN),
+        "twin-prior": Arm(behind(OWN_13, "prior"), against=(*PLAIN, "rgb-zero")),
+        "twin": Arm(behind(OWN_13), against=(*PLAIN, "rgb-zero", "twin-prior")),
+        "twin-k3": Arm(behind({**LITE, "virtual_channels": "RGB"}), against=("twin",)),
+        "twin-k6": Arm(behind({**LITE, "virtual_channels": K6}), against=("twin",)),
+        **{
+            f"twin-full{100 * full:.0f}": Arm(behind({**OWN_13, "full_share": full}),
+                                              against=("twin",))
+            for full in (0.25, 0.75)
+        },
+    },
+)  # fmt: skip
+
+# --- From scratch: small networks, and published mechanisms beside ours
+
+QUARTER = {"channels": [16, 32, 64, 128], "stem_width": 16}
+SCRATCH: Config = {
+    **EUROSAT, "model": "resnet10t", "model_kwargs": QUARTER, "virtual_channels": BANDS,
+    "epochs": 60,
+}  # fmt: skip
+#: Transformers of as many parameters, 16 tokens an image and 16 for each of its channels.
+VIT = {"img_size": 64, "patch_size": 16, "depth": 4}
+PEERS: dict[str, Config] = {
+    "twin": behind(SCRATCH),
+    "dofa": {**SCRATCH, "model": "dwg_dofa_resnet10t", "virtual_channels": None, "model_kwargs": {
+        **QUARTER, "width": 32, "num_tokens": 32, "feedforward": 128
+    }},
+    "channel-vit": {**SCRATCH, "model": "dwg_channel_vit", "virtual_channels": None, "lr": 1e-3,
+                    "model_kwargs": {
+        **VIT, "virtual_channels": BANDS, "embed_dim": 128, "num_heads": 4
+    }},
+    "vit-twin": {**SCRATCH, "model": "dwg_vit_tiny_patch16_224", "lr": 1e-3, "model_kwargs": {
+        **VIT, "embed_dim": 96, "num_heads": 3
+    }},
+}  # fmt: skip
+scratch = Benchmark(
     conditions="eurosat13-64px-60ep",
     channels=BANDS,
     questions=many_bands(),
     split="by place",
     folds=5,
     arms={
-        "plain": Arm(scratch("resnet10t", channel_aug="none"), UNTRAINED),
-        "plain-masked": Arm(
-            scratch("resnet10t", channel_aug="hcs-mask"), UNTRAINED, against=("plain|zero",)
-        ),
-        **{
-            name: Arm(config, against=("plain|zero", "plain|measured"))
-            for name, config in SCRATCH.items()
-        },
-        "lite-tiled": Arm(lite("tf_efficientnet_lite0", channel_aug="none"), UNTRAINED),
-        **{
-            name: Arm(config, against=("lite-tiled|zero", "lite-tiled|measured"))
-            for name, config in PRETRAINED.items()
-        },
+        **rivals(SCRATCH, ()),
+        **{name: Arm(config, against=("twin", "vit-twin")) for name, config in PEERS.items()
+           if name != "twin"},
     },
+)  # fmt: skip
+
+#: A ResNet-10 half as wide as timm's: the smallest BatchNorm network that shows the effect.
+SMALL = {"channels": [32, 64, 128, 256], "stem_width": 16}
+TINY: Config = {
+    **BASIC, "img_size": 32, "epochs": 30, "batch_size": 128, "lr": 2e-3, "warmup_epochs": 2,
+    "smoothing": 0.1, "crop_scale": (0.6, 1.0), "eval_sets": "RGB",
+}  # fmt: skip
+TASK1: Config = {**TINY, "model": "resnet10t", "model_kwargs": SMALL}
+task1 = Benchmark(
+    conditions="tinyimagenet25-32px-30ep",
+    channels="RGB",
+    questions=every_subset("RGB"),
+    split="first 25 classes",
+    arms={**experts(TASK1, "RGB"), **rivals(TASK1, TO_EXPERTS)},
 )
 
-#: Transformers of as many parameters, 16 tokens an image and 16 for each of its channels.
-VIT = {"img_size": 64, "patch_size": 16, "depth": 4}
-PEERS = {
-    "k13": own_kernels(),
-    "dofa": scratch("dwg_dofa_resnet10t", model_kwargs={
-        **QUARTER, "width": 32, "num_tokens": 32, "feedforward": 128
-    }),
-    "channel-vit": scratch("dwg_channel_vit", lr=1e-3, model_kwargs={
-        **VIT, "virtual_channels": BANDS, "embed_dim": 128, "num_heads": 4
-    }),
-    "vit-k13": scratch("dwg_vit_tiny_patch16_224", lr=1e-3, virtual_channels=BANDS, model_kwargs={
-        **VIT, "embed_dim": 96, "num_heads": 3
-    }),
+FLAGSHIP: Config = {
+    **BASIC, "model": "densenet121", "img_size": 32, "limit": 12500, "epochs": 12,
+    "batch_size": 64, "mixed_precision": "bf16", "rotation_degrees": 15.0, "eval_sets": "RGB",
 }  # fmt: skip
-peers_on_eurosat = replace(
-    eurosat, arms={name: Arm(config, against=("k13", "vit-k13")) for name, config in PEERS.items()}
-)
+flagship = Benchmark(
+    conditions="tinyimagenet50-32px-12500images-12ep",
+    channels="RGB",
+    questions=every_subset("RGB"),
+    arms={
+        "plain": Arm({**FLAGSHIP, "channel_aug": "none"}),
+        "none": Arm({**behind(FLAGSHIP), "channel_aug": "none"}, ("trained", "anonymous"),
+                    against=("plain",)),
+        "shuffle": Arm(
+            {**behind(FLAGSHIP), "channel_aug": "shuffle", "channel_identity": "anonymous"},
+            ("anonymous",), against=("plain", "none|anonymous"),
+        ),
+        "twin": Arm(behind(FLAGSHIP), ("trained", "anonymous"), against=("plain", "none")),
+    },
+    seeds=(0,),
+)  # fmt: skip
+
+# --- Stains: kinds of contrast without a wavelength
 
 CONTRASTS = "brightfield+DNA+darkfield"
-STAINS: dict[str, Any] = {
-    "channels": CONTRASTS, "new_names": True, "model": "resnet10t", "model_kwargs": SMALL,
+STAINS: Config = {
+    **BASIC, "channels": CONTRASTS, "new_names": True, "model": "resnet10t", "model_kwargs": SMALL,
     "img_size": 40, "epochs": 30, "batch_size": 64, "vflip": 0.5, "crop_scale": (0.8, 1.0),
-    "workers": 0, "cache": True, "mixed_precision": "no", "val_max_sets": 1,
+    "rotation_degrees": 15.0, "eval_sets": "DNA",
 }  # fmt: skip
-
-
-def stained(aug: str, stem: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """The twin of the small network on three contrasts, which are its own virtual channels."""
-    return {
-        **STAINS, "model": "dwg_resnet10t", "model_kwargs": {**SMALL, **(stem or {})},
-        "channel_aug": aug, **changes,
-    }  # fmt: skip
-
-
 stains = Benchmark(
     conditions="jurkat3-40px-30ep",
     channels=CONTRASTS,
     questions=every_subset(CONTRASTS),
     split="by class",
     folds=5,
-    arms={
-        **experts(STAINS, CONTRASTS, ("trained", "mask", "zero", "mean", "measured")),
-        "hcs-sample": Arm(stained("hcs-sample"), against=TO_EXPERTS),
-        "none": Arm(stained("none"), against=TO_BOTH),
-        # What no wavelength tells: each of three virtual channels begins as the mean of all.
-        "rgb": Arm(stained("hcs-sample", virtual_channels="RGB"), against=TO_BOTH),
-        "zero_fill": Arm(stained("hcs-sample", {"stem": "zero_fill"}), against=TO_BOTH),
-        "mean-fill": Arm(stained("hcs-sample", MEAN_FILL), against=TO_BOTH),
-    },
+    arms={**experts(STAINS, CONTRASTS), **rivals(STAINS, TO_EXPERTS)},
 )
+
+# --- Task II of the reference report: a few layers against a ResNet34
 
 
 @register_model
@@ -437,44 +386,31 @@ def resnet34_stride1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return model
 
 
-TASK2: dict[str, Any] = {
-    **TINY, "epochs": 20, "lr": 8e-3, "mixed_precision": "bf16", "channels_last": True,
-    "channel_aug": "none",
-}  # fmt: skip
-BAR = ("resnet34",)
+TASK2: Config = {**TINY, "epochs": 20, "lr": 8e-3, "mixed_precision": "bf16", "channel_aug": "none"}
 task2 = Benchmark(
     conditions="tinyimagenet25-32px-20ep",
     channels="RGB",
     questions=every_subset("RGB"),
     split="first 25 classes",
-    seeds=(0, 1, 2),
     arms={
         "resnet34": Arm({**TASK2, "model": "resnet34", "lr": 4e-3}, own=True),
         "resnet34_stride1": Arm(
-            {**TASK2, "model": "resnet34_stride1", "lr": 4e-3}, own=True, against=BAR
+            {**TASK2, "model": "resnet34_stride1", "lr": 4e-3}, own=True, against=("resnet34",)
         ),
         **{
-            name: Arm({**TASK2, "model": name}, own=True, against=(*BAR, "resnet34_stride1"))
+            name: Arm({**TASK2, "model": name}, own=True, against=("resnet34",))
             for name in ("rrdb_small", "rrdb_rnn_small", "rrdb_rnn_base")
         },
-        "no-recurrence": Arm(
-            {**TASK2, "model": "rrdb_rnn_small", "model_kwargs": {"steps": 0}}, own=True,
-            against=(*BAR, "rrdb_rnn_small"),
-        ),
-        "dwg_rrdb_rnn_small": Arm(
-            {**TASK2, "model": "dwg_rrdb_rnn_small", "channel_aug": "hcs-sample"}, against=BAR
-        ),
     },
 )  # fmt: skip
 
 BENCHMARKS: dict[str, Benchmark] = {
     "transfer": transfer,
-    "task1": task1,
-    "flagship": flagship,
-    "flagship60": flagship60,
-    "finetune": finetune,
     "eurosat": eurosat,
-    "peers": peers_on_eurosat,
+    "scratch": scratch,
+    "finetune": finetune,
+    "task1": task1,
     "stains": stains,
+    "flagship": flagship,
     "task2": task2,
 }

@@ -1,12 +1,10 @@
 """What a twin costs: operations, latency, training and reading, each beside its plain baseline.
 
     python bench/cost.py complexity            counted, on the meta device: any size takes seconds
-    python bench/cost.py stems                 what each stem can, and what it costs
+    python bench/cost.py latency               the twin beside timm and beside itself folded
     python bench/cost.py peers_cost            DOFA's and ChannelViT's mechanisms beside ours
-    python bench/cost.py throughput            images a second of hf_train.py's loop, in turns
-    python bench/cost.py channels              choosing channels, beside a training step
+    python bench/cost.py throughput            images a second of the training loop, in turns
     python bench/cost.py loading               images a second that are read, in turns
-    python bench/cost.py latency --json FILE   of `pytest bench --benchmark-json=FILE`
 
 Each writes one tidy CSV into `results/`, whose name says the conditions. Times are of one machine:
 the figure is the ratio, taken round by round, with the exact 95 % interval of its median.
@@ -17,8 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import json
-import os
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -28,30 +25,28 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import pytest
 import tifffile
 import timm
 import timm.optim
 import torch
 import torch.nn.functional as F
-from arms import BENCHMARKS
-from run import RESULTS, write_csv
+from arms import BENCHMARKS, PEERS
 from scipy import stats
+from tidy import write_csv
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 import timm_varchan
-from timm_varchan import RGB, ChannelSet, measure_channels
+from timm_varchan import RGB, ChannelSet
 from timm_varchan.complexity import count_complexity
 from timm_varchan.data import TransformedSplit, cached, load_data, train_transform
-from timm_varchan.stems import MIXERS, Mixer
+from timm_varchan.folding import fold
 from timm_varchan.training import TrainConfig
 from timm_varchan.training import run as train
-from timm_varchan.views import DrawKey, draw_channels
 
 Key = TypeVar("Key")
 Rows = list[dict[str, Any]]
+RESULTS = Path(__file__).parent / "results"
 
 #: What PyTorch says when memory runs out.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -124,23 +119,6 @@ def ratios(steps: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def peak_mib(model: nn.Module, x: Tensor) -> float:
-    """Largest size of the tensors that are alive at once in a forward pass, in MiB.
-
-    Without the weights and the input. On a CPU without what libraries allocate for themselves.
-    """
-    if x.device.type == "cuda":
-        before = torch.cuda.memory_allocated(x.device)
-        torch.cuda.reset_peak_memory_stats(x.device)
-        model(x)
-        return (torch.cuda.max_memory_allocated(x.device) - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        model(x)
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(0, *np.cumsum([size for _, size in changes]).tolist()) / 2**20
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -161,24 +139,17 @@ MODELS = ("densenet121", "dwg_densenet121", "resnet34", "dwg_resnet34")
 OTHERS = ("resnet34_stride1", "rrdb_small", "rrdb_rnn_small", "dwg_rrdb_rnn_small")
 
 
-def channel_set(count: int, mixer: type[Mixer]) -> ChannelSet:
-    """A set of this size that a stem takes: RGB for three, else anonymous, else wavelengths."""
-    if count == len(RGB):
-        return RGB
-    if mixer.supports_anonymous:
-        return ChannelSet.anonymous(count)
-    return ChannelSet.parse([400.0 + 50 * i for i in range(count)])
+def channel_set(count: int) -> ChannelSet:
+    """RGB for three, else so many anonymous channels."""
+    return RGB if count == len(RGB) else ChannelSet.anonymous(count)
 
 
-def counted(name: str, count: int, stem: str | None = None) -> Any:
-    """The complexity of a model, built anew where it is plain; `stem` puts one into it."""
-    plain = not name.startswith("dwg_")
+def counted(name: str, count: int) -> Any:
+    """The complexity of a model, built anew for each number where it is plain."""
     with torch.device("meta"):
-        kwargs = {"in_chans": count} if plain and stem is None else {}
+        kwargs = {} if name.startswith("dwg_") else {"in_chans": count}
         model = timm.create_model(name, num_classes=NUM_CLASSES, **kwargs)
-        if stem is not None:
-            timm_varchan.adapt(model, stem)
-    return count_complexity(model, channel_set(count, MIXERS[stem or "dwg"]), img_size=IMG_SIZE)
+    return count_complexity(model, channel_set(count), img_size=IMG_SIZE)
 
 
 def complexity(args: argparse.Namespace) -> Rows:
@@ -199,28 +170,14 @@ def complexity(args: argparse.Namespace) -> Rows:
     return rows
 
 
-def stems(args: argparse.Namespace) -> Rows:
-    """What each stem declares that it can, and its cost in DenseNet-121 on RGB beside timm's."""
-    plain = counted("densenet121", len(RGB))
-    rows = []
-    for stem, mixer in MIXERS.items():
-        cost = counted("densenet121", len(RGB), stem)
-        can = {"any_count": mixer.any_count, "anonymous": mixer.supports_anonymous,
-               "unseen": mixer.supports_unseen, "content": mixer.content_dependent}  # fmt: skip
-        shown = {name: "yes" if flag else "no" for name, flag in can.items()}
-        rows.append({"stem": stem, **shown, "params": cost.params - plain.params,
-                     "macs": cost.macs - plain.macs})  # fmt: skip
-    return rows
-
-
 def peers_cost(args: argparse.Namespace) -> Rows:
     """Published mechanisms beside ours: operations, and the time of a batch in turns."""
-    bands, models = BENCHMARKS["peers"].channel_set(), {}
-    for name, arm in BENCHMARKS["peers"].arms.items():
-        kwargs = dict(arm.config["model_kwargs"])
-        if "virtual_channels" in arm.config:
-            kwargs["virtual_channels"] = arm.config["virtual_channels"]
-        models[name] = timm.create_model(arm.config["model"], num_classes=10, **kwargs).eval()
+    bands, models = BENCHMARKS["scratch"].channel_set(), {}
+    for name, config in PEERS.items():
+        kwargs = dict(config["model_kwargs"])
+        if config["virtual_channels"] is not None:
+            kwargs["virtual_channels"] = config["virtual_channels"]
+        models[name] = timm.create_model(config["model"], num_classes=10, **kwargs).eval()
     rows: Rows = []
     for count in COUNTS:
         given = bands.take(tuple(range(count)))
@@ -234,33 +191,58 @@ def peers_cost(args: argparse.Namespace) -> Rows:
             cost = count_complexity(model, given, img_size=args.img_size)
             row = {"model": name, "channels": count, "params": cost.params, "macs": cost.macs,
                    "ms": 1000 * spread(steps[name])["median"]}  # fmt: skip
-            ratio = ratios({name: steps[name], "own": steps["k13"]})["own"]
-            rows.append({**row, **with_interval("to_k13", ratio)})
+            ratio = ratios({name: steps[name], "own": steps["twin"]})["own"]
+            rows.append({**row, **with_interval("to_twin", ratio)})
     return rows
 
 
-# --- Latency, measured by test_latency.py
+# --- Latency
 
-#: Rows without a figure: what was to be measured, and the reason.
-EMPTY_ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+
+def contestants(name: str, count: int, args: argparse.Namespace) -> dict[str, nn.Module]:
+    """A twin, plain timm with `in_chans=`, and the twin folded for the set, ready to be timed."""
+    twin = timm.create_model(name).eval()
+    timm_varchan.set_channels(twin, channel_set(count))
+    plain = timm.create_model(name.removeprefix("dwg_"), in_chans=count).eval()
+    models = {"twin": twin, "timm": plain, "folded": fold(twin, channel_set(count))}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = {
+        key: model.to(device, getattr(torch, args.precision)).to(memory_format=args.layout)
+        for key, model in models.items()
+    }
+    return {k: torch.compile(m) for k, m in models.items()} if args.compiled else dict(models)
 
 
 def latency(args: argparse.Namespace) -> Rows:
-    """The rows of a file of pytest-benchmark; those without a figure have the reason."""
-    result = json.loads(args.json.read_text())
-    rows = []
-    for one in (benchmark["extra_info"] for benchmark in result["benchmarks"]):
-        own, ms, peak = one["model"], one["ms"], one["peak_mib"]
-        row = {"model": own, "batch": one["batch_size"], "channels": one["num_channels"],
-               "twin_ms": ms[own]["median"], "timm_ms": ms["timm"]["median"],
-               "twin_mib": peak[own], "timm_mib": peak["timm"], "rounds": one["rounds"],
-               "img_size": one["img_size"], "device": one["device"],
-               "precision": one["precision"], "compiled": one["compiled"]}  # fmt: skip
-        for baseline, figures in one["ratios"].items():
-            row |= with_interval(f"to_{baseline}", figures)
-        rows.append(row)
-    return rows + [{"model": row["model"], "batch": row["batch_size"], "reason": row["reason"],
-                    "channels": row["num_channels"]} for row in result["empty_rows"]]  # fmt: skip
+    """A row for each batch and number of channels; memory that runs out gives an empty one."""
+    args.layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    rows: Rows = []
+    for batch, count in itertools.product(args.batches, COUNTS):
+        row = {"model": f"dwg_{args.arch}", "batch": batch, "channels": count}
+        try:
+            steps = timed(row, args)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            rows.append({**row, "reason": reason})
+            continue
+        row |= {f"{name}_ms": 1000 * spread(seconds)["median"] for name, seconds in steps.items()}
+        for name, figures in ratios(steps).items():
+            row |= with_interval(f"to_{name}", figures)
+        rows.append({**row, "rounds": args.rounds})
+    return rows
+
+
+def timed(row: Mapping[str, Any], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each round, by model."""
+    models = contestants(row["model"], row["channels"], args)
+    like = next(models["twin"].parameters())
+    shape = (row["batch"], row["channels"], args.img_size, args.img_size)
+    x = torch.randn(shape, device=like.device, dtype=like.dtype).to(memory_format=args.layout)
+    with torch.inference_mode():
+        calls = {name: partial(model, x) for name, model in models.items()}
+        return interleave(calls, Clock(x.device), rounds=args.rounds, warmup=3)
 
 
 # --- Training
@@ -329,35 +311,6 @@ def throughput(args: argparse.Namespace) -> Rows:
         {"loop": name, "images_per_second": spread(own)["median"],
          **with_interval("of_plain", spread([a / b for a, b in zip(own, first, strict=True)]))}
         for name, own in speeds.items()
-    ]  # fmt: skip
-
-
-def channels(args: argparse.Namespace) -> Rows:
-    """Choosing the channels of every image and telling the model, beside a training step."""
-    size, batch = 64, 256
-    names = ChannelSet.parse("eurosat")
-    torch.manual_seed(0)
-    mixed = torch.randn(1000, len(names)) @ torch.randn(len(names), len(names))
-    known = measure_channels([mixed[:, :, None, None]], names)  # some correlation or other
-    x = torch.randn(batch, len(names), size, size)
-    twin = timm.create_model("dwg_resnet18", virtual_channels=names, channel_stats=known)
-    plain = timm.create_model("resnet18", in_chans=len(names))
-    seconds: dict[str, list[float]] = {"channels": [], "step": []}
-    for number in range(args.rounds + 1):  # the first warms up
-        started = time.perf_counter()
-        key = DrawKey(0, 0, number)
-        view = draw_channels("hcs-sample", x, names, key, identity="named", full_share=0.5)
-        view.tell(twin)
-        told = time.perf_counter()
-        plain(x).sum().backward()
-        seconds["channels"].append(told - started)
-        seconds["step"].append(time.perf_counter() - told)
-    shares = [a / b for a, b in zip(seconds["channels"], seconds["step"], strict=True)][1:]
-    return [
-        {"channels": len(names), "batch": batch, "img_size": size, "model": "resnet18",
-         "channels_ms": 1000 * spread(seconds["channels"][1:])["median"],
-         "step_ms": 1000 * spread(seconds["step"][1:])["median"],
-         **with_interval("of_step", spread(shares))}
     ]  # fmt: skip
 
 
@@ -478,31 +431,24 @@ def read_formats(folder: Path, num_images: int, rounds: int) -> Rows:
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    measure.__name__: measure
-    for measure in (complexity, stems, peers_cost, latency, throughput, channels, loading)
+    measure.__name__: measure for measure in (complexity, latency, peers_cost, throughput, loading)
 }
 
 
 def conditions(args: argparse.Namespace) -> str:
     """What the name of the file says."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.measure in ("complexity", "stems"):
+    machine = f"{torch.get_num_threads()}threads-{device}"
+    if args.measure == "complexity":
         return f"{IMG_SIZE}px-{NUM_CLASSES}classes"
+    if args.measure == "loading":
+        return f"{PLANES}x{PIXELS}x{PIXELS}-uint16-1thread-cpu"
     if args.measure == "latency":
-        info = json.loads(args.json.read_text())
-        one = info["benchmarks"][0]["extra_info"]
-        kind = "compiled" if one["compiled"] else "eager"
-        layout = "-channels_last" if one["channels_last"] else ""
-        return (f"{one['model']}-{one['img_size']}px-{one['precision']}{layout}-{kind}-"
-                f"{info['machine_info']['threads']}threads-{one['device']}")  # fmt: skip
-    if args.measure == "channels":
-        return f"resnet18-64px-13bands-batch256-{os.cpu_count()}cores-cpu"
-    if args.measure == "peers_cost":
-        return f"{args.img_size}px-batch{args.batch_size}-{torch.get_num_threads()}threads-cpu"
-    if args.measure == "throughput":
-        size = f"{args.arch}-{args.img_size}px-batch{args.batch_size}"
-        return f"{size}-{os.cpu_count()}cores-{device}"
-    return f"{PLANES}x{PIXELS}x{PIXELS}-uint16-1thread-cpu"
+        layout = "-channels_last" if args.channels_last else ""
+        kind = "compiled" if args.compiled else "eager"
+        return f"dwg_{args.arch}-{args.img_size}px-{args.precision}{layout}-{kind}-{machine}"
+    arch = f"{args.arch}-" if args.measure == "throughput" else ""
+    return f"{arch}{args.img_size}px-batch{args.batch_size}-{machine}"
 
 
 def main(args: list[str] | None = None) -> None:
@@ -510,18 +456,19 @@ def main(args: list[str] | None = None) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("measure", choices=MEASURES)
-    parser.add_argument("--json", type=Path, help="latency: the file of pytest-benchmark")
-    parser.add_argument("--arch", default="densenet121", help="throughput: a model of timm")
-    parser.add_argument("--img-size", type=int, default=64, help="throughput")
-    parser.add_argument("--batch-size", type=int, default=32, help="throughput")
+    parser.add_argument("--arch", default="densenet121", help="latency, throughput: timm's model")
+    parser.add_argument("--img-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32, help="throughput, peers_cost")
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 8), help="latency")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--channels-last", action="store_true", help="latency")
+    parser.add_argument("--compiled", action="store_true", help="latency: torch.compile")
     parser.add_argument("--epochs", type=int, default=3, help="throughput: of a turn")
     parser.add_argument("--workers", type=int, default=1, help="throughput")
     parser.add_argument("--num-images", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, help="CSV; named by the conditions")
     options = parser.parse_args(args)
-    if options.measure == "latency" and options.json is None:
-        parser.error("latency needs --json FILE: pytest bench --benchmark-json=FILE")
     rows = MEASURES[options.measure](options)
     table = pd.DataFrame(rows).assign(version=timm_varchan.__version__)
     file = options.output or RESULTS / f"{options.measure}-{conditions(options)}.csv"

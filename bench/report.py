@@ -3,7 +3,7 @@
     python bench/report.py
 
 Tables go into `bench/REPORT.md` and wherever README.md and docs/ ask for one, between
-`<!-- table: NAME -->` and `<!-- /table -->`; then the pictures, and the model cards of
+`<!-- table: NAME -->` and `<!-- /table -->`; then the picture, and the model cards of
 `dwg_densenet121` and the networks of Task II. No figure is typed.
 """
 
@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tables
 import timm
 from arms import BENCHMARKS
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -52,7 +49,7 @@ DENSENET = """@misc{huang2016densely,
   year = {2016},
   note = {arXiv:1608.06993}
 }"""
-INTERVALS = "Per cent, differences in points, with 95 % intervals over the choice of test images"
+COLOURS = {"twin": "#c2410c", "plain": "#475569"}
 
 
 def fill(document: str) -> str:
@@ -66,58 +63,41 @@ def fill(document: str) -> str:
 
 
 def draw_channels_left(file: Path) -> Path | None:
-    """Accuracy against the number of channels that are left, a panel for each benchmark.
+    """Accuracy against the number of bands that are left, of models trained alike.
 
     Args:
-        file: A picture.
+        file: A picture, whose words can be read when it is 400 pixels wide.
 
     Returns:
-        The file, or None where nothing of `tables.SERIES` was measured.
+        The file, or None where nothing of `tables.LINES` was measured.
     """
-    panels = [name for name in tables.SERIES if tables.read(name)]
-    if not panels:
-        return None
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    found = tables.Results("eurosat")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        title, questions, series = tables.SERIES[name]
-        found = tables.Results(tables.read(name))
-        for place, (label, (arm, way)) in enumerate(series.items()):
-            cells = [found.get(arm, way, question) for question in questions]
-            draw_series(axes, label, cells, place - len(series) / 2)
-        axes.set(title=title, xlabel="channels that are left", ylabel="accuracy (%)")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    axes = figure.subplots()
+    for label, (arm, way) in tables.LINES.items():
+        cells = {n: found.get(arm, way, question) for n, question in tables.LEFT.items()}
+        known = {n: row for n, row in cells.items() if row is not None}
+        if not known:
+            continue
+        colour = COLOURS[label.split()[0]]
+        values = [100 * float(row["accuracy"]) for row in known.values()]
+        spread = [100 * float(row["sd_seeds"] or 0) for row in known.values()]
+        axes.errorbar(list(known), values, yerr=spread, color=colour, marker="o", markersize=9,
+                      linewidth=4, capsize=6)  # fmt: skip
+        x, y, side = (13, 90, "right") if "twin" in label else (4.5, 50, "left")
+        axes.text(x, y, label, color=colour, fontsize=20, weight="bold", ha=side)
+    if not axes.containers:
+        return None
+    axes.set_xlabel("bands left of 13", fontsize=19)
+    axes.set_ylabel("accuracy (%)", fontsize=19)
+    axes.set(xticks=list(tables.LEFT), ylim=(0, 100))
+    axes.tick_params(labelsize=17)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110, metadata={"Software": None})
+    figure.savefig(file, dpi=120, metadata={"Software": None})
     return file
-
-
-def draw_series(
-    axes: Axes, label: str, cells: Sequence[tables.Row | None], aside: float = 0.0
-) -> None:
-    """One line with its intervals, of those questions that were asked.
-
-    Args:
-        axes: Where to.
-        label: For the legend.
-        cells: Results.
-        aside: How far to the side, in percent of the width, so that equal lines are both seen.
-    """
-    known = sorted((row for row in cells if row is not None), key=lambda row: int(row["channels"]))
-    if not known:
-        return
-    middle, low, high = (
-        [100 * float(row[k]) for row in known] for k in ("accuracy", "low", "high")
-    )
-    spread = [[m - a for m, a in zip(middle, low, strict=True)],
-              [b - m for m, b in zip(middle, high, strict=True)]]  # fmt: skip
-    style = {"linewidth": 2.4} if "ours" in label else {"linewidth": 1.2, "linestyle": "--"}
-    most = int(known[-1]["channels"])
-    counts = [int(row["channels"]) + aside * most / 100 for row in known]
-    axes.errorbar(counts, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
 
 
 def cost_of(name: str) -> tables.Row:
@@ -125,24 +105,16 @@ def cost_of(name: str) -> tables.Row:
     return next(r for r in tables.read("complexity") if (r["model"], r["channels"]) == (name, "3"))
 
 
-def dwg_densenet121(name: str) -> Card:
-    """Cost, and what the flagship keeps on channel sets."""
+def dwg_densenet121() -> Card:
+    """Cost, and the reference report's comparison."""
+    name = "dwg_densenet121"
     cost = cost_of(name)
-    rows = [row for row in tables.read("complexity") if row["model"] in ("densenet121", name)]
-    header = ("model", "channels", "params (M)", "multi-adds (G)", "fwd/bwd size (MB)")
-    costs = [
-        (r["model"], r["channels"], f"{float(r['params']) / 1e6:.2f}",
-         f"{float(r['macs']) / 1e9:.3f}", f"{float(r['forward_backward_mb']):.1f}")
-        for r in rows
-    ]  # fmt: skip
-    trained = bool(tables.read("flagship"))
-    what, run = ("flagship", "this network") if trained else ("task1", "a small network")
     return Card(
         name=name,
         description="DenseNet-121 for any number, order and subset of channels: timm's network "
         "behind a stem that generates a kernel for each channel of each image. No weights come "
         "with this card: `pretrained=True` loads timm's for RGB, of which the twin gives the same "
-        f"logits. Accuracies below are those of {run} with this stem, trained for the benchmark.",
+        "logits. Accuracies below are those of networks trained from scratch for the benchmark.",
         details={
             "Model Type": "Image classification / feature backbone",
             "Model Stats": {
@@ -154,9 +126,9 @@ def dwg_densenet121(name: str) -> Card:
             "Papers": ["https://arxiv.org/abs/1608.06993", "https://arxiv.org/abs/1912.03458"],
         },
         usage=usage(name, RGB, 224, stem=True),
-        comparison="### Cost\nAt 224 px with 50 classes (`bench/cost.py complexity`).\n\n"
-        f"{tables.table(header, costs)}\n### Channel sets\n{INTERVALS} "
-        f"(`bench/run.py {what}`: {BENCHMARKS[what].conditions}).\n\n{tables.made(what)}",
+        comparison="Per cent, with 95 % intervals over the choice of test images; cost at 224 px "
+        f"(`bench/run.py flagship`: {BENCHMARKS['flagship'].conditions}).\n\n"
+        f"{tables.made('flagship')}",
         limits=["With BatchNorm, accuracy on a channel set depends on how often training saw it.",
                 "Trained from scratch on few small images: figures compare arms under this budget, "
                 "not at convergence."],
@@ -165,51 +137,30 @@ def dwg_densenet121(name: str) -> Card:
     )  # fmt: skip
 
 
-#: What the networks of Task II are, and what their cards cite and allow.
-TASK2: dict[str, tuple[str, dict[str, Any]]] = {
-    "rrdb_small": (
-        "Three residual-in-residual dense blocks: three layers as the task counts them, five with "
-        "stem and classifier. The recommended network of Task II: as accurate as "
-        "`rrdb_rnn_small`, smaller and faster. Its weights do not come with the package.",
-        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
-    ),
-    "rrdb_rnn_small": (
-        "A recurrent convolution and three residual-in-residual dense blocks: four layers as the "
-        "task counts them (a block, or the recurrence, is one), six with stem and classifier.",
-        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
-    ),
-    "dwg_rrdb_rnn_small": (
-        "`rrdb_rnn_small` behind a stem that generates a kernel for each channel of each image: "
-        "any number, order and subset of channels. Trained on RGB with a random subset of its "
-        "channels for every image.",
-        {"license": "other", "license_name": "research", "citations": (ASSIGNMENT, ESRGAN)},
-    ),
-    "resnet34": (
-        "timm's ResNet34 trained from scratch: the bar of Task II. Its weights do not come with "
-        "the package.",
-        {"citations": (ASSIGNMENT,)},
-    ),
+#: What the networks of Task II are.
+TASK2 = {
+    "rrdb_small": "Three residual-in-residual dense blocks: three layers as the task counts them, "
+    "five with stem and classifier. The recommended network of Task II: as accurate as "
+    "`rrdb_rnn_small`, smaller and faster.",
+    "rrdb_rnn_small": "A recurrent convolution and three residual-in-residual dense blocks: four "
+    "layers as the task counts them, six with stem and classifier.",
 }
 
 
 def from_task2(name: str) -> Card:
     """A network of Task II."""
-    about, more = TASK2[name]
-    found = tables.Results(tables.read("task2"))
-    row, cost = found.get(name, "trained", "RGB"), cost_of(name)
+    row, cost = tables.Results("task2").get(name, "trained", "RGB"), cost_of(name)
     if row is None:
         raise SystemExit(f"error: no results of {name}. Run: python bench/run.py task2 --data DATA")
-    recipe, twin = BENCHMARKS["task2"].arms[name].config, name.startswith("dwg_")
-    sets = tables.made("task2-sets") if twin else ""
+    recipe = BENCHMARKS["task2"].arms[name].config
     return Card(
         name=name,
-        description=f"{about} Accuracy on {row['images']} test images: {tables.percent(row)} %, "
-        f"seed {row['seed']}, timm_varchan {row['version']}.",
+        description=f"{TASK2[name]} No weights come with this card. Accuracy on {row['images']} "
+        f"test images: {tables.percent(row)} %, seed {row['seed']}.",
         details={
             "Model Type": "Image classification / feature backbone",
             "Model Stats": {
-                "Params (M)": f"{float(row['params']) / 1e6:.2f}",
-                "MMACs at 32 px": f"{float(row['macs']) / 1e6:.1f}",
+                "Params (M)": f"{float(cost['params']) / 1e6:.2f}",
                 "MMACs at 224 px": f"{float(cost['macs']) / 1e6:.1f}",
             },
             "Channels": NORMALISED,
@@ -223,10 +174,9 @@ def from_task2(name: str) -> Card:
                 "label smoothing": str(recipe["smoothing"]),
             },
         },
-        usage=usage(name, RGB, 32, stem=twin, pretrained=False),
-        comparison=f"{INTERVALS}; p of the exact McNemar test (`bench/run.py task2`).\n\n"
-        + tables.made("task2")
-        + (f"\n### Channel sets\nTold the channels.\n\n{sets}" if twin else ""),
+        usage=usage(name, RGB, 32, stem=False, pretrained=False),
+        comparison=f"Per cent, with 95 % intervals over the choice of test images.\n\n"
+        f"{tables.made('task2')}",
         limits=[
             f"Trained for {row['epochs']} epochs on {row['train_images']} small images: figures "
             "rank networks under this budget, not at convergence.",
@@ -234,12 +184,12 @@ def from_task2(name: str) -> Card:
             "small images makes it slower, and may make it stronger.",
             "Intervals cover the choice of test images, not of seeds.",
         ],
-        **more,
-    )
+        license="other", license_name="research", citations=(ASSIGNMENT, ESRGAN),
+    )  # fmt: skip
 
 
 CARDS = {
-    "dwg_densenet121": partial(dwg_densenet121, "dwg_densenet121"),
+    "dwg_densenet121": dwg_densenet121,
     **{name: partial(from_task2, name) for name in TASK2},
 }
 

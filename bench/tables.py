@@ -11,46 +11,61 @@ from timm_varchan.cards import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 Row = Mapping[str, str]
+#: Label of a row: arm and way.
+Rows = Mapping[str, tuple[str, str]]
 
-#: Questions of the benchmarks on RGB: all, the means over pairs, single channels, everything.
 FEW = ("RGB", "all but one", "one", "every set")
 MANY = ("all", "all but one", "RGB+NIR", "RGB", "one", "random")
-CONTRASTS = ("brightfield+DNA+darkfield", *FEW[1:])
+STAINS = ("brightfield+DNA+darkfield", *FEW[1:])
 EXPERTS = "expert-{set}"
-#: What the picture and README's table show of a benchmark: title, questions, arm and way by label.
-SERIES: dict[str, tuple[str, Sequence[str], dict[str, tuple[str, str]]]] = {
-    "transfer": (
-        "ImageNet weights, nothing trained",
-        FEW[:3],
-        {
-            "plain timm, zeros": ("lite0", "zero"),
-            "mean of the others": ("lite0", "mean"),
-            "predicted from wavelengths (ours)": ("lite0", "spectral"),
-            "predicted, correlation measured (ours)": ("lite0", "measured"),
-        },
-    ),
-    "finetune": (
-        "ImageNet weights, fine-tuned",
-        FEW[:3],
-        {
-            "plain timm, zeros": ("expert-RGB", "zero"),
-            "trained with zeros": ("zero-fill", "trained"),
-            "trained with the mean of the others": ("mean-fill", "trained"),
-            "twin (ours), the same budget": ("twin-1x", "trained"),
-            "twin (ours), three times the budget": ("twin-3x", "trained"),
-        },
-    ),
-    "eurosat": (
-        "13 bands of Sentinel-2, from ImageNet weights",
-        MANY[:5],
-        {
-            "plain timm, zeros": ("lite-tiled", "zero"),
-            "plain timm, mean of the others": ("lite-tiled", "mean"),
-            "plain timm, predicted (ours), nothing trained": ("lite-tiled", "measured"),
-            "twin (ours)": ("lite-k13", "trained"),
-        },
-    ),
+
+#: Plain timm as people train it today, and the twin: 13 bands, from ImageNet weights.
+UNTRAINED_13: Rows = {
+    "plain timm, trained on all bands; absent ones are zero": ("tiled", "zero"),
+    "the same; absent ones are the mean of the others": ("tiled", "mean"),
+    "the same; absent ones are predicted (ours)": ("tiled", "measured"),
 }
+TRAINED_13: Rows = {
+    "plain timm, trained with zeros": ("tiled-zero", "trained"),
+    "plain timm, trained with the mean": ("tiled-mean", "trained"),
+    "plain timm, trained with predictions (ours)": ("tiled-measured", "trained"),
+    "RGB's kernels kept, others from zero, trained with zeros": ("rgb-zero", "trained"),
+    "twin without its learned part (ours)": ("twin-prior", "trained"),
+    "twin (ours)": ("twin", "trained"),
+}
+MORE_13: Rows = {
+    "twin, 13 kernels": ("twin", "trained"),
+    "twin, 6 kernels": ("twin-k6", "trained"),
+    "twin, 3 kernels": ("twin-k3", "trained"),
+    "twin, a quarter of the images whole": ("twin-full25", "trained"),
+    "twin, three quarters of the images whole": ("twin-full75", "trained"),
+}
+RIVALS: Rows = {
+    "trained with zeros": ("zero", "trained"),
+    "trained with the mean": ("mean", "trained"),
+    "twin without its learned part (ours)": ("twin-prior", "trained"),
+    "twin (ours)": ("twin", "trained"),
+}
+RGB: Rows = {
+    "plain timm, trained on RGB; absent channels are zero": ("expert-RGB", "zero"),
+    "the same; absent channels are predicted (ours)": ("expert-RGB", "measured"),
+    **RIVALS,
+    "twin, twice the budget (ours)": ("twin-2x", "trained"),
+}
+#: What the picture shows: questions by the number of channels left, and its lines.
+LEFT = {1: "one", 3: "3 left", 4: "4 left", 8: "8 left", 10: "10 left", 12: "all but one",
+        13: "all"}  # fmt: skip
+LINES: Rows = {
+    "plain timm, trained with zeros": ("tiled-zero", "trained"),
+    "twin (ours), trained alike": ("twin", "trained"),
+}
+README: Rows = {
+    label: row
+    for label, row in {**UNTRAINED_13, **TRAINED_13}.items()
+    if row[0] in ("tiled-zero", "tiled-mean", "tiled-measured", "twin") or row == ("tiled", "zero")
+}
+#: The networks of Task II.
+NETWORKS = ("resnet34", "rrdb_small", "rrdb_rnn_small")
 #: As printed in Chia-Ming Lee, Deep Learning Assignment II; units as there.
 PRINTED = {
     "report: DWG DenseNet-121": (32.84, 14.13, 174.19, 2.65, 65.78, 69.79, 65.78, 65.47),
@@ -64,10 +79,9 @@ PRINTED_TASK2 = {
 
 
 def read(name: str) -> list[Row]:
-    """The rows of `NAME-CONDITIONS.csv`, those of versions measured before first."""
-    files = sorted(RESULTS.glob(f"*/{name}-*.csv")) + sorted(RESULTS.glob(f"{name}-*.csv"))
+    """The rows of `NAME-CONDITIONS.csv`."""
     rows: list[Row] = []
-    for file in files:
+    for file in sorted(RESULTS.glob(f"{name}-*.csv")):
         with file.open(newline="") as lines:
             rows += csv.DictReader(lines)
     return rows
@@ -82,91 +96,110 @@ def percent(row: Row | None) -> str:
     """Accuracy with its interval, and the deviation between seeds where there are several."""
     if row is None:
         return ""
-    value, low, high = (100 * float(row[key] or "nan") for key in ("accuracy", "low", "high"))
-    text = f"{value:.1f}" + (f" ({low:.1f} to {high:.1f})" if row["low"] else "")
-    return text + (f" ± {100 * float(row['sd_seeds']):.1f}" if row["sd_seeds"] else "")
+    value, low, high = (100 * float(row[key]) for key in ("accuracy", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})" + spread(row, "sd_seeds")
+
+
+def short(row: Row | None) -> str:
+    """Accuracy without its interval."""
+    return f"{100 * float(row['accuracy']):.1f}{spread(row, 'sd_seeds')}" if row else ""
 
 
 def points(row: Row | None) -> str:
-    """A paired difference with its interval."""
+    """A paired difference with its interval, and its deviation between seeds."""
     if row is None or not row["difference"]:
         return ""
     value, low, high = (100 * float(row[f"difference{key}"]) for key in ("", "_low", "_high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})" + spread(row, "sd_difference")
+
+
+def spread(row: Row, key: str) -> str:
+    """The deviation between seeds, if there are several."""
+    return f" ± {100 * float(row[key]):.1f}" if row.get(key) else ""
 
 
 class Results:
-    """The rows of a benchmark by arm, way and seed; of several seeds the row that means them all.
+    """The rows of a benchmark.
 
     Args:
-        rows: As `run.py` writes them.
+        name: Of the benchmark.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.cells: dict[tuple[str, str, str, str, str], Row] = {}
-        for row in rows:
-            for reference in (row["reference"], ""):
-                key = (row["arm"], row["way"], row["seed"], row["question"], reference)
-                self.cells.setdefault(key, row)
+    def __init__(self, name: str) -> None:
+        self.rows = read(name)
 
-    def ways(self) -> list[tuple[str, str, str]]:
-        """Arms, ways and seeds, in the order of the file."""
-        seeds: dict[tuple[str, str], dict[str, None]] = {}
-        for row in self.rows:
-            seeds.setdefault((row["arm"], row["way"]), {})[row["seed"]] = None
-        found = []
-        for (arm, way), of in seeds.items():
-            together = max(of, key=len)
-            found += [(arm, way, seed) for seed in ([together] if "+" in together else of)]
-        return found
-
-    def get(
-        self, arm: str, way: str, question: str, reference: str = "", seed: str | None = None
-    ) -> Row | None:
-        """The row of a question, of the first seeds where none are named; or None."""
-        if seed is None:
-            seed = next((s for a, w, s in self.ways() if (a, w) == (arm, way)), "")
-        return self.cells.get((arm, way, seed, question, reference))
-
-    def experts(self, question: str) -> Row | None:
-        """What each set's own expert comes to, from a row that was compared with all of them."""
-        for row in self.rows:
-            known = row["question"] == question and row["reference"] == EXPERTS
-            if known and row["reference_accuracy"]:
-                return {"accuracy": row["reference_accuracy"], "low": "", "high": "",
-                        "sd_seeds": ""}  # fmt: skip
-        return None
+    def get(self, arm: str, way: str, question: str, reference: str | None = None) -> Row | None:
+        """The row of most seeds, then most folds; or None."""
+        found = [
+            row for row in self.rows
+            if (row["arm"], row["way"], row["question"]) == (arm, way, question)
+            and (reference is None or (row["reference"] == reference and row["difference"]))
+        ]  # fmt: skip
+        return max(found, key=lambda row: (row["seed"].count("+"), row["folds"]), default=None)
 
 
-def comparison(
+def accuracies(
     name: str,
+    rows: Rows,
     questions: Sequence[str],
-    minus: Mapping[str, tuple[str, str]],
-    ways: Callable[[str, str], bool] = lambda arm, way: True,
+    minus: Mapping[str, tuple[str, str]] | None = None,
+    show: Callable[[Row | None], str] = percent,
 ) -> str:
     """Accuracy of arms on questions, and paired differences.
 
     Args:
         name: The benchmark.
+        rows: Which, by what they are called; those that were not run are left out.
         questions: The columns, in per cent.
-        minus: Columns of differences in points: reference and question by title.
-        ways: Which arms and ways have a row.
+        minus: Further columns, in points: reference and question by title.
+        show: How an accuracy is written.
     """
-    found = Results(read(name))
-    rows = []
-    if any(found.experts(question) for question in questions):
-        cells = [percent(found.experts(question)) for question in questions]
-        rows.append(["an expert for each set", "", "", "", "", *cells, *[""] * len(minus)])
-    for arm, way, seed in found.ways():
-        of = [found.get(arm, way, question, seed=seed) for question in questions]
-        about = next((row for row in of if row is not None), None)
-        if about is None or not ways(arm, way):
+    found, lines, used = Results(name), [], []
+    for label, (arm, way) in rows.items():
+        cells = [found.get(arm, way, question) for question in questions]
+        if not any(cells):
             continue
-        gaps = [points(found.get(arm, way, q, ref, seed)) for ref, q in minus.values()]
-        rows.append([arm, way, seed, about["epochs"], about["images"], *map(percent, of), *gaps])
-    header = ("arm", "tested", "seeds", "epochs", "images", *questions, *minus)
-    return table(header, rows) + conditions(found.rows)
+        used += [cell for cell in cells if cell]
+        gaps = [
+            "" if ref == f"{arm}|{way}" else points(found.get(arm, way, q, ref))
+            for ref, q in (minus or {}).values()
+        ]
+        lines.append([label, seeds_of(cells), *map(show, cells), *gaps])
+    return table(("", "seeds", *questions, *(minus or {})), lines) + conditions(used)
+
+
+def differences(name: str, own: tuple[str, str], rows: Rows, questions: Sequence[str]) -> str:
+    """One arm minus others, in points, paired by image."""
+    found, lines, used = Results(name), [], []
+    for label, (arm, way) in rows.items():
+        names = (arm, f"{arm}|{way}")
+        cells = [
+            next((row for ref in names if (row := found.get(*own, q, ref))), None)
+            for q in questions
+        ]
+        if (arm, way) != own and any(cells):
+            used += [cell for cell in cells if cell]
+            lines.append([label, seeds_of(cells), *map(points, cells)])
+    return table(("minus", "seeds", *questions), lines) + conditions(used)
+
+
+def gain(name: str, own: str, other: str, questions: Sequence[str]) -> str:
+    """Two arms side by side, a row for each question."""
+    found, lines, used = Results(name), [], []
+    for question in questions:
+        row = found.get(own, "trained", question, other)
+        if row is None:
+            continue
+        used.append(row)
+        theirs = f"{100 * float(row['reference_accuracy']):.1f}"
+        lines.append([question, theirs, f"{100 * float(row['accuracy']):.1f}", points(row)])
+    header = ("accuracy (%) on", "plain timm, trained with zeros", "twin", "gain in points")
+    return table(header, lines) + conditions(used)
+
+
+def seeds_of(cells: Sequence[Row | None]) -> int:
+    """How many seeds a row of a table has."""
+    return max(cell["seed"].count("+") + 1 for cell in cells if cell)
 
 
 def conditions(rows: Sequence[Row]) -> str:
@@ -176,8 +209,9 @@ def conditions(rows: Sequence[Row]) -> str:
         found = {row[key] for row in rows if row.get(key)}
         return ", ".join(sorted(found, key=lambda value: (len(value), value)))
 
-    parts = {"test images": values("images"), "training images": values("train_images"),
-             "folds": values("folds"), "timm_varchan": values("version")}  # fmt: skip
+    parts = {"Test images": values("images"), "training images": values("train_images"),
+             "epochs": values("epochs"), "folds": values("folds"),
+             "seeds": values("seed")}  # fmt: skip
     return "\n" + "; ".join(f"{key}: {value}" for key, value in parts.items() if value) + ".\n"
 
 
@@ -187,24 +221,24 @@ def macro(row: Row) -> list[str]:
 
 
 def beside(
-    name: str, columns: Mapping[str, tuple[str, str]], printed: Mapping[str, Sequence[float]]
+    name: str, columns: Mapping[str, tuple[str, str, str]], printed: Mapping[str, Sequence[float]]
 ) -> str:
     """Ours on RGB and the reference report's figures; cost at its size, 224 px.
 
     Args:
         name: The benchmark.
-        columns: Arm and way by the model whose cost it has.
+        columns: By label: arm, way and the model whose cost it has.
         printed: The report's.
     """
-    found = Results(read(name))
+    found = Results(name)
     costs = {row["model"]: row for row in read("complexity") if row["channels"] == "3"}
     ours: dict[str, list[str]] = {}
-    for (arm, way), model in ((pair, model) for model, pair in columns.items()):
-        row, cost = found.get(arm, way, "RGB"), costs.get(model.split()[0])
+    for label, (arm, way, model) in columns.items():
+        row, cost = found.get(arm, way, "RGB"), costs.get(model)
         if row is None or cost is None:
             continue
         macs = float(cost["macs"]) / 1e9
-        ours[f"{arm} ({way})"] = [
+        ours[label] = [
             f"{float(cost['params']) / 1e6:.2f}", f"{macs:.2f}",
             f"{float(cost['forward_backward_mb']):.2f}", f"{2 * macs:.2f}", percent(row),
             *macro(row),
@@ -218,61 +252,30 @@ def beside(
     return table(("", *cells), zip(quantities, *cells.values(), strict=True))
 
 
-def task2_table(name: str, reference: str) -> str:
-    """Networks on RGB, with cost at the size of the images."""
-    found = Results(read(name))
-    rows = []
-    for arm, way, seed in found.ways():
-        row = found.get(arm, way, "RGB", seed=seed)
-        if row is None or way != "trained":
+def task2_table() -> str:
+    """Networks on RGB, and the share of ResNet34's accuracy that they reach."""
+    found, lines, used = Results("task2"), [], []
+    costs = {row["model"]: row for row in read("complexity") if row["channels"] == "3"}
+    for arm in NETWORKS:
+        row, gap = (found.get(arm, "trained", "RGB", ref) for ref in (None, "resnet34"))
+        if row is None:
             continue
-        gap = found.get(arm, way, "RGB", reference, seed)
-        rows.append([
-            arm, f"{float(row['params']) / 1e6:.2f}", f"{float(row['macs']) / 1e6:.1f}",
-            f"{float(row['forward_backward_mb']):.2f}", row["seed"], percent(row),
-            *macro(row),
-            points(gap), f"{float(gap['p']):.2g}" if gap and gap["p"] else "",
-            row.get("time_ratio", ""),
+        used.append(row)
+        share = ""
+        if gap is not None:
+            bar = float(gap["reference_accuracy"])
+            value, low, high = (
+                100 * (1 + float(gap[f"difference{end}"]) / bar) for end in ("", "_low", "_high")
+            )
+            share = f"{value:.0f} % ({low:.0f} to {high:.0f})"
+        cost = costs[arm]
+        lines.append([
+            arm, f"{float(cost['params']) / 1e6:.2f}", f"{float(cost['macs']) / 1e9:.2f}",
+            row["seed"].replace("+", ", "), percent(row), points(gap), share,
         ])  # fmt: skip
-    header = ("network", "params (M)", "multi-adds (M)", "fwd/bwd size (MB)", "seeds", "accuracy",
-              "precision", "recall", "f1", f"minus {reference} (points)", "p",
-              f"time / {reference}, batches of 1, 32")  # fmt: skip
-    return table(header, rows) + conditions(found.rows)
-
-
-def sets_table(name: str, arms: Sequence[str]) -> str:
-    """Every channel set, a column for each arm."""
-    found = Results(read(name))
-    single = [row["question"] for row in found.rows if row["question"] not in FEW[1:]]
-    names = dict.fromkeys(single)
-    return table(
-        ("channels", *arms),
-        [(one, *(percent(found.get(arm, "trained", one)) for arm in arms)) for one in names],
-    )
-
-
-def versus_table(name: str, arm: str) -> str:
-    """How far every other arm is from one, told the channels, on the same images."""
-    found = Results(read(name))
-    rows = [
-        (other, way, seed, *cells)
-        for other, way, seed in found.ways()
-        if any(cells := [points(found.get(other, way, q, arm, seed)) for q in FEW])
-    ]
-    return table((f"minus {arm}", "tested", "seeds", *FEW), rows)
-
-
-def readme_table() -> str:
-    """What is left with all channels, without one, and with one alone, by benchmark."""
-    rows = []
-    for name, (title, questions, series) in SERIES.items():
-        found = Results(read(name))
-        for label, (arm, way) in series.items():
-            of = [found.get(arm, way, q) for q in (questions[0], "all but one", "one")]
-            if any(row is not None for row in of):
-                rows.append((title, label, *map(percent, of)))
-    header = ("", "missing channels are", "all channels", "one missing", "one left")
-    return table(header, rows)
+    header = ("network", "parameters (M)", "multi-adds at 224 px (G)", "seed", "accuracy",
+              "minus ResNet34", "share of ResNet34's accuracy")  # fmt: skip
+    return table(header, lines) + conditions(used)
 
 
 def plain_table(name: str, columns: Mapping[str, Callable[[Row], str]]) -> str:
@@ -304,126 +307,88 @@ def ratio(key: str) -> Callable[[Row], str]:
 
 #: The tables by name: which results they need, and how they are made.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "readme": (" ".join(SERIES), readme_table),
+    "readme": (
+        "eurosat",
+        partial(accuracies, "eurosat", README, ("all", *MANY[2:]), show=short),
+    ),
+    "gain": ("eurosat", partial(gain, "eurosat", "twin", "tiled-zero", MANY)),
+    "thirteen": (
+        "eurosat", partial(accuracies, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, show=short)
+    ),
+    "thirteen-minus": (
+        "eurosat", partial(differences, "eurosat", ("twin", "trained"),
+                           {**UNTRAINED_13, **TRAINED_13}, MANY)
+    ),
+    "thirteen-untrained": (
+        "eurosat", partial(differences, "eurosat", ("tiled", "measured"),
+                           {"zeros": ("tiled", "zero")}, MANY)
+    ),
+    "thirteen-more": ("eurosat", partial(accuracies, "eurosat", MORE_13, MANY, show=short)),
     "transfer": (
         "transfer",
         partial(
-            comparison, "transfer", FEW, {"minus zeros: one": ("lite0|zero", "one")}
+            accuracies, "transfer",
+            {
+                "zeros": ("lite0", "zero"), "mean of the others": ("lite0", "mean"),
+                "predicted from wavelengths (ours)": ("lite0", "spectral"),
+                "predicted, correlation measured (ours)": ("lite0", "measured"),
+                "zeros, BatchNorm estimated anew": ("lite0", "zero, estimated"),
+                "predicted, BatchNorm estimated anew": ("lite0", "measured, estimated"),
+            },
+            FEW, {"minus zeros: all but one": ("lite0|zero", "all but one")},
         ),
     ),
-    "finetune": (
-        "finetune",
+    "finetune": ("finetune", partial(accuracies, "finetune", RGB, FEW)),
+    "finetune-minus": (
+        "finetune", partial(differences, "finetune", ("twin", "trained"),
+                            {**RIVALS, "the expert of each set": (EXPERTS, "trained")}, FEW)
+    ),
+    "scratch": (
+        "scratch",
         partial(
-            comparison, "finetune", FEW,
-            {
-                "minus experts: RGB": (EXPERTS, "RGB"),
-                "minus experts: every set": (EXPERTS, "every set"),
-            },
+            accuracies, "scratch",
+            {**RIVALS, "DOFA's mechanism": ("dofa", "trained"),
+             "ChannelViT's mechanism": ("channel-vit", "trained"),
+             "a plain transformer behind our stem": ("vit-twin", "trained")},
+            MANY, show=short,
         ),
     ),
-    "eurosat": (
-        "eurosat",
-        partial(
-            comparison, "eurosat", MANY,
-            {
-                "minus plain, zeros: random": ("plain|zero", "random"),
-                "minus tiled Lite0, zeros: random": ("lite-tiled|zero", "random"),
-            },
-        ),
-    ),
-    "peers": (
-        "peers",
-        partial(
-            comparison, "peers", MANY,
-            {
-                "minus k13: all": ("k13", "all"), "minus k13: random": ("k13", "random"),
-                "minus vit-k13: random": ("vit-k13", "random"),
-            },
-        ),
-    ),
-    "peers_cost": (
-        "peers_cost",
-        partial(
-            plain_table, "peers_cost",
-            {
-                "model": text("model"), "C": text("channels"), "parameters": number("params"),
-                "M multi-adds": number("macs", 1, 1e6), "ms a batch": number("ms", 1),
-                "time / k13": ratio("to_k13"),
-            },
-        ),
+    "scratch-minus": (
+        "scratch", partial(differences, "scratch", ("twin", "trained"), RIVALS, MANY)
     ),
     "stains": (
         "stains",
         partial(
-            comparison, "stains", CONTRASTS,
-            {
-                "minus experts: all": (EXPERTS, CONTRASTS[0]),
-                "minus experts: every set": (EXPERTS, "every set"),
-            },
+            accuracies, "stains",
+            {"plain timm, trained on all; absent ones are zero":
+                 ("expert-brightfield+DNA+darkfield", "zero"), **RIVALS},
+            STAINS,
         ),
     ),
     "flagship": (
         "flagship",
         partial(
-            comparison, "flagship", FEW,
-            {
-                "minus expert-RGB: RGB": ("expert-RGB", "RGB"),
-                "minus expert-RGB, zeros: one": ("expert-RGB|zero", "one"),
-                "shuffle minus none, anonymous: RGB": ("none|anonymous", "RGB"),
-            },
-        ),
-    ),
-    "flagship60": (
-        "flagship60",
-        partial(
-            comparison, "flagship60", FEW,
-            {
-                "minus expert-RGB: RGB": ("expert-RGB", "RGB"),
-                "shuffle minus none, anonymous: RGB": ("none|anonymous", "RGB"),
-            },
-        ),
-    ),
-    "flagship-beside-report": (
-        "flagship",
-        partial(
             beside, "flagship",
             {
-                "densenet121": ("expert-RGB", "trained"),
-                "dwg_densenet121": ("none", "trained"),
-                "dwg_densenet121 shuffled": ("shuffle", "anonymous"),
-                "dwg_densenet121 sampled": ("hcs-sample", "trained"),
+                "plain timm": ("plain", "trained", "densenet121"),
+                "twin, never shuffled": ("none", "trained", "dwg_densenet121"),
+                "the same, not told the channels, in any order":
+                    ("none", "anonymous", "dwg_densenet121"),
+                "twin, trained shuffled, in any order":
+                    ("shuffle", "anonymous", "dwg_densenet121"),
             },
             PRINTED,
         ),
     ),
-    "task1": (
-        "task1",
-        partial(
-            comparison, "task1", FEW,
-            {"minus experts: RGB": (EXPERTS, "RGB"), "minus experts: one": (EXPERTS, "one")},
-            lambda arm, way: not way.endswith("estimated"),
-        ),
-    ),
-    "task1-versus": ("task1", partial(versus_table, "task1", "hcs-sample")),
-    "batchnorm": (
-        "task1",
-        partial(
-            comparison, "task1", ("RGB", "RG", "RB", "GB", "R", "G", "B"),
-            {"minus experts: RGB": (EXPERTS, "RGB"), "minus experts: one": (EXPERTS, "one")},
-            lambda arm, way: arm in ("none", "shuffle", "hcs-sample", "hcs"),
-        ),
-    ),
-    "task2": ("task2", partial(task2_table, "task2", "resnet34")),
-    "task2-sets": ("task2", partial(sets_table, "task2", ("dwg_rrdb_rnn_small",))),
+    "task2": ("task2", task2_table),
     "task2-beside-report": (
         "task2",
         partial(
             beside, "task2",
-            {name: (name, "trained") for name in ("resnet34", "rrdb_small", "rrdb_rnn_small")},
+            {name: (name, "trained", name) for name in NETWORKS},
             PRINTED_TASK2,
         ),
     ),
-    "task2_short": ("task2_short", partial(task2_table, "task2_short", "rrdb_rnn_small")),
     "complexity": (
         "complexity",
         partial(
@@ -437,15 +402,13 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             },
         ),
     ),
-    "stems": (
-        "stems",
+    "peers_cost": (
+        "peers_cost",
         partial(
-            plain_table, "stems",
+            plain_table, "peers_cost",
             {
-                "stem": text("stem"), "any count": text("any_count"),
-                "anonymous channels": text("anonymous"), "unseen wavelengths": text("unseen"),
-                "depends on content": text("content"), "parameters": number("params"),
-                "M multi-adds more than timm": number("macs", 2, 1e6),
+                "model": text("model"), "C": text("channels"), "parameters": number("params"),
+                "M multi-adds": number("macs", 1, 1e6), "time / twin": ratio("to_twin"),
             },
         ),
     ),
@@ -457,7 +420,6 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
                 "batch": text("batch"), "C": text("channels"), "twin (ms)": number("twin_ms", 1),
                 "timm (ms)": number("timm_ms", 1), "ratio to timm": ratio("to_timm"),
                 "ratio to the folded model": ratio("to_folded"),
-                "twin, peak (MiB)": number("twin_mib"), "timm, peak (MiB)": number("timm_mib"),
             },
         ),
     ),
@@ -471,17 +433,6 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             },
         ),
     ),
-    "channels": (
-        "channels",
-        partial(
-            plain_table, "channels",
-            {
-                "channels": text("channels"), "batch": text("batch"), "px": text("img_size"),
-                "step of": text("model"), "choosing (ms)": number("channels_ms", 1),
-                "step (ms)": number("step_ms"), "share of the step": ratio("of_step"),
-            },
-        ),
-    ),
     "loading": (
         "loading",
         partial(
@@ -489,20 +440,18 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
             {
                 "13 x 64 x 64, 16 bits": text("format"), "plain reader (images/s)": number("plain"),
                 "ours (images/s)": number("ours"), "of the plain reader": ratio("of_plain"),
-                "ours with augmentation (images/s)": number("augmented"),
                 "of torchvision's augmentation": ratio("of_torchvision"),
             },
         ),
     ),
 }  # fmt: skip
-COST = ("complexity", "stems", "peers_cost", "latency", "throughput", "channels", "loading")
+COST = ("complexity", "peers_cost", "latency", "throughput", "loading")
 
 
 def made(name: str) -> str:
     """A table, or the command that it waits for."""
     results, make = TABLES[name]
-    if any(read(one) for one in results.split()):
+    if read(results):
         return make()
-    results = results.split()[0]
     script = f"cost.py {results}" if results in COST else f"run.py {results} --data DATA"
     return f"Not measured yet: `python bench/{script}`.\n"

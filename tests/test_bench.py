@@ -1,7 +1,6 @@
 """The benchmark: arms trained by the package's own code, tidy results, documents made of them."""
 
 import io
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ import cost  # noqa: E402
 import report  # noqa: E402
 import run as bench  # noqa: E402
 import tables  # noqa: E402
+import tidy  # noqa: E402
 
 import timm_varchan  # noqa: E402
 from timm_varchan import ChannelSet, hub  # noqa: E402
@@ -32,24 +32,24 @@ from timm_varchan.training import TrainConfig  # noqa: E402
 
 TINY = {
     "model": "test_resnet", "img_size": 16, "epochs": 2, "batch_size": 8, "workers": 0,
-    "warmup_epochs": 0, "mixed_precision": "no", "val_max_sets": 1, "eval_max_sets": 3,
+    "warmup_epochs": 0, "mixed_precision": "no", "val_max_sets": 0, "eval_sets": "RGB",
     "channel_aug": "none",
 }  # fmt: skip
 TWIN = {**TINY, "model": "dwg_test_resnet", "channel_aug": "hcs-sample"}
 ARMS = {
     "expert-RGB": arms.Arm(TINY, ("trained", "zero", "measured")),
-    "expert-G": arms.Arm({**TINY, "use": "G"}, own=True),
+    "expert-G": arms.Arm({**TINY, "use": "G", "eval_sets": "G"}, own=True),
     "twin": arms.Arm(TWIN, ("trained", "anonymous"), against=("expert-{set}", "expert-RGB|zero")),
     "stem-only": arms.Arm(
         {**TWIN, "model": "local-dir:{run:expert-RGB}", "adapt": True, "train_only": "stem"}
     ),
     "imagenet": arms.Arm({"img_size": 16}, ("zero", "zero, estimated"), untrained=True),
-    "zero_fill": arms.Arm({**TWIN, "model_kwargs": {"stem": "zero_fill"}}, against=("twin",)),
+    "zero": arms.Arm(arms.behind(TINY, "prior", "zero"), against=("twin",)),
 }
 QUESTIONS = {"RGB": [(0, 1, 2)], "G": [(1,)], "pairs": [(0, 1), (0, 2), (1, 2)]}
 CLASSES = ["n01443537_goldfish", "n01768244_trilobite", "n01855672_goose"]
 FIGURES = ("accuracy", "low", "high", "difference", "epochs", "train_images")
-TINY_BENCHMARK = arms.Benchmark("made-up", "RGB", QUESTIONS, ARMS)
+TINY_BENCHMARK = arms.Benchmark("made-up", "RGB", QUESTIONS, ARMS, seeds=(0,))
 
 
 @pytest.fixture
@@ -102,13 +102,13 @@ def test_arms_are_trained_tested_and_compared_and_nothing_is_done_twice(start, t
     (row,) = table.query(
         "arm == 'twin' and way == 'trained' and question == 'G' and reference == 'expert-{set}'"
     ).to_dict("records")
-    right = found["trained|G|0"] == found["labels"]
+    right = found["trained|1"] == found["labels"]
     row = {name: float(row[name] or "nan") for name in FIGURES} | {"version": row["version"]}
     assert row["accuracy"] == pytest.approx(right.mean(), abs=1e-4)
     assert (row["low"], row["high"]) == pytest.approx(wilson_interval(right.sum(), 12), abs=1e-4)
     expert = dict(np.load(folder / "fold-0-0-expert-G.npz"))
-    assert set(expert) == {"trained|G|0", "labels"}
-    gap = right.mean() - (expert["trained|G|0"] == expert["labels"]).mean()
+    assert set(expert) == {"trained|1", "labels"}
+    gap = right.mean() - (expert["trained|1"] == expert["labels"]).mean()
     assert row["difference"] == pytest.approx(gap, abs=1e-4)
     assert (row["epochs"], row["train_images"], row["version"] != "") == (2, 24, True)
     pairs = table.query("arm == 'twin' and question == 'pairs' and way == 'trained'")
@@ -126,7 +126,7 @@ def test_arms_are_trained_tested_and_compared_and_nothing_is_done_twice(start, t
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_an_interrupted_run_goes_on_and_one_trained_elsewhere_is_taken(start, tmp_path):
+def test_an_interrupted_run_goes_on(start):
     steps = []
 
     def count(module, args):
@@ -143,14 +143,10 @@ def test_an_interrupted_run_goes_on_and_one_trained_elsewhere_is_taken(start, tm
         start("--arms", "expert-RGB")
         assert len(steps) == 6, "two epochs of three steps, none of them twice"
 
-    shutil.move(tmp_path / "tiny" / "fold-0-0-expert-RGB", tmp_path / "elsewhere")
-    (tmp_path / "tiny" / "fold-0-0-expert-RGB.npz").unlink()
-    (tmp_path / "tiny" / "fold-0-0-expert-RGB").symlink_to(tmp_path / "elsewhere")
-    assert set(start("--arms", "expert-RGB", "--no-train").arm) == {"expert-RGB"}
-
 
 def test_every_arm_is_a_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "lite0_file", lambda folder: folder / "lite0.safetensors")
+    monkeypatch.setattr(bench, "correlation_of", lambda arm, dataset: {})
     for name, benchmark in arms.BENCHMARKS.items():
         for arm_name, arm in benchmark.arms.items():
             config = bench.configuration(arm, tmp_path, tmp_path, f"fold-0-0-{arm_name}", {})
@@ -162,23 +158,6 @@ def test_every_arm_is_a_configuration(tmp_path, monkeypatch):
                 wanted = [of.replace("{set}", str(benchmark.channel_set().take(s)))
                           for s in benchmark.questions.get("every set", [()])]  # fmt: skip
                 assert set(wanted) <= set(benchmark.arms), (name, arm_name, reference)
-
-
-MADE_UP = """\
-benchmark,arm,way,order,question,channels,seed,folds,images,accuracy,low,high,precision,recall,f1,\
-sd_seeds,reference,reference_accuracy,difference,difference_low,difference_high,p,epochs,\
-train_images,train_seconds,params,macs,forward_backward_mb,version
-finetune,expert-RGB,trained,in order,RGB,3,0,1,100,0.8,0.7,0.9,,,,,,,,,,,8,50,,,,,9.9
-finetune,expert-RGB,zero,in order,one,1,0,1,100,0.1,0.05,0.2,,,,,,,,,,,8,50,,,,,9.9
-finetune,twin-1x,trained,in order,RGB,3,0,1,100,0.7,0.6,0.8,,,,,expert-{set},0.8,-0.1,-0.15,-0.05,\
-0.01,8,50,,,,,9.9
-finetune,twin-1x,trained,in order,RGB,3,1,1,100,0.9,0.8,0.95,,,,,expert-{set},0.8,0.1,0.05,0.15,\
-0.01,8,50,,,,,9.9
-finetune,twin-1x,trained,in order,RGB,3,0+1,1,100,0.8,0.72,0.88,,,,0.1414,expert-{set},0.8,0.0,\
--0.04,0.04,1,8,50,,,,,9.9
-finetune,twin-1x,trained,in order,every set,,0+1,1,100,0.65,0.6,0.7,,,,0.01,expert-{set},0.66,\
--0.01,-0.02,0.005,1,8,50,,,,,9.9
-"""
 
 
 @pytest.mark.parametrize("arm", ["dofa", "channel-vit"])
@@ -205,47 +184,61 @@ def test_peers_are_saved_and_do_not_look_at_absent_planes(arm, tmp_path):
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    (tmp_path / "finetune-made-up.csv").write_text(MADE_UP)
-    return tmp_path
+    benchmark = arms.BENCHMARKS["eurosat"]
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 40)
+    for arm, way, luck in (("tiled", "zero", 0.2), ("tiled-zero", "trained", 0.5),
+                           ("twin", "trained", 0.7)):  # fmt: skip
+        for seed in range(1 if arm == "tiled" else 3):
+            found = {"labels": labels}
+            for indices in {s for sets in benchmark.questions.values() for s in sets}:
+                right = rng.random(40) < luck
+                found[tidy.set_key(way, indices)] = np.where(right, labels, (labels + 1) % 10)
+            (tmp_path / "runs").mkdir(exist_ok=True)
+            np.savez(tmp_path / "runs" / f"fold-{seed}-0-{arm}.npz", **found)
+    table = tidy.tidy(benchmark, "eurosat", tmp_path / "runs")
+    tidy.write_csv(table, tmp_path / "eurosat-made-up.csv")
+    return table
 
 
-def test_tables_are_made_of_the_rows_of_all_seeds(made_up):
-    lines = tables.made("finetune").splitlines()
-    assert lines[2] == "| an expert for each set |  |  |  |  | 80.0 |  |  | 66.0 |  |  |"
-    assert lines[5] == (
-        "| twin-1x | trained | 0+1 | 8 | 100 | 80.0 (72.0 to 88.0) ± 14.1 |  |  | "
-        "65.0 (60.0 to 70.0) ± 1.0 | +0.0 (-4.0 to +4.0) | -1.0 (-2.0 to +0.5) |"
-    )
-    assert "test images: 100; training images: 50; folds: 1; timm_varchan: 9.9." in lines
-    assert (
-        tables.made("eurosat") == "Not measured yet: `python bench/run.py eurosat --data DATA`.\n"
-    )
+def test_seeds_are_means_over_the_same_images_with_their_spread(made_up):
+    rows = made_up.query("arm == 'twin' and question == 'random' and reference == 'tiled-zero'")
+    by_seed = {row["seed"]: row for row in rows.to_dict("records")}
+    assert list(by_seed) == ["0", "1", "2", "0+1+2"]
+    each, together = [by_seed[seed] for seed in "012"], by_seed["0+1+2"]
+    assert together["difference"] == pytest.approx(np.mean([r["difference"] for r in each]))
+    spread = np.std([r["difference"] for r in each], ddof=1)
+    assert together["sd_difference"] == pytest.approx(spread)
+    narrow, wide = ([r["difference_high"] - r["difference_low"] for r in of]
+                    for of in ([together], each))  # fmt: skip
+    assert narrow[0] < min(wide)
+    assert together["images"] == 40
+
+
+def test_tables_and_picture_are_made_of_the_rows_of_all_seeds(made_up, tmp_path):
+    lines = tables.made("thirteen").splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:5]] == [
+        ["| plain timm, trained on all bands; absent ones are zero", "1"],
+        ["| plain timm, trained with zeros", "3"],
+        ["| twin (ours)", "3"],
+    ]
+    assert " ± " in lines[4]
+    assert "Test images: 40" in tables.made("thirteen")
+    minus = tables.made("thirteen-minus").splitlines()
+    assert len(minus) == 6, "never compared with itself"
+    waits = tables.made("stains")
+    assert waits == "Not measured yet: `python bench/run.py stains --data DATA`.\n"
     document = (
-        "a\n<!-- table: finetune -->\nstale\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
+        "a\n<!-- table: readme -->\nstale\n<!-- /table -->\n<!-- table: x -->\nb\n<!-- /table -->"
     )
     filled = report.fill(document)
     assert "stale" not in filled
     assert filled.endswith("<!-- table: x -->\nb\n<!-- /table -->")
     assert report.fill(filled) == filled
-
-
-def test_the_picture_has_a_panel_for_each_benchmark_that_was_measured(made_up):
-    def width():
-        with Image.open(report.draw_channels_left(made_up / "p" / "left.png")) as picture:
-            return picture.size[0]
-
-    one = width()
-    (made_up / "eurosat-made-up.csv").write_text(
-        MADE_UP.replace("expert-RGB,zero", "lite-tiled,zero")
-    )
-    assert width() > 1.5 * one
-    lines = tables.made("readme").splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:]] == [
-        "plain timm, zeros", "twin (ours), the same budget", "plain timm, zeros"
-    ]  # fmt: skip
-    for file in made_up.glob("*.csv"):
-        file.unlink()
-    assert report.draw_channels_left(made_up / "p" / "left.png") is None
+    with Image.open(report.draw_channels_left(tmp_path / "left.png")) as picture:
+        assert picture.size[0] > 800
+    (tmp_path / "eurosat-made-up.csv").unlink()
+    assert report.draw_channels_left(tmp_path / "left.png") is None
 
 
 @pytest.mark.parametrize("path", report.DOCUMENTS, ids=lambda path: path.name)
@@ -275,6 +268,30 @@ def test_costs_are_measured_in_turns(tmp_path):
     assert (read.of_plain_low <= read.of_plain).all()
     assert ((read.ours / read.plain / read.of_plain).between(0.2, 5)).all()
     words = ("--arch=test_resnet", "--img-size=16", "--batch-size=8", "--num-images=40")
+    times = measure("latency", *words, "--batches=2", "--rounds=5")
+    assert list(times.channels) == [1, 3, 8, 13]
+    assert (times.to_timm_low <= times.to_timm).all()
     loops = measure("throughput", *words, "--epochs=2", "--rounds=2", "--workers=0")
     assert len(loops) == 4
     assert (loops.of_plain[0], loops.of_plain_low[0], loops.of_plain_high[0]) == (1, 1, 1)
+
+
+def test_memory_that_runs_out_gives_an_empty_row(monkeypatch, tmp_path):
+    def fail(row, args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(cost, "timed", fail)
+    cost.main(["latency", f"--output={tmp_path / 'cost.csv'}"])
+    reasons = set(pd.read_csv(tmp_path / "cost.csv").reason)
+    assert reasons == {"OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"}
+
+
+def test_the_interval_of_a_median_covers_it_and_ratios_are_taken_round_by_round():
+    rng = np.random.default_rng(0)
+    covered = [
+        s["low"] <= 0 <= s["high"]
+        for s in (cost.spread(rng.standard_normal(20).tolist()) for _ in range(500))
+    ]
+    assert 0.94 <= np.mean(covered) <= 0.985  # exactly 0.959 for 20 values
+    ratio = cost.ratios({"own": [2.0, 40.0, 3.0], "timm": [1.0, 20.0, 2.0]})["timm"]
+    assert ratio["median"] == 2.0, "one slow round slows both"
