@@ -65,21 +65,13 @@ _USUAL_NO_DATA = (-9999.0, -99999.0, -32768.0, -float(np.finfo(np.float32).max),
 
 @dataclass(frozen=True)
 class Planes:
-    """A decoded image.
+    """A decoded image."""
 
-    Args:
-        image: `(C, H, W)` in the file's own numbers; floats of any width as float32.
-        has_alpha: Whether the last plane is an alpha plane.
-        white: The largest number that can be stored, where that is not the largest of the type.
-        valid: Where there is data, broadcastable to the image; None for everywhere.
-        names: What the file says of its planes.
-    """
-
-    image: np.ndarray
-    has_alpha: bool = False
-    white: float | None = None
-    valid: np.ndarray | None = None
-    names: PlaneNames = NO_NAMES
+    image: np.ndarray  # (C, H, W) in the file's own numbers; floats of any width as float32
+    has_alpha: bool = False  # whether the last plane is an alpha plane
+    white: float | None = None  # the largest number, where that is not the largest of the type
+    valid: np.ndarray | None = None  # where there is data, broadcastable; None for everywhere
+    names: PlaneNames = NO_NAMES  # what the file says of its planes
 
     def __post_init__(self) -> None:
         if self.names.channels and len(self.names.channels) != len(self.image):
@@ -210,10 +202,10 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 
 def planes_first(array: np.ndarray, num_channels: int | None = None) -> np.ndarray:
-    """Planes `(C, H, W)` of an array `(H, W)`, `(C, H, W)` or `(H, W, C)`.
+    """Planes `(C, H, W)` of an array `(H, W)`, `(C, H, W)` or `(H, W, C)`, of the same memory.
 
     Args:
-        array: Numbers of any real type; the planes may share its memory.
+        array: Numbers of any real type.
         num_channels: How many planes there are, which tells the axis. Without it the axis must
             follow from the shape: fewer channels than pixels a side, and an image nearer to a
             square than the other reading's.
@@ -221,41 +213,34 @@ def planes_first(array: np.ndarray, num_channels: int | None = None) -> np.ndarr
     Raises:
         ImageError: Another rank, numbers that are not real, an axis that does not follow.
     """
+    if array.ndim not in (2, 3):
+        raise ImageError(f"shape {array.shape} is not that of an image: (H, W), (C, H, W)")
     if array.ndim == 2:
         return _real(array[None])
-    if array.ndim != 3:
-        raise ImageError(f"shape {array.shape} is not that of an image: (H, W), (C, H, W)")
-    first, _, last = array.shape
-    if num_channels is not None and num_channels in (first, last):
+    first, middle, last = array.shape
+    is_last = last < first  # where the caller says another count
+    if num_channels is None:
+        ends = _can_be_channels(first, middle, last), _can_be_channels(last, middle, first)
+        if ends[0] == ends[1]:
+            raise ImageError(
+                f"shape {array.shape} does not tell which axis the channels are; say how many or "
+                f"which with --channels (channels=), such as {max(array.shape)} wavelengths"
+            )
+        is_last = ends[1]
+    elif num_channels in (first, last):
         if first == last:
             raise ImageError(
                 f"shape {array.shape} has {first} at both ends, so that the axis of the channels "
                 f"cannot be told; write a TIFF, which says it"
             )
         is_last = last == num_channels
-    elif num_channels is not None:  # another count: the caller says so
-        is_last = last < first
-    else:
-        is_last = _is_channels_last(array.shape)
     return _real(np.moveaxis(array, -1, 0) if is_last else array)
 
 
-def _is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Which end of three axes the channels are."""
-    first, middle, last = shape
-
-    def follows(count: int, sides: tuple[int, int], other: tuple[int, int]) -> bool:
-        stretch, others = (max(s) / max(min(s), 1) for s in (sides, other))
-        return count < min(sides) and (stretch <= others or (count <= 4 and stretch <= 10))
-
-    is_first = follows(first, (middle, last), (first, middle))
-    is_last = follows(last, (first, middle), (middle, last))
-    if is_first == is_last:
-        raise ImageError(
-            f"shape {shape} does not tell which axis the channels are; say how many or which with "
-            f"--channels (channels=), such as {max(shape)} wavelengths"
-        )
-    return is_last
+def _can_be_channels(count: int, side: int, other: int) -> bool:
+    """Whether one end of three axes can be the channels, the other end being a side."""
+    stretch, others = (max(s) / max(min(s), 1) for s in ((side, other), (count, side)))
+    return count < min(side, other) and (stretch <= others or (count <= 4 and stretch <= 10))
 
 
 def _real(planes: np.ndarray) -> np.ndarray:
@@ -398,8 +383,7 @@ _UNCHECKED = (5, 32773, 50001, *_MARKED)
 _PILLOWS = (PHOTOMETRIC.PALETTE, PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR)
 
 
-@dataclass(frozen=True)
-class _About:
+class _About(NamedTuple):
     """What a TIFF says of its numbers."""
 
     axes: str
@@ -418,7 +402,7 @@ class _Layout(NamedTuple):
     shape: tuple[int, ...]
     about: _About
 
-    def array(self, data: Any) -> np.ndarray | None:
+    def array(self, data: memoryview) -> np.ndarray | None:
         """The numbers of a file that is the same otherwise; None for another file."""
         start, stop = len(self.head), len(data) - len(self.tail)
         if data[:start] != self.head or data[stop:] != self.tail:
@@ -460,7 +444,8 @@ def _tiff(data: Any, num_channels: int | None, max_pixels: int) -> Planes:
     ):
         return _as_tagged(array, about, num_channels, valid, _pillow(data, max_pixels).image)
     if valid is None and start is not None:
-        _keep_layout(data, start, array, array.dtype.newbyteorder(order), about)
+        dtype = array.dtype.newbyteorder(order)
+        _keep_layout(data, start, _Layout(b"", b"", dtype, array.shape, about), array)
     return _as_tagged(array, about, num_channels, valid)
 
 
@@ -497,14 +482,12 @@ def _is_part_cut(data: memoryview, page: Any) -> bool:
     return False
 
 
-def _keep_layout(
-    data: memoryview, start: int, array: np.ndarray, dtype: np.dtype[Any], about: _About
-) -> None:
+def _keep_layout(data: memoryview, start: int, layout: _Layout, array: np.ndarray) -> None:
     """Remember where the numbers lie, if they are found there."""
     stop = start + array.nbytes
     if stop > len(data) or len(data) - array.nbytes > 2**16:
         return
-    layout = _Layout(bytes(data[:start]), bytes(data[stop:]), dtype, array.shape, about)
+    layout = layout._replace(head=bytes(data[:start]), tail=bytes(data[stop:]))
     there = layout.array(data)
     if there is not None and np.array_equal(there, array, equal_nan=array.dtype.kind == "f"):
         if len(_layouts) >= 16:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -50,19 +50,12 @@ _LENGTH_TAGS = (
 
 
 class PlaneNames(NamedTuple):
-    """What a file says of its planes.
+    """What a file says of its planes."""
 
-    Args:
-        channels: One a plane, anonymous where nothing is said; empty where nothing is said at all.
-        satellite: Whose band numbers these are, as the file says: `S2`, `L8`, ...
-        scaling: Factor and offset of every plane, `(C, 1, 1)`, where numbers need them.
-        no_data: The number that stands for no data, as a `.aux.xml` has it.
-    """
-
-    channels: tuple[Channel, ...] = ()
-    satellite: str | None = None
-    scaling: Scaling | None = None
-    no_data: str | None = None
+    channels: tuple[Channel, ...] = ()  # one a plane; empty where nothing is said
+    satellite: str | None = None  # whose band numbers these are: S2, L8, ...
+    scaling: Scaling | None = None  # factor and offset of every plane, (C, 1, 1)
+    no_data: str | None = None  # the number that stands for no data, as a .aux.xml has it
 
 
 NO_NAMES = PlaneNames()
@@ -172,7 +165,7 @@ def channels_of(
 
 def _counts(names: Sequence[str]) -> bool:
     """Whether names only number the planes, from 0 or from 1."""
-    pattern = r"(?:band|layer|channel|plane|page|image|slice|ch|c)?[ _:#-]*0*(\d+)\D*"
+    pattern = r"(?:band|layer|channel|plane|page|image|slice|ch|c)?[ _:#-]*0*(\d+)"
     found = [re.fullmatch(pattern, name.strip(), re.I) for name in names]
     numbers = [int(match[1]) for match in found if match]
     return len(numbers) == len(names) and numbers in (
@@ -185,7 +178,7 @@ def _counts(names: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=256)
 def gdal_names(text: str, count: int, about: str = "") -> PlaneNames:
-    """Names, scales and offsets of GDAL's metadata: tag 42112 of a TIFF, or a `.aux.xml`.
+    """What GDAL's metadata says: tag 42112 of a TIFF, or a `.aux.xml`.
 
     Args:
         text: The XML.
@@ -200,26 +193,21 @@ def gdal_names(text: str, count: int, about: str = "") -> PlaneNames:
         root = ElementTree.fromstring(text.strip(" \0\n"))
     except ElementTree.ParseError as error:
         raise ImageError(f"its GDAL metadata is no XML ({error})") from error
-    for item in root.iter("Item"):
-        kind = item.get("role") or str(item.get("name"))
-        _note(found, kind, item.get("sample"), item.text)
-    for item in root.findall("Metadata/MDI"):
-        _note(found, str(item.get("key")), None, item.text)
-    for band in root.findall("PAMRasterBand"):
-        place = str(int(band.get("band", "0")) - 1)
-        for item in band:
-            _note(found, item.tag, place, item.text)
-        for item in band.findall("Metadata/MDI"):
-            _note(found, str(item.get("key")), place, item.text)
+    for kind, place, item in _items(root):
+        if place.lstrip("-").isdigit():
+            found.setdefault(kind.lower(), {})[int(place)] = (item.text or "").strip()
     return names_of(found, count, about)
 
 
-def _note(
-    found: dict[str, dict[int, str]], kind: str, sample: str | None, text: str | None
-) -> None:
-    """Keep a text by its kind and plane; -1 for what is said of the whole file."""
-    place = -1 if sample is None else int(sample) if sample.isdigit() else -2
-    found.setdefault(kind.lower(), {})[place] = (text or "").strip()
+def _items(root: ElementTree.Element) -> Iterator[tuple[str, str, ElementTree.Element]]:
+    """Kind, plane (-1: the file) and element of what is said."""
+    for item in root.iter("Item"):
+        yield item.get("role") or item.get("name") or "", item.get("sample", "-1"), item
+    for item in root.findall("Metadata/MDI"):
+        yield item.get("key") or "", "-1", item
+    for number, band in enumerate(root.findall("PAMRasterBand"), start=1):
+        for item in (*band, *band.findall("Metadata/MDI")):
+            yield item.get("key") or item.tag, str(int(band.get("band", number)) - 1), item
 
 
 def names_of(found: Mapping[str, Mapping[int, str]], count: int, about: str = "") -> PlaneNames:
@@ -243,7 +231,7 @@ def names_of(found: Mapping[str, Mapping[int, str]], count: int, about: str = ""
 def _scaling(found: Mapping[str, Mapping[int, str]], count: int) -> Scaling | None:
     try:
         scale, offset = (
-            np.array([float(found.get(kind, {}).get(i, default)) for i in range(count)])
+            np.array([float(found.get(kind, {}).get(i, default)) for i in range(count)], np.float32)
             for kind, default in (("scale", 1.0), ("offset", 0.0))
         )
     except ValueError as error:
@@ -252,7 +240,7 @@ def _scaling(found: Mapping[str, Mapping[int, str]], count: int) -> Scaling | No
         raise ImageError("its scales and offsets are not finite, or 0")
     if (scale == 1).all() and (offset == 0).all():
         return None
-    return scale.astype(np.float32)[:, None, None], offset.astype(np.float32)[:, None, None]
+    return scale[:, None, None], offset[:, None, None]
 
 
 @lru_cache(maxsize=256)
