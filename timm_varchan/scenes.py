@@ -164,7 +164,7 @@ class _Scene:
             image = image.astype(np.float32, copy=False)
         planes = Planes(image, valid=None if masks.all() else masks, names=self.names)
         try:
-            read = self.reading.image(planes) if self.keeps else self.reading.marked(planes)
+            read, _ = self.reading.part(planes, may_be_empty=not self.keeps)
         except ImageError as error:
             raise UserError(f"{self.file.name}, rows from {top}: {error}.") from error
         missing = torch.zeros(height, width, dtype=torch.bool)

@@ -29,10 +29,11 @@ from PIL import ExifTags, Image, ImageOps
 from tifffile import PHOTOMETRIC
 from torch import Tensor
 
-from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike, known_channels
+from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike
 from timm_varchan.data.plane_names import (
     NO_NAMES,
     PlaneNames,
+    as_asked,
     channels_of,
     contradict,
     find_planes,
@@ -54,10 +55,7 @@ IMAGE_SUFFIXES = frozenset(
 #: What is done about pixels without data that lets images come with NaN in them.
 FILLED = ("mean", "predict")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-_END = b"\xff\xd9"  # of a JPEG and of JPEG 2000's codestream
-_ALPHA = (1, 2)  # TIFF's ExtraSamples: associated and unassociated alpha
+_PNG, _JPEG2000 = b"\x89PNG\r\n\x1a\n", b"\xff\x4f\xff\x51"
 #: Written where nothing was measured, by programs whose format cannot say so; of these, signed and
 #: floating numbers, an exact match counts.
 _USUAL_NO_DATA = (-9999.0, -99999.0, -32768.0, -float(np.finfo(np.float32).max), -1e20, 1e20, -1e34)
@@ -94,15 +92,11 @@ class Planes:
         index, scaling, valid = list(places), self.names.scaling, self.valid
         if valid is not None and len(valid) > 1:
             valid = valid[index]
-        if scaling is not None:
-            scaling = (scaling[0][index], scaling[1][index])
-        labels = tuple(self.labels[i] for i in index) if self.labels else ()
-        names = PlaneNames(labels, self.names.satellite, scaling)
+        names = self.names._replace(
+            channels=tuple(self.labels[i] for i in index) if self.labels else (),
+            scaling=scaling and (scaling[0][index], scaling[1][index]),
+        )
         return replace(self, image=self.image[index], has_alpha=False, valid=valid, names=names)
-
-    def without_alpha(self) -> Planes:
-        """The same without the alpha plane."""
-        return self.take(range(self.num_planes))
 
 
 def decode(source: Any, num_channels: int | None = None, max_pixels: int = MAX_PIXELS) -> Planes:
@@ -120,16 +114,14 @@ def decode(source: Any, num_channels: int | None = None, max_pixels: int = MAX_P
     if isinstance(source, (str, Path)):
         planes = decode(read_bytes(source), num_channels, max_pixels)
         return _with_sidecars(planes, str(source), max_pixels)
-    head = bytes(source[:26])
+    head = bytes(source[:64])
     if head[:6] == b"\x93NUMPY":
-        with _decoding():
-            array = _npy(source)
-        return Planes(planes_first(array, num_channels))
+        return Planes(planes_first(_npy(source), num_channels))
     if head[:4] in _TIFF:
-        return _tiff(source, num_channels, max_pixels)
+        return _tiff(memoryview(source), num_channels, max_pixels)
     if head[:8] == _PNG:
         return _png(bytes(source), max_pixels)
-    if head.startswith(_JPEG2000):
+    if head[:4] == _JPEG2000 or head[4:8] == b"jP  ":
         return _jpeg2000(bytes(source), max_pixels)
     netpbm = _netpbm(bytes(source)) if re.match(rb"P[2356]\s", head) else None
     return netpbm or _pillow(source, max_pixels)
@@ -142,20 +134,14 @@ def _decoding() -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except FileNotFoundError as error:
+        raise ImageError("there is no such file") from error
     except Exception as error:  # decoders raise anything on bytes that they cannot read
-        raise ImageError(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """One line that says what a decoder found."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    text = (str(error).splitlines() or [""])[0].rstrip(".")
-    if "cannot identify image file" in text:  # Pillow goes on with a memory address
-        return "it is no image"
-    if "imagecodecs" in text:
-        return f"{text} (pip install -U imagecodecs)"
-    return text or type(error).__name__
+        text = (str(error).splitlines() or [""])[0].rstrip(".") or type(error).__name__
+        if "cannot identify image file" in text:  # Pillow goes on with a memory address
+            text = "it is no image"
+        more = " (pip install -U imagecodecs)" if "imagecodecs" in text else ""
+        raise ImageError(text + more) from error
 
 
 def _check_size(sides: Sequence[int], max_pixels: int) -> None:
@@ -172,22 +158,25 @@ def _refuse_cut(is_cut: bool) -> None:
         raise ImageError("its end is missing: it was cut off; copy or download it again")
 
 
-# NumPy --------------------------------------------------------------------------------------------
+def _has_end(data: bytes, last_part: bytes) -> bool:
+    """Whether the mark at the end of a JPEG or JPEG 2000 follows the one of its last part."""
+    return data.rfind(b"\xff\xd9") > data.rfind(last_part)
 
 
+# Arrays -------------------------------------------------------------------------------------------
+
+
+@_decoding()
 def _npy(data: Any) -> np.ndarray:
     """An array of the same memory, which `np.load` would copy in pieces."""
     view = memoryview(data)
     size = 4 if view[6] > 1 else 2  # bytes of the header's length, since version 2 four
     start = 8 + size + int.from_bytes(view[8 : 8 + size], "little")
     shape, fortran, dtype = _npy_header(bytes(view[:start]))
-    count = math.prod(shape)
-    if len(view) - start != count * dtype.itemsize:
-        raise ImageError(
-            f"it has {len(view) - start} bytes of numbers, its header says {count * dtype.itemsize}"
-        )
-    array = np.frombuffer(view, dtype, count, start)
-    return array.reshape(shape, order="F" if fortran else "C")
+    there, said = len(view) - start, math.prod(shape) * dtype.itemsize
+    if there != said:
+        raise ImageError(f"it has {there} bytes of numbers, its header says {said}")
+    return np.frombuffer(view, dtype, -1, start).reshape(shape, order="F" if fortran else "C")
 
 
 @lru_cache(maxsize=64)
@@ -220,20 +209,19 @@ def planes_first(array: np.ndarray, num_channels: int | None = None) -> np.ndarr
     first, middle, last = array.shape
     is_last = last < first  # where the caller says another count
     if num_channels is None:
-        ends = _can_be_channels(first, middle, last), _can_be_channels(last, middle, first)
-        if ends[0] == ends[1]:
+        is_last = _can_be_channels(last, middle, first)
+        if is_last == _can_be_channels(first, middle, last):
             raise ImageError(
                 f"shape {array.shape} does not tell which axis the channels are; say how many or "
                 f"which with --channels (channels=), such as {max(array.shape)} wavelengths"
             )
-        is_last = ends[1]
     elif num_channels in (first, last):
+        is_last = last == num_channels
         if first == last:
             raise ImageError(
                 f"shape {array.shape} has {first} at both ends, so that the axis of the channels "
                 f"cannot be told; write a TIFF, which says it"
             )
-        is_last = last == num_channels
     return _real(np.moveaxis(array, -1, 0) if is_last else array)
 
 
@@ -265,7 +253,7 @@ _TO_RGB = {"1": "L"} | dict.fromkeys(("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"),
 
 @contextmanager
 def _opened(data: Any, max_pixels: int) -> Iterator[Image.Image]:
-    """A picture as Pillow opens it, by our limit of size instead of Pillow's."""
+    """The one picture of a file as Pillow opens it, by our limit of size instead of Pillow's."""
     with _decoding():
         with _opening:
             usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -275,16 +263,21 @@ def _opened(data: Any, max_pixels: int) -> Iterator[Image.Image]:
                 Image.MAX_IMAGE_PIXELS = usual
         with picture:
             _check_size(picture.size, max_pixels)
+            num_frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            if num_frames > 1:
+                raise ImageError(f"it holds {num_frames} pictures, not one; write that one alone")
             yield picture
 
 
 def _pillow(data: Any, max_pixels: int) -> Planes:
     with _opened(data, max_pixels) as picture:
-        if picture.format in ("JPEG", "MPO", "WEBP"):
-            _refuse_cut(_is_cut(bytes(data), picture.format))
-        num_frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-        if num_frames > 1:
-            raise ImageError(f"it holds {num_frames} pictures, not one; write the one it is about")
+        if picture.format in ("JPEG", "MPO"):
+            _refuse_cut(not _has_end(bytes(data), b"\xff\xda"))
+        elif picture.format == "WEBP":
+            zeros = len(data) - len(bytes(data).rstrip(b"\0"))
+            # A flat lower part comes out as zeros too, in the lossy kind, but in few of them.
+            is_lossy = b"VP8 " in bytes(data[:4096])
+            _refuse_cut(zeros > (max(64, len(data) // 10) if is_lossy else 8))
         upright: Image.Image = picture
         if picture.getexif().get(ExifTags.Base.Orientation) is not None:
             upright = ImageOps.exif_transpose(picture)
@@ -294,13 +287,8 @@ def _pillow(data: Any, max_pixels: int) -> Planes:
     return Planes(_real(_last_to_first(array)), has_alpha)
 
 
-def _is_cut(data: bytes, kind: str | None) -> bool:
-    """Whether the end of a picture is missing, or zeros, where Pillow would go on."""
-    if kind != "WEBP":
-        return data.rfind(_END) < data.rfind(b"\xff\xda")  # the last scan has no end
-    zeros = len(data) - len(data.rstrip(b"\0"))
-    # A flat lower part comes out as zeros too, in the lossy kind, but in few of them.
-    return zeros > (max(64, len(data) // 10) if b"VP8 " in data[:4096] else 8)
+def _last_to_first(array: np.ndarray) -> np.ndarray:
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
 def _netpbm(data: bytes) -> Planes | None:
@@ -322,20 +310,14 @@ def _netpbm(data: bytes) -> Planes | None:
     return Planes(_real(planes.astype(dtype)), white=white)
 
 
-def _last_to_first(array: np.ndarray) -> np.ndarray:
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
 def _png(data: bytes, max_pixels: int) -> Planes:
     """Pillow keeps one byte of two, and does not look at checksums."""
-    if len(data) >= 24:
-        _check_size(struct.unpack(">II", data[16:24]), max_pixels)
+    orientation = 1
     with _decoding():
-        planes, orientation = _last_to_first(imagecodecs.png_decode(data)), 1
+        _check_size(struct.unpack(">II", data[16:24]), max_pixels)
+        planes = _last_to_first(imagecodecs.png_decode(data))
     if b"acTL" in data[:999] or b"eXIf" in data:
         with _opened(data, max_pixels) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
-                raise ImageError(f"it holds {picture.n_frames} pictures, not one")  # type: ignore[attr-defined]
             orientation = int(picture.getexif().get(ExifTags.Base.Orientation) or 1)
     return Planes(_real(_upright(planes, orientation)), has_alpha=len(planes) in (2, 4))
 
@@ -343,31 +325,16 @@ def _png(data: bytes, max_pixels: int) -> Planes:
 def _jpeg2000(data: bytes, max_pixels: int) -> Planes:
     """Pillow stretches 12 or 15 bits to 16, and colours to 8."""
     with _decoding():
-        stream = _codestream(data)
+        stream = data[data.find(_JPEG2000) :]
         x1, y1, x0, y0 = struct.unpack(">4I", stream[8:24])
         depth = (stream[42] & 127) + 1
-    _check_size((x1 - x0, y1 - y0), max_pixels)
-    _refuse_cut(not stream.rstrip(b"\0").endswith(_END))
-    if depth <= 8:
-        return _pillow(data, max_pixels)
-    with _decoding():
+        _check_size((x1 - x0, y1 - y0), max_pixels)
+        _refuse_cut(not _has_end(stream, b"\xff\x90"))
+        if depth <= 8:
+            return _pillow(data, max_pixels)
         planes = _last_to_first(imagecodecs.jpeg2k_decode(data))
     white = float(2**depth - 1) if planes.dtype == np.uint16 and depth < 16 else None
     return Planes(_real(planes), has_alpha=len(planes) in (2, 4) and white is None, white=white)
-
-
-def _codestream(data: bytes) -> bytes:
-    """The part of a JPEG 2000 file that holds the pixels."""
-    at = 0
-    while data[:4] != _JPEG2000[1] and at + 8 <= len(data):
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        head = 16 if size == 1 else 8
-        size = int.from_bytes(data[at + 8 : at + 16], "big") if size == 1 else size
-        stop = at + size if size else len(data)
-        if kind == b"jp2c":
-            return data[at + head : stop]
-        at = max(stop, at + 8)
-    return data
 
 
 # TIFF ---------------------------------------------------------------------------------------------
@@ -376,6 +343,7 @@ _TAGS_READ = (
     _PHOTOMETRIC, _ABOUT, _ORIENTATION, _INK_SET, _EXTRA_SAMPLES, _GEO_KEYS, _GDAL_METADATA,
     _GDAL_NO_DATA,
 ) = 262, 270, 274, 332, 338, 34735, 42112, 42113  # fmt: skip
+_PAGE_NAME, _ALPHA = 285, (1, 2)  # of ExtraSamples: associated and unassociated alpha
 #: Compressions that come back as RGB; whose parts end in a mark; whose decoders go on over zeros.
 _JPEG, _MARKED = (6, 7, 33007, 34892), (7, 33003, 33004, 33005, 34712)
 _UNCHECKED = (5, 32773, 50001, *_MARKED)
@@ -414,37 +382,32 @@ class _Layout(NamedTuple):
 _layouts: dict[int, _Layout] = {}
 
 
-def _tiff(data: Any, num_channels: int | None, max_pixels: int) -> Planes:
-    data = memoryview(data)
+def _tiff(data: memoryview, num_channels: int | None, max_pixels: int) -> Planes:
     layout = _layouts.get(len(data))
     array = None if layout is None else layout.array(data)
     if array is not None and layout is not None:
         return _as_tagged(array, layout.about, num_channels, None)
     with _decoding(), tifffile.TiffFile(io.BytesIO(data)) as file:
         series, masks = _the_series(file.series)
-        page, start, order = series.keyframe, series.dataoffset, file.byteorder
-        _check_size((page.imagewidth, page.imagelength), max_pixels)
-        if start is None:
-            _refuse_cut(any(_is_part_cut(data, part) for part in series.pages))
+        page, start = series.keyframe, series.dataoffset
+        size = (page.imagewidth, page.imagelength)
+        _check_size(size, max_pixels)
+        _refuse_cut(start is None and any(_is_part_cut(data, part) for part in series.pages))
         array, said = series.asarray(), (series.shape, series.dtype)
         valid = masks[0].asarray() if masks else None
         tags = {tag.code: tag.value for tag in page.tags if tag.code in _TAGS_READ}
-        names = _tiff_names(file, tags, math.prod(said[0]) // (page.imagewidth * page.imagelength))
-        is_jpeg = page.compression in _JPEG
+        names = _tiff_names(file, tags, math.prod(said[0]) // math.prod(size))
+        is_jpeg, dtype = page.compression in _JPEG, array.dtype.newbyteorder(file.byteorder)
         about = _About(series.axes, tags, page.bitspersample, is_jpeg, names)
     if (array.shape, array.dtype) != said:
         raise ImageError(
             f"it decodes to {array.shape} {array.dtype}, its header says {said[0]} {said[1]}"
         )
-    if (
-        tags.get(_PHOTOMETRIC) in _PILLOWS
-        and array.dtype == np.uint8
-        and tags.get(_INK_SET, 1) == 1
-        and not is_jpeg
-    ):
-        return _as_tagged(array, about, num_channels, valid, _pillow(data, max_pixels).image)
-    if valid is None and start is not None:
-        dtype = array.dtype.newbyteorder(order)
+    if tags.get(_PHOTOMETRIC) in _PILLOWS and array.dtype == np.uint8 and not is_jpeg:
+        if tags.get(_INK_SET, 1) == 1:
+            colours = _pillow(data, max_pixels).image
+            return _as_tagged(array, about, num_channels, valid, colours)
+    elif valid is None and start is not None:
         _keep_layout(data, start, _Layout(b"", b"", dtype, array.shape, about), array)
     return _as_tagged(array, about, num_channels, valid)
 
@@ -456,28 +419,28 @@ def _tiff_names(file: tifffile.TiffFile, tags: dict[int, Any], count: int) -> Pl
         return ome_names(file.ome_metadata)
     if _GDAL_METADATA in tags:
         return gdal_names(str(tags[_GDAL_METADATA]), count, about)
-    names: Any = (file.imagej_metadata or {}).get("Labels") if page.is_imagej else None
+    names: Any = (file.imagej_metadata or {}).get("Labels")
     if page.is_micromanager:
         names = ((file.micromanager_metadata or {}).get("Summary") or {}).get("ChNames")
-    if names is None and 285 in page.tags and count == len(file.pages):
-        names = [str(p.aspage().tags.valueof(285, "")) for p in file.pages]
+    if names is None and _PAGE_NAME in page.tags and count == len(file.pages):
+        names = [p.aspage().tags.valueof(_PAGE_NAME, "") for p in file.pages]
+    satellite = satellite_of(about)
     if not isinstance(names, (list, tuple)) or len(names) != count:
-        return PlaneNames(satellite=satellite_of(about))
-    return PlaneNames(channels_of([str(n) for n in names], (), satellite_of(about)))
+        return PlaneNames(satellite=satellite)
+    return PlaneNames(channels_of([str(n) for n in names], (), satellite), satellite)
 
 
 def _is_part_cut(data: memoryview, page: Any) -> bool:
     """Whether a strip or tile ends beyond the file, or in zeros where no decoder would mind."""
-    if page is None:
-        return False
-    compression = int(page.compression)
-    for start, size in zip(page.dataoffsets, page.databytecounts, strict=False):
-        tail = bytes(data[start + max(0, size - 32) : start + size])
-        if start + size > len(data):
-            return True
-        if size and compression in _UNCHECKED and not tail.strip(b"\0"):
-            return True
-        if size and compression in _MARKED and _END not in tail:
+    parts = () if page is None else zip(page.dataoffsets, page.databytecounts, strict=False)
+    for stop, size in ((start + size, size) for start, size in parts if size):
+        tail = bytes(data[max(stop - 32, stop - size) : stop])
+        is_blank = page.compression in _UNCHECKED and not tail.strip(b"\0")
+        if (
+            stop > len(data)
+            or is_blank
+            or (page.compression in _MARKED and b"\xff\xd9" not in tail)
+        ):
             return True
     return False
 
@@ -509,10 +472,8 @@ def _the_series(found: Any) -> tuple[Any, list[Any]]:
 
 def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndarray:
     """Planes `(C, H, W)` of an array whose axes the file names."""
-    if "Y" not in axes or "X" not in axes:
-        raise ImageError(f"axes {axes} are not those of an image")
-    if array.size == 0:
-        raise ImageError(f"it has no pixels: {array.shape}")
+    if "Y" not in axes or "X" not in axes or array.size == 0:
+        raise ImageError(f"axes {axes} of {array.shape} are not those of an image")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
     others = [a for a in axes if a not in "YX"]
     several = [f"{a} ({n})" for a, n in zip(others, array.shape, strict=False) if n > 1]
@@ -532,7 +493,7 @@ def _as_tagged(
     array: np.ndarray,
     about: _About,
     num_channels: int | None,
-    valid: np.ndarray | None,
+    mask: np.ndarray | None,
     colours: np.ndarray | None = None,
 ) -> Planes:
     """The planes of an array and its mask with what the tags say of them applied.
@@ -540,20 +501,15 @@ def _as_tagged(
     The colours of a palette or of inks, upright, come beside the numbers that stand for them.
     """
     tags, planes = about.tags, _one_axis(array, about.axes, num_channels)
-    if valid is not None:
-        if valid.shape != planes.shape[1:]:
-            raise ImageError(f"its mask is {valid.shape}, its image {planes.shape[1:]}")
-        valid = valid[None] != 0
+    valid = None if mask is None else _fitting(mask[None] != 0, planes)
     if _GDAL_NO_DATA in tags:
         valid = _both(valid, _has_data(planes, tags[_GDAL_NO_DATA]))
-    orientation = int(tags.get(_ORIENTATION, 1))
+    orientation, white = int(tags.get(_ORIENTATION, 1)), None
     valid = None if valid is None else _upright(valid, orientation)
-    white = None
     if colours is None:
         planes, white = _colours(_upright(planes, orientation), about)
     else:
-        planes = colours
-        valid = None if valid is None else np.asarray(valid.all(0, keepdims=True))
+        planes, valid = colours, None if valid is None else np.asarray(valid.all(0, keepdims=True))
     extra = np.atleast_1d(tags.get(_EXTRA_SAMPLES, ()))
     has_alpha = len(extra) > 0 and int(extra[-1]) in _ALPHA and len(planes) > 1
     if has_alpha and _GEO_KEYS in tags:
@@ -561,6 +517,13 @@ def _as_tagged(
         has_alpha = _is_mask(planes[-1])
         valid = _both(valid, planes[-1:] != 0) if has_alpha else valid
     return Planes(planes, has_alpha, white, valid, about.names)
+
+
+def _fitting(mask: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """A mask of an image's size: one plane, or one each."""
+    if mask.shape[1:] != planes.shape[1:]:
+        raise ImageError(f"its mask is {mask.shape[1:]}, its image {planes.shape[1:]}")
+    return mask if len(mask) == len(planes) else np.asarray(mask.all(0, keepdims=True))
 
 
 def _is_mask(plane: np.ndarray) -> bool:
@@ -592,72 +555,51 @@ def _has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
 
 def _upright(planes: np.ndarray, orientation: int) -> np.ndarray:
     """Turn rows and columns as EXIF and TIFF count orientations, from 1 (upright) to 8."""
-    if orientation == 1:
-        return planes
-    if not 1 < orientation <= 8:
+    if not 1 <= orientation <= 8:
         raise ImageError(f"its orientation is {orientation}, there are 1 to 8")
-    if orientation >= 5:
-        planes = planes.swapaxes(-1, -2)
-    if orientation in (3, 4, 7, 8):
-        planes = planes[..., ::-1, :]
-    if orientation in (2, 3, 6, 7):
-        planes = planes[..., ::-1]
-    return planes
+    planes = planes.swapaxes(-1, -2) if orientation >= 5 else planes
+    down, across = (-1 if orientation in x else 1 for x in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return planes[..., ::down, ::across]
 
 
 def _colours(planes: np.ndarray, about: _About) -> tuple[np.ndarray, float | None]:
-    """Gray, RGB or bands, whatever the samples stand for; and what white is."""
+    """Gray, RGB or bands, whatever the samples stand for; and what white is, if not the type's."""
     if _PHOTOMETRIC not in about.tags:
         raise ImageError("it does not say what its numbers stand for (PhotometricInterpretation)")
-    photometric, white = int(about.tags[_PHOTOMETRIC]), _white(planes, about.bits)
+    depths = {about.bits} if isinstance(about.bits, int) else set(about.bits)
+    if len(depths) > 1:
+        raise ImageError(f"its planes have different depths, {about.bits} bits")
+    (depth,), is_whole, white = depths, planes.dtype.kind == "u", None
+    if is_whole and depth not in (1, 8 * planes.dtype.itemsize):
+        white = float(2**depth - 1)
+    photometric = int(about.tags[_PHOTOMETRIC])
     is_plain = photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
     if is_plain or (photometric == PHOTOMETRIC.YCBCR and about.is_jpeg):
         return planes, white
-    if photometric == PHOTOMETRIC.MINISWHITE:
-        if planes.dtype.kind != "u":
-            raise ImageError(f"its white is zero, in {planes.dtype}: what black is nobody knows")
+    if photometric == PHOTOMETRIC.MINISWHITE and is_whole:
         return planes.dtype.type(white or np.iinfo(planes.dtype).max) - planes, white
-    known = {item.value: item.name for item in PHOTOMETRIC} | {5: "CMYK or other inks"}
+    known = {item.value: item.name for item in PHOTOMETRIC}
+    known |= {0: "such that its white is zero", 5: "CMYK or other inks"}
     name = known.get(photometric, photometric)
-    raise ImageError(f"its colours are {name} of {planes.dtype}, not converted; write it as RGB")
-
-
-def _white(planes: np.ndarray, bits: int | tuple[int, ...]) -> float | None:
-    """The largest number of an unusual depth, None where it is that of the type."""
-    depths = {bits} if isinstance(bits, int) else set(bits)
-    if len(depths) > 1:
-        raise ImageError(f"its planes have different depths, {bits} bits")
-    (depth,) = depths
-    if planes.dtype.kind != "u" or depth in (1, 8 * planes.dtype.itemsize):
-        return None
-    return float(2**depth - 1)
-
-
-# Beside the image ---------------------------------------------------------------------------------
+    raise ImageError(f"its colours are {name}, in {planes.dtype}; write it as RGB or as bands")
 
 
 def _with_sidecars(planes: Planes, path: str, max_pixels: int) -> Planes:
     """The planes with what GDAL wrote into files beside the image: a mask, names, scales."""
+    valid, own = planes.valid, planes.names
     if os.path.isfile(path + ".msk"):
         mask = decode(read_bytes(path + ".msk"), None, max_pixels).image != 0
-        if mask.shape[1:] != planes.image.shape[1:]:
-            raise ImageError(f"its mask is {mask.shape[1:]}, its image {planes.image.shape[1:]}")
-        if len(mask) != len(planes.image):
-            mask = np.asarray(mask.all(0, keepdims=True))
-        planes = replace(planes, valid=_both(planes.valid, mask))
+        valid = _both(valid, _fitting(mask, planes.image))
     if os.path.isfile(path + ".aux.xml"):
         text = bytes(read_bytes(path + ".aux.xml")).decode(errors="replace")
-        said, own = gdal_names(text, len(planes.image)), planes.names
-        names = PlaneNames(
+        said = gdal_names(text, len(planes.image))
+        if said.no_data is not None:
+            valid = _both(valid, _has_data(planes.image, said.no_data))
+        own = PlaneNames(
             own.channels or said.channels, own.satellite or said.satellite,
             own.scaling or said.scaling,
         )  # fmt: skip
-        planes = replace(planes, names=names)
-        if said.no_data is not None:
-            planes = replace(
-                planes, valid=_both(planes.valid, _has_data(planes.image, said.no_data))
-            )
-    return planes
+    return replace(planes, valid=valid, names=own)
 
 
 # From planes to images ----------------------------------------------------------------------------
@@ -672,14 +614,13 @@ class Reading:
             that hold no data by the file's own word (GDAL's tag, a mask, NaN), by its
             `no_data_value` or by the usual one (-9999 and the like, of signed and floating
             numbers): `refuse` the image; mark them as NaN, for the transforms to put the channel's
-            `mean` there or to `predict` them from the other channels; or `keep` the numbers (NaN is
-            refused).
+            `mean` there or to `predict` them; or `keep` the numbers (NaN is refused).
         stored: What the planes of a file are, in order, that does not name them; by default the
             channels of the spec.
         partial: Whether a file that names its planes may lack some of the channels.
     """
 
-    spec: InputSpec = InputSpec()  # noqa: RUF009 - frozen
+    spec: InputSpec
     stored: ChannelSet | None = None
     partial: bool = False
 
@@ -692,10 +633,6 @@ class Reading:
     def num_planes(self) -> int | None:
         """How many planes files have that do not name them; None where nobody said."""
         return len(self.stored or self.channels) or None
-
-    def with_channels(self, channels: ChannelSet, stored: ChannelSet | None = None) -> Reading:
-        """The same with other channels; `stored` where files keep them among others."""
-        return replace(self, spec=replace(self.spec, channels=channels), stored=stored)
 
     def decode(self, source: Any) -> Planes:
         """The planes of a path or of a file's bytes, as they are stored."""
@@ -713,22 +650,19 @@ class Reading:
         """
         return self.part(planes)[0]
 
-    def part(self, planes: Planes) -> tuple[Tensor, ChannelSet]:
-        """The same and the channels that are there, in the order of the spec."""
+    def part(self, planes: Planes, may_be_empty: bool = False) -> tuple[Tensor, ChannelSet]:
+        """The same and the channels that are there; images without any data only where allowed."""
         planes, channels = fit(planes, self.channels, self.stored, self.partial)
         missing, why = self._missing(planes)
-        if missing is not None and (self.spec.no_data not in FILLED or missing.all()):
-            cure = "; --no-data mean (no_data='mean') puts the channel's mean there, predict more"
-            share = missing.mean()
-            raise ImageError(
-                f"{share:.1%} of its values hold no data ({why}){cure if share < 1 else ''}"
-            )
-        return self._tensor(planes, missing), channels
-
-    def marked(self, planes: Planes) -> Tensor:
-        """The image with NaN wherever there is no data; nothing is refused for it."""
-        planes, _ = fit(planes, self.channels, self.stored, self.partial)
-        return self._tensor(planes, self._missing(planes)[0])
+        stored = self._scaled(planes, as_float=missing is not None)
+        if missing is not None:
+            is_empty = missing.all() and not may_be_empty
+            if self.spec.no_data not in FILLED or is_empty:
+                cure = "; --no-data mean (no_data='mean') puts the channel's mean there"
+                share, cure = missing.mean(), "" if missing.all() else cure + ", predict more"
+                raise ImageError(f"{share:.1%} of its values hold no data ({why}){cure}")
+            stored[missing] = np.nan
+        return torch.from_numpy(np.require(stored, requirements=["C", "W"])), channels
 
     def _missing(self, planes: Planes) -> tuple[np.ndarray | None, str]:
         """Where there is no data, or None, and how that is known."""
@@ -744,17 +678,11 @@ class Reading:
         missing = np.logical_or.reduce([np.broadcast_to(m, image.shape) for m in found.values()])
         return missing, next(iter(found))
 
-    def _tensor(self, planes: Planes, missing: np.ndarray | None) -> Tensor:
-        stored = self._scaled(planes, as_float=missing is not None)
-        if missing is not None:
-            stored[missing] = np.nan
-        return torch.from_numpy(np.require(stored, requirements=["C", "W"]))
-
     def _scaled(self, planes: Planes, as_float: bool) -> np.ndarray:
         image, scale, offset = planes.image, self.channels.value_scale, self.channels.value_offset
         if planes.names.scaling is not None:
             factor, shift = planes.names.scaling
-            if scale is not None and not (
+            if scale and not (
                 np.allclose(factor, 1 / scale) and np.allclose(shift, offset / scale)
             ):
                 raise ImageError(
@@ -765,11 +693,10 @@ class Reading:
         scale, is_whole = scale or planes.white, image.dtype in (np.uint8, np.uint16)
         if scale is None and not offset and not as_float:
             return image if is_whole else image.astype(np.float32, copy=False)
-        top = scale or (np.iinfo(image.dtype).max if is_whole else 1)
         scaled = image.astype(np.float32)
         if offset:
             scaled += np.float32(offset)
-        scaled /= np.float32(top)
+        scaled /= np.float32(scale or (np.iinfo(image.dtype).max if is_whole else 1))
         return scaled
 
 
@@ -783,105 +710,78 @@ def _missing_by_value(image: np.ndarray, usual: bool) -> dict[str, np.ndarray]:
         found["they are not finite"] = ~np.isfinite(image)
         low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)
     for value in _USUAL_NO_DATA if usual and (low <= -9999 or high >= 1e20) else ():
-        if low <= value <= high:
-            here = np.equal(image, image.dtype.type(value))
-            if here.any():
-                found[f"{value:g} is the usual sign of it; if it is meant, --no-data keep"] = here
-                break
+        if low <= value <= high and (here := np.equal(image, image.dtype.type(value))).any():
+            found[f"{value:g} is the usual sign of it; if it is meant, --no-data keep"] = here
+            break
     return found
 
 
 def fit(
     planes: Planes, channels: ChannelSet, stored: ChannelSet | None = None, partial: bool = False
 ) -> tuple[Planes, ChannelSet]:
-    """Bring decoded planes to the channels of an input.
+    """Bring decoded planes to the channels of an input; the arguments are `Reading`'s.
 
     Planes that the file names are found by name or wavelength, wherever they lie. Others are taken
     in order: then a gray image among R, G and B becomes three equal planes, and an alpha plane that
     the channels do not count is dropped. Nothing else is guessed.
 
-    Args:
-        planes: The decoded image.
-        channels: The channels; `ANONYMOUS` takes all planes but alpha.
-        stored: See `Reading`.
-        partial: Likewise.
-
     Returns:
-        The planes and their channels.
+        The planes and their channels, which are fewer where the reading is partial.
 
     Raises:
         ImageError: Another number of planes, or the file calls them by other names.
     """
     order, labels, satellite = stored or channels, planes.labels, planes.names.satellite
     if not channels.channels:
-        return planes.without_alpha(), channels
-    if not labels or (len(labels) == 1 < len(order) and labels[0].wavelength_nm in (None, 555.0)):
+        return planes.take(range(planes.num_planes)), channels
+    is_gray = len(labels) == 1 < len(order) and labels[0].wavelength_nm in (None, 555.0)
+    if not labels or is_gray:
         return _in_order(planes, order, channels), channels
     found = find_planes(labels, channels.channels, satellite)
-    if None not in found:
-        return planes.take([p for p in found if p is not None]), channels
-    named = labels[: planes.num_planes] if len(labels) != len(order) else labels
-    if len(named) == len(order) and not contradict(named, order.channels, satellite):
-        return _in_order(planes, order, channels), channels
     there = [k for k, place in enumerate(found) if place is not None]
-    if partial and there:
-        return planes.take([p for p in found if p is not None]), channels.take(there)
-    said, asked = "+".join(c.label for c in labels), "+".join(map(_declared, labels))
-    absent = "+".join(channels.labels[k] for k in range(len(found)) if k not in there)
+    named = labels[: planes.num_planes] if len(labels) != len(order) else labels
+    if len(there) < len(found) and len(named) == len(order):
+        if not contradict(named, order.channels, satellite):
+            return _in_order(planes, order, channels), channels
+    if len(there) == len(found) or (partial and there):
+        taken = channels if len(there) == len(found) else channels.take(there)
+        return planes.take([p for p in found if p is not None]), taken
+    said, absent = (
+        "+".join(c.label for c in x)
+        for x in (labels, (c for k, c in enumerate(channels) if k not in there))
+    )
     lacks = f" and lacks {absent}" if there else ""
     raise ImageError(
         f"the file calls its planes {said}{lacks}, the channels are {channels}; leave --channels "
-        f"out, which takes the file's names, or say --channels {asked}"
+        f"out, which takes the file's names, or say --channels {as_asked(labels)}"
     )
-
-
-def _declared(channel: Channel) -> str:
-    """A channel as `--channels` takes it, whether its name is known or not."""
-    name, nm = channel.name, channel.wavelength_nm
-    if name in known_channels():
-        return str(name)
-    return f"{name}=" if nm is None else f"{name}@{nm:g}nm" if name else f"{nm:g}nm"
 
 
 def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes:
     """The channels of an image whose planes are these in this order."""
     if len(planes.image) != len(order):
-        planes = planes.without_alpha()
+        planes = planes.take(range(planes.num_planes))
     elif planes.has_alpha and order.wavelengths_nm[-1] and _is_mask(planes.image[-1]):
         raise ImageError(
             f"its last plane is alpha, {planes.image[-1].max()} wherever it is not 0, and no "
             f"{order.labels[-1]}; say --channels {'+'.join(order.labels[:-1])}"
         )
-    if len(planes.image) == 1 and is_camera_rgb(order):
-        planes = replace(
-            planes, image=np.repeat(planes.image, 3, axis=0), names=NO_NAMES
-        )  # fmt: skip
+    if len(planes.image) == 1 and len(order) == 3 and {*order.names} == {"R", "G", "B"}:
+        planes = replace(planes, image=np.repeat(planes.image, 3, axis=0), names=NO_NAMES)
     if len(planes.image) != len(order):
         known = products_with(len(planes.image))
         raise ImageError(
             f"it has {len(planes.image)} planes, but the channels are {order} ({len(order)}); see "
             f"--channels" + (f". {known}" if known else "")
         )
-    return planes.take(range(len(order)) if order is channels else order.index(channels))
-
-
-def is_camera_rgb(channels: ChannelSet) -> bool:
-    """Whether the planes are red, green and blue, in any order."""
-    return len(channels) == 3 and set(channels.names) == {"R", "G", "B"}
+    return planes if order is channels else planes.take(order.index(channels))
 
 
 def read_bytes(path: str | Path) -> Any:
     """A file's bytes, in memory that may be written to."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-            data = np.empty(size, np.uint8)
-            if size and file.readinto(data.data) != size:
-                raise ImageError("it was cut off while it was read")
-    except OSError as error:
-        raise ImageError(_reason(error)) from error
-    return data.data if size else b""
+    with _decoding():
+        data = np.fromfile(path, np.uint8)
+    return data.data if data.size else b""
 
 
 def read_image(

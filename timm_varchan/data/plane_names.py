@@ -333,3 +333,13 @@ def contradict(
         if not known and not is_near(label.wavelength_nm, channel.wavelength_nm):
             return True
     return False
+
+
+def as_asked(labels: Sequence[Channel]) -> str:
+    """Channels as `--channels` takes them, whether their names are known or not."""
+    known = known_channels()
+    return "+".join(
+        c.label if c.name is None or c.name in known
+        else f"{c.name}=" if c.wavelength_nm is None else f"{c.name}@{c.wavelength_nm:g}nm"
+        for c in labels
+    )  # fmt: skip
