@@ -307,7 +307,7 @@ def test_nothing_left_is_an_error(tmp_path, load):
     with pytest.raises(ValueError, match="Nothing of validation is left: 4 rows"):
         load(root, skip_corrupt=True)
     shutil.rmtree(root / "train")
-    with pytest.raises(ValueError, match="none of 4 images.*it is no image"):
+    with pytest.raises(ValueError, match=r"none of 4 images.*it is no image"):
         load(root)
 
 

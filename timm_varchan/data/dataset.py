@@ -31,7 +31,14 @@ from timm_varchan.data.labels import (
     stored_labels,
 )
 from timm_varchan.data.lists import SPLIT_ALIASES, Columns, Files
-from timm_varchan.data.look import guess_channels, look_at, refuse_all_alike, with_scale
+from timm_varchan.data.look import (
+    channels_there,
+    guess_channels,
+    look_at,
+    refuse_all_alike,
+    warn_of_borders,
+    with_scale,
+)
 from timm_varchan.data.planes import channels_of_files, order_of
 from timm_varchan.data.rows import ROW_CURE, RowReader
 from timm_varchan.data.sources import Tables, empty_split, load_tables
@@ -78,6 +85,10 @@ class Reader(Protocol):
 
     def name(self, row: int) -> str:
         """What the image of a row is called: its file, or its place."""
+        ...
+
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> Reader:
+        """A reader of these planes alone, called by these channels."""
         ...
 
 
@@ -141,7 +152,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> ImageSplit:
         """The split with these planes of its images alone, called by these channels."""
         taken = copy.copy(self)
-        taken.reader = _Chosen(self.reader, planes, channels)
+        taken.reader = self.reader.with_planes(planes, channels)
         return taken
 
     def fingerprint(self) -> np.ndarray:
@@ -233,18 +244,6 @@ class ImageData:
         return chosen.with_channels(channels)
 
 
-class _Chosen:
-    """Reads the images of another reader with some of their planes, or other names for them."""
-
-    def __init__(self, reader: Reader, planes: Sequence[int], channels: ChannelSet) -> None:
-        self._reader, self._planes, self.channels = reader, list(planes), channels
-        self.identities, self.files, self.name = reader.identities, reader.files, reader.name
-
-    def __call__(self, row: int) -> Tensor:
-        image = self._reader(row)
-        return image if self._planes == list(range(len(image))) else image[self._planes]
-
-
 class _Kept:
     """A reader of images that are there already, one row each."""
 
@@ -265,6 +264,10 @@ class _Kept:
     def name(self, row: int) -> str:
         """That of the image's own reader."""
         return self._split.name(row)
+
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> Reader:
+        """That of the images' own reader."""
+        return self._split.reader.with_planes(planes, channels)
 
 
 class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -335,6 +338,7 @@ def load_data(
     seed: int = 0,
     skip_corrupt: bool = False,
     allow_absent: bool = False,
+    partial: bool = False,
     cache_dir: str | Path | None = None,
     num_images: Mapping[str, int] | None = None,
     **fields: Any,
@@ -364,6 +368,8 @@ def load_data(
             raising; decodes every image once. `ImageSplit.skipped` tells what went.
         allow_absent: Take images in several files of which some are missing: their planes are NaN.
             With `no_data` `mean` and `predict` they are taken anyway.
+        partial: Take files that name their planes and lack some of the channels: the spec of the
+            data has those that are there.
         cache_dir: Where `datasets` keeps its copies.
         num_images: Images in each synthetic split, by its name.
         **fields: Fields of the spec in place of its own, as `InputSpec.of` takes them. Channels
@@ -397,7 +403,7 @@ def load_data(
                 source, splits or {}, columns=columns, planes=planes, cache_dir=cache_dir
             )
             data = data_of(
-                tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess,
+                tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess, partial=partial,
                 allow_absent=allow_absent or spec.no_data in FILLED,
             )  # fmt: skip
             data = _set_apart(data, validation_fraction, seed)
@@ -437,6 +443,7 @@ def data_of(
     skip_corrupt: bool,
     guess: bool,
     allow_absent: bool = False,
+    partial: bool = False,
 ) -> ImageData:
     """The data of tables: columns, labels and channels are settled; see `load_data`.
 
@@ -454,7 +461,7 @@ def data_of(
         stored[split] = stored_labels(rows, find_column(rows, columns.label, LABEL_RULE, where))
     classes, indices = resolve_labels(stored, spec.class_names or None)
     spec = replace(spec, class_names=classes)
-    order = _settle_channels(readers, spec, tables, guess)
+    order = _settle_channels(readers, spec, tables, guess, partial)
     made: dict[str, Any] = {}
     for split, reader in readers.items():
         reader.use(next(iter(readers.values())).spec, order)
@@ -488,7 +495,7 @@ def _problem_of(reader: RowReader, problems: Mapping[int, str], split: str) -> U
 
 
 def _settle_channels(
-    readers: Mapping[str, RowReader], spec: InputSpec, tables: Tables, guess: bool
+    readers: Mapping[str, RowReader], spec: InputSpec, tables: Tables, guess: bool, partial: bool
 ) -> tuple[int, ...]:
     """Give the first reader the channels of its images, after a look at some of them.
 
@@ -513,8 +520,11 @@ def _settle_channels(
             raise UserError(reader.where(row, f"cannot be read: {look.failures[row]}") + ROW_CURE)
         channels = guess_channels(look.seen)
         channels = (channels if guess else channels.without_identity()).with_scale(*scale)
+    elif partial and not order:
+        channels = channels_there(look, channels)
     reader.use(replace(spec, channels=channels), order)
     refuse_all_alike(reader, look)
+    warn_of_borders(reader, look)
     reader.use(replace(spec, channels=with_scale(reader, look)), order)
     return order
 

@@ -98,6 +98,10 @@ class Planes:
         )
         return replace(self, image=self.image[index], has_alpha=False, valid=valid, names=names)
 
+    def without_alpha(self) -> Planes:
+        """The same without the alpha plane."""
+        return self.take(range(self.num_planes))
+
 
 def decode(source: Any, num_channels: int | None = None, max_pixels: int = MAX_PIXELS) -> Planes:
     """Decode one image file: JPEG, PNG, TIFF, JPEG 2000, `.npy` or whatever else Pillow opens.
@@ -733,7 +737,7 @@ def fit(
     """
     order, labels, satellite = stored or channels, planes.labels, planes.names.satellite
     if not channels.channels:
-        return planes.take(range(planes.num_planes)), channels
+        return planes.without_alpha(), channels
     is_gray = len(labels) == 1 < len(order) and labels[0].wavelength_nm in (None, 555.0)
     if not labels or is_gray:
         return _in_order(planes, order, channels), channels
@@ -760,7 +764,7 @@ def fit(
 def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes:
     """The channels of an image whose planes are these in this order."""
     if len(planes.image) != len(order):
-        planes = planes.take(range(planes.num_planes))
+        planes = planes.without_alpha()
     elif planes.has_alpha and order.wavelengths_nm[-1] and _is_mask(planes.image[-1]):
         raise ImageError(
             f"its last plane is alpha, {planes.image[-1].max()} wherever it is not 0, and no "

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from timm_varchan.channels import RGB, ChannelSet, known_channels, seeded_rng
-from timm_varchan.data.decode import Planes
+from timm_varchan.data.decode import Planes, fit
 from timm_varchan.data.rows import RowReader
 from timm_varchan.data.transforms import scale_values
 from timm_varchan.errors import ImageError, UserError
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Images that are looked at, drawn with a fixed seed: in steps, kinds that take turns stay unseen.
 _NUM_IMAGES = 24
+#: Fraction of an image that has one number in all planes, from which it is told.
+_LARGE_BORDER = 0.05
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,10 @@ def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
     Raises:
         UserError: They differ in their number of planes.
     """
-    labels = {planes.labels for planes in seen.values()}
-    if len(labels) == 1:
-        (named,) = labels
-        names = [c.name for c in named if c.name is not None]
-        if named and not any(c.is_anonymous for c in named) and len(set(names)) == len(names):
+    labels = [planes.labels for planes in seen.values()]
+    if len(set(map(frozenset, labels))) == 1:  # in another order they are found by name
+        named = labels[0]
+        if named and not any(c.is_anonymous for c in named):
             logger.info("The files call their planes %s.", "+".join(c.label for c in named))
             return ChannelSet(named)
     counts: dict[int, int] = {}
@@ -104,6 +107,41 @@ def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
         found = ", ".join(f"{count} in row {row}" for count, row in counts.items())
         raise UserError(f"The images differ in their number of planes ({found}). Say --channels.")
     return ChannelSet.anonymous(next(iter(counts)))
+
+
+def channels_there(look: Look, channels: ChannelSet) -> ChannelSet:
+    """The channels that every image has which was looked at, by what files call their planes."""
+    there = set(range(len(channels)))
+    for planes in look.seen.values():
+        with contextlib.suppress(ImageError):  # raised again when the image is asked for
+            taken = fit(planes, channels, partial=True)[1]
+            there &= there if taken is channels else set(channels.index(taken))
+    if not 0 < len(there) < len(channels):
+        return channels
+    found = channels.take(sorted(there))
+    logger.warning("The files have %d of the %d channels: %s.", len(found), len(channels), found)
+    return found
+
+
+def warn_of_borders(reader: RowReader, look: Look) -> None:
+    """A line on large parts where all planes are one number, as where nothing was measured."""
+    shares: dict[float, list[float]] = {}
+    for planes in look.seen.values():
+        image = planes.image[: planes.num_planes]
+        if (image.dtype == np.uint8 and len(image) <= 3) or planes.valid is not None:
+            continue  # photographs and drawings have black and white of their own
+        for value in {image[0, y, x].item() for y in (0, -1) for x in (0, -1)}:
+            share = float((image == value).all(0).mean())
+            if share >= _LARGE_BORDER:
+                shares.setdefault(value, []).append(share)
+    for value, found in shares.items():
+        if value != reader.spec.no_data_value and value > -9999:  # known without a word
+            logger.warning(
+                "%s: %d of %d images are %g in all planes at once, at the border too, in %.0f %% "
+                "of their pixels. If nothing was measured there, say --no-data-value %g.",
+                reader.split, len(found), len(look.seen), value,
+                100 * sum(found) / len(found), value,
+            )  # fmt: skip
 
 
 # Scale --------------------------------------------------------------------------------------------

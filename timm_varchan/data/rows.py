@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -62,9 +63,24 @@ class RowReader:
         self._known: dict[int, int] = {}
         self.use(spec)
 
-    def use(self, spec: InputSpec, order: Sequence[int] = ()) -> None:
-        """Read as this says from now on; of images in several files, these files in this order."""
-        self._reading, self._order, self.spec = Reading(spec), tuple(order), spec
+    def use(
+        self, spec: InputSpec, order: Sequence[int] = (), stored: ChannelSet | None = None
+    ) -> None:
+        """Read as this says from now on; of images in several files, these files in this order.
+
+        Files that name no planes hold the stored channels, by default those of the spec.
+        """
+        self._reading, self._order, self.spec = Reading(spec, stored), tuple(order), spec
+
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> RowReader:
+        """A reader of these planes alone, called by these channels."""
+        chosen, spec, files = copy.copy(self), replace(self.spec, channels=channels), self._order
+        stored = None if list(planes) == list(range(len(self.channels))) else self.channels
+        if isinstance(self._rows, Files) and isinstance(self._rows.paths[0], tuple):
+            files = tuple((files or range(len(self.channels)))[place] for place in planes)
+            stored = None
+        chosen.use(spec, files, stored)
+        return chosen
 
     def _images_of(self, table: datasets.Dataset) -> datasets.Dataset:
         """The column of images with its values as they are stored."""

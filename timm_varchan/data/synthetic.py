@@ -212,6 +212,11 @@ class SyntheticReader:
 
     files = identities
 
+    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> SyntheticReader:
+        """A reader of these planes alone, called by these channels."""
+        bands = tuple(self._bands[place] for place in planes)
+        return SyntheticReader(self._split, channels, bands, self._seed, self._img_size)
+
     def name(self, row: int) -> str:
         """What the image of a row is called."""
         return f"{self._split} {row}"
