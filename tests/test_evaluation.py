@@ -365,15 +365,15 @@ def test_stacked_sets_answer_as_sets_alone(twin, monkeypatch, mode):
 def test_memory_that_runs_out_makes_stacks_smaller(twin, monkeypatch):
     loader = batches(num_images=6, num_channels=4, size=32)
     alone = evaluate_channel_sets(twin, loader, FOUR, num_classes=4)
-    real = evaluate._stacked
+    real = evaluate._Predictor._forward
 
-    def small_memory(model, x, views):
+    def small_memory(predictor, x, views, positions):
         if len(views) > 2:
             raise torch.OutOfMemoryError
-        return real(model, x, views)
+        return real(predictor, x, views, positions)
 
     monkeypatch.setattr(evaluate, "_stack_size", lambda device: 1024)
-    monkeypatch.setattr(evaluate, "_stacked", small_memory)
+    monkeypatch.setattr(evaluate._Predictor, "_forward", small_memory)
     found = evaluate_channel_sets(twin, loader, FOUR, num_classes=4)
     assert [r.predictions.tolist() for r in found] == [r.predictions.tolist() for r in alone]
 
@@ -534,8 +534,8 @@ def test_saved_predictions_are_compared_image_by_image(tmp_path):
     ours = evaluate_channel_sets(Weighted(3), loader, RGB, num_classes=4)
     flipped = [(x.flip(1), y) for x, y in loader]
     theirs = evaluate_channel_sets(Weighted(3), flipped, RGB, num_classes=4, sets="RG,B")
-    mine = Predictions.of(ours, RGB, class_names=names, fingerprint="f")
-    saved = Predictions.of(theirs, RGB, class_names=names, model="other", fingerprint="f")
+    mine = Predictions.of(ours, RGB, class_names=names, fingerprint=range(60))
+    saved = Predictions.of(theirs, RGB, class_names=names, model="other", fingerprint=range(60))
     saved.save(tmp_path / "predictions.npz")
     for place in (tmp_path, tmp_path / "predictions.npz", tmp_path / "model"):
         found = Predictions.load(place)
@@ -552,8 +552,8 @@ def test_saved_predictions_are_compared_image_by_image(tmp_path):
     few = evaluate_channel_sets(Weighted(3), loader[:-1], RGB, num_classes=4)
     for wrong in (
         Predictions.of(few, RGB, class_names=names),
-        Predictions.of(ours, RGB, class_names=names, fingerprint="g"),
-        Predictions.of(ours, RGB, class_names=list("abce"), fingerprint="f"),
+        Predictions.of(ours, RGB, class_names=names, fingerprint=range(1, 61)),
+        Predictions.of(ours, RGB, class_names=list("abce"), fingerprint=range(60)),
     ):
         with pytest.raises(ValueError, match="of other"):
             compare_predictions(mine, wrong)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError, needs
 from timm_varchan.evaluation import (
+    Band,
     SetResult,
     confusion_cells,
     main_series,
@@ -162,6 +163,7 @@ def plot_curves(
             axes.plot(epochs, values, color=COLOURS[colour], label=images, **dots)
         if factor == 100:
             _draw_levels(axes, levels, axes.axhline)
+            axes.set_ylim(0, 100)
         _count_along_x(axes, "epoch")
         axes.set_title(label, fontsize=10)
         axes.legend(fontsize=8)
@@ -171,6 +173,7 @@ def plot_curves(
         for other in curves.values():
             axes.plot(epochs, other, color="#bbbbbb", linewidth=0.7)
         axes.plot(epochs, curves[name], color=COLOURS[1], linewidth=2, **dots)
+        _draw_levels(axes, levels, axes.axhline)
         axes.set_title(f"{_short(name)}: {curves[name][-1]:.1f} %", fontsize=9)
         axes.set_ylim(0, 100)
         axes.tick_params(labelsize=8)
@@ -253,9 +256,9 @@ def plot_channel_sets(
     return _saved(figure, path)
 
 
-def _entitle(figure: Figure, title: str, num_images: int) -> None:
-    figure.suptitle(f"{title}\n{num_images:,} images" if title else f"{num_images:,} images",
-                    fontsize=10)  # fmt: skip
+def _entitle(figure: Figure, title: str, num_images: int, note: str = "") -> None:
+    first = f"{title}\n" if title else ""
+    figure.suptitle(f"{first}{num_images:,} images{note}", fontsize=10)
 
 
 def _draw_sets(
@@ -264,7 +267,7 @@ def _draw_sets(
     baseline: Mapping[tuple[int, ...], Mapping[str, float]],
 ) -> None:
     """Horizontal bars, largest sets on top."""
-    names = {r.indices: r.label for group in series.values() for r in group}
+    names = {r.indices: r.name for group in series.values() for r in group}
     places = {s: place for place, s in enumerate(sorted(names, key=lambda s: (-len(s), s)))}
     rows: dict[str, Mapping[tuple[int, ...], Mapping[str, float]]] = {
         label: {r.indices: r.metrics["accuracy"]._asdict() for r in group}
@@ -383,33 +386,37 @@ def plot_bands(
     certain = [band for band in tested if band.certain][:MAX_BANDS]
     own = [(band, band.alone) for band in bands if band.alone is not None]
     own = sorted(own, key=lambda pair: (-pair[1].value, pair[0].index))[:MAX_BANDS]
-    alone = [band for band, _ in own]
-    above, below = 0.6 + 0.22 * len(certain), 0.22 * len(alone)
-    figure = _figure(1.7 + above + below)
-    first, second = figure.subplots(2, 1, height_ratios=[max(above, 0.3), max(below, 0.3)])
-    lost = [(b.loss_without.difference, b.loss_without.low, b.loss_without.high)
-            for b in certain if b.loss_without]  # fmt: skip
-    _bars(first, certain, lost, [COLOURS[1] if d[0] > 0 else COLOURS[2] for d in lost])
-    for colour, label, sign in ((COLOURS[1], "lost", 1), (COLOURS[2], "gained", -1)):
-        if any(sign * d[0] > 0 for d in lost):
-            first.bar(0, 0, color=colour, label=label)
-    first.axvline(0, color="black", linewidth=0.8)
-    first.set_xlabel("points of accuracy without it", fontsize=9)
-    if lost:
-        first.legend(fontsize=8)
+    heights = [1.0 + 0.22 * len(rows) for rows in (certain, own) if rows]
+    figure = _figure(0.9 + sum(heights))
+    panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if certain:
+        _draw_losses(panels.pop(0), certain)
+    if own:
+        axes = panels.pop(0)
+        _bars(axes, [band for band, _ in own], [value for _, value in own], [COLOURS[0]] * len(own))
+        axes.set_xlabel("accuracy of it alone (%)", fontsize=9)
+        axes.set_xlim(0, 100)
+        full = main_series(results)[0].accuracy
+        _draw_levels(axes, {**(levels or {}), "all channels": full}, axes.axvline)
+        axes.lines[-1].set(color=COLOURS[0], linestyle="--")
+        axes.legend(fontsize=8, loc="lower right")
     rest = len(tested) - len(certain)
-    if rest:
-        first.set_title(f"{'the others' if certain else 'all'} ({rest}): no certain change without",
-                        fontsize=9)  # fmt: skip
-    _bars(second, alone, [estimate for _, estimate in own], [COLOURS[0]] * len(alone))
-    second.set_xlabel("accuracy of it alone (%)", fontsize=9)
-    second.set_xlim(0, 100)
-    full = main_series(results)[0].accuracy
-    _draw_levels(second, {**(levels or {}), "all channels": full}, second.axvline)
-    second.lines[-1].set(color=COLOURS[0], linestyle="--")
-    second.legend(fontsize=8, loc="lower right")
-    _entitle(figure, title, results[0].num_images)
+    note = f"\nwithout any one of {rest}{' others' if certain else ''}: no certain change"
+    _entitle(figure, title, results[0].num_images, note if rest else "")
     return _saved(figure, path)
+
+
+def _draw_losses(axes: Axes, bands: Sequence[Band]) -> None:
+    """What is lost or gained without each of some channels."""
+    lost = [d for band in bands if (d := band.loss_without)]
+    values = [(d.difference, d.low, d.high) for d in lost]
+    _bars(axes, bands, values, [COLOURS[1] if d.difference > 0 else COLOURS[2] for d in lost])
+    for colour, label, sign in ((COLOURS[1], "lost without it", 1), (COLOURS[2], "gained", -1)):
+        if any(sign * d.difference > 0 for d in lost):
+            axes.bar(0, 0, color=colour, label=label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("points of accuracy", fontsize=9)
+    axes.legend(fontsize=8)
 
 
 def _bars(axes: Axes, bands: Sequence[Any], values: Sequence[Any], colours: Sequence[str]) -> None:
@@ -468,7 +475,7 @@ def plot_confusion(
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
     low, high = (100 * part for part in result.metrics["accuracy"][1:])
-    heading = f"{result.label}: {100 * result.accuracy:.1f} % ({low:.1f} to {high:.1f})"
+    heading = f"{result.name}: {100 * result.accuracy:.1f} % ({low:.1f} to {high:.1f})"
     axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=9)
     return _saved(figure, path)
 

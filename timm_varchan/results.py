@@ -8,7 +8,6 @@ import html
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +47,7 @@ __all__ = [
     "headline",
     "html_page",
     "markdown_page",
+    "metrics_table",
     "write_results",
 ]
 
@@ -102,7 +102,7 @@ def evaluation_entry(evaluated: Evaluated) -> dict[str, Any]:
         "num_images": whole.num_images,
         "num_passes": sets.num_passes,
         "sets": _set_entries(evaluated),
-        "sizes": [asdict(summary) for summary in summarise_sizes(sets)],
+        "sizes": [summary._asdict() for summary in summarise_sizes(sets)],
         "bands": [band.to_json() for band in rank_bands(sets)],
         "robustness": None if score is None else score.to_json(),
         "foretold": foretold(sets, evaluated.unexplained),
@@ -370,6 +370,13 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     return notes
 
 
+def metrics_table(results: Mapping[str, Any]) -> str:
+    """Accuracy on the channel sets that people know, as Markdown."""
+    evaluation = results["evaluation"]
+    note = f"Per cent of {evaluation['num_images']:,} {evaluation['split']} images."
+    return f"{note}\n\n{_markdown_table(_sets_table(evaluation))}"
+
+
 def markdown_page(results: Mapping[str, Any]) -> str:
     """`results.md` from the content of `results.json`: a page that reads well as text too."""
     parts = []
@@ -507,7 +514,7 @@ def wrong_images(
         picture.resize((_THUMBNAIL, _THUMBNAIL)).save(buffer, "JPEG", quality=80)
         sureness = f" {predictions.probabilities[i, 0]:.0%}" if said >= 0 else ""
         text = f"{names[true]}, said {names[said] if said >= 0 else names[-1]}{sureness}"
-        found.append(WrongImage(f"image {i}", buffer.getvalue(), text))
+        found.append(WrongImage(images.name(int(i)), buffer.getvalue(), text))
     return found
 
 

@@ -78,8 +78,8 @@ class SetResult:
     predictions: np.ndarray = field(repr=False, compare=False)
     probabilities: np.ndarray = field(repr=False, compare=False)
     references: np.ndarray = field(repr=False, compare=False)
-    name: str = ""
-    kind: str = "asked"
+    name: str
+    kind: str
 
     @property
     def size(self) -> int:
@@ -90,11 +90,6 @@ class SetResult:
     def accuracy(self) -> float:
         """Fraction of the images that were classified correctly."""
         return self.metrics["accuracy"].value
-
-    @property
-    def label(self) -> str:
-        """What to call the set."""
-        return self.name or self.channels
 
     @property
     def correct(self) -> np.ndarray:
@@ -108,18 +103,10 @@ class SetResult:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
-        return {
-            "name": self.label,
-            **{name: estimate._asdict() for name, estimate in self.metrics.items()},
-            "channels": self.channels,
-            "indices": list(self.indices),
-            "size": self.size,
-            "kind": self.kind,
-            "mode": self.mode,
-            "order": self.order,
-            "num_images": self.num_images,
-            "num_not_finite": self.num_not_finite,
-        }
+        told = ("name", "channels", "size", "kind", "mode", "order", "num_images", "num_not_finite")
+        metrics = {name: estimate._asdict() for name, estimate in self.metrics.items()}
+        values = {name: getattr(self, name) for name in told}
+        return {**metrics, **values, "indices": list(self.indices)}
 
 
 class OrderCheck(NamedTuple):
@@ -142,27 +129,12 @@ class OrderCheck(NamedTuple):
 
 
 class Evaluation(tuple[SetResult, ...]):
-    """The results of all sets, largest sets first, and how they were come by.
+    """The results of all sets, largest sets first."""
 
-    Args:
-        results: One for every set, mode and order.
-        num_passes: Forward passes over the data that they took.
-        order_check: For a model with a stem, in place of shuffled results.
-    """
-
-    num_passes: int
-    order_check: OrderCheck | None
-
-    def __new__(
-        cls,
-        results: Iterable[SetResult],
-        num_passes: int = 0,
-        order_check: OrderCheck | None = None,
-    ) -> Evaluation:
-        """The results with two facts about them."""
-        made = super().__new__(cls, results)
-        made.num_passes, made.order_check = num_passes, order_check
-        return made
+    #: Forward passes over the data that they took.
+    num_passes: int = 0
+    #: For a model with a stem, in place of shuffled results.
+    order_check: OrderCheck | None = None
 
 
 class Validation(NamedTuple):
@@ -204,31 +176,14 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             set_channels(model, channels)
 
 
-def _stacked(model: nn.Module, x: Tensor, views: Sequence[SetView]) -> list[Tensor]:
-    """The logits of several views of a batch, in order, from one forward pass."""
-    channels = views[0].channels
-    present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
-    for row, view in enumerate(views):
-        present[row, list(view.indices)] = True
-    told = channels if views[0].mode == "named" else ChannelSet.anonymous(len(channels))
-    set_channels(model, told, present=present.repeat_interleave(len(x), 0))
-    return list(model(x.repeat(len(views), 1, 1, 1)).split(len(x)))
-
-
 class _Predictor:
-    """Predicts the views of a batch, as many of a mode in one forward pass as memory allows.
-
-    Args:
-        model: The classifier, in evaluation mode.
-        views: What to predict.
-        bn_buffers: BatchNorm's buffers for some of them.
-        stacked: Images that one forward pass may take.
-    """
+    """Predicts the views of a batch, as many of a mode in one forward pass as memory allows."""
 
     def __init__(
-        self, model: nn.Module, views: Sequence[SetView], bn_buffers: BatchNormBuffers, stacked: int
+        self, model: nn.Module, views: Sequence[SetView], bn_buffers: BatchNormBuffers
     ) -> None:
-        self.model, self.stacked = model, stacked
+        self.model = model
+        self.stacked = _stack_size(next(model.parameters()).device)
         self.own = {
             key: share(unwrap_model(model), bn_buffers=buffers).eval()
             for key, buffers in bn_buffers.items()
@@ -263,11 +218,17 @@ class _Predictor:
         return [done[key] for key in self.keys]
 
     def _forward(self, x: Tensor, views: list[SetView], positions: range) -> list[Tensor]:
-        if len(views) > 1:
-            return _stacked(self.model, x, views)
         view = views[0]
-        target = self.own.get((view.indices, view.mode), self.model)
-        return [MODES[view.mode](target, x, view, positions)]
+        if len(views) == 1:
+            target = self.own.get((view.indices, view.mode), self.model)
+            return [MODES[view.mode](target, x, view, positions)]
+        channels = view.channels
+        present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
+        for row, one in enumerate(views):
+            present[row, list(one.indices)] = True
+        told = channels if view.mode == "named" else ChannelSet.anonymous(len(channels))
+        set_channels(self.model, told, present=present.repeat_interleave(len(x), 0))
+        return list(self.model(x.repeat(len(views), 1, 1, 1)).split(len(x)))
 
 
 def _stack_size(device: torch.device) -> int:
@@ -315,7 +276,7 @@ def _predict(
     tables: list[tuple[Tensor, Tensor]] = []
     checked: OrderCheck | None = None
     batch_size = 0
-    predictor = _Predictor(model, views, bn_buffers or {}, _stack_size(device))
+    predictor = _Predictor(model, views, bn_buffers or {})
     with _as_it_was(model), _bar(loader, len(predictor.views), progress) as bar:
         for number, (x, labels) in enumerate(loader):
             batch_size = batch_size or len(x)
@@ -380,18 +341,15 @@ def predict_channel_sets(
     """The predictions of every view, with every batch loaded once.
 
     Args:
-        model: As `evaluate_channel_sets` takes it.
+        model: As `evaluate_channel_sets` takes it, like the other arguments.
         loader: Likewise.
         views: What to predict.
-        accelerator: Gathers over the processes.
-        bn_buffers: As `evaluate_channel_sets` takes it.
+        accelerator: Likewise.
+        bn_buffers: Likewise.
 
     Returns:
         Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
         classes `(images,)`, on every process.
-
-    Raises:
-        UserError: No batches.
     """
     found = _predict(model, loader, views, accelerator=accelerator, bn_buffers=bn_buffers)
     return found.classes, found.references
@@ -415,9 +373,6 @@ def validate_channel_sets(
         sets: Which sets, all channels first.
         mode: Key of `MODES`.
         accelerator: Gathers over the processes; the forward passes are in its precision.
-
-    Raises:
-        UserError: No images.
     """
     views = [SetView(channels, one.indices, mode, "in order") for one in sets]
     found = _predict(model, loader, views, accelerator=accelerator, validating=True)
@@ -497,30 +452,22 @@ def evaluate_channel_sets(
     from timm_varchan.evaluation.evaluate_module import ChannelSetMetrics  # slow to import
 
     metrics = ChannelSetMetrics()
-    results = tuple(
-        SetResult(
-            channels=set_label(channels, view.indices),
-            indices=view.indices,
-            mode=view.mode,
-            order=view.order,
-            num_images=len(found.references),
-            metrics=metrics.compute(
-                predictions=predicted,
-                references=found.references,
-                num_classes=num_classes,
-                seed=seed,
-            ),
-            predictions=predicted,
-            probabilities=probabilities,
-            references=found.references,
-            name=one.name,
-            kind=one.kind,
+    results = []
+    for (one, view), said, probabilities in zip(
+        rows, found.classes.T, found.probabilities.T, strict=True
+    ):
+        values = metrics.compute(
+            predictions=said, references=found.references, num_classes=num_classes, seed=seed
         )
-        for (one, view), predicted, probabilities in zip(
-            rows, found.classes.T, found.probabilities.T, strict=True
-        )
-    )
-    return Evaluation(results, found.num_passes, found.order_check)
+        results.append(
+            SetResult(
+                set_label(channels, view.indices), view.indices, view.mode, view.order, len(said),
+                values, said, probabilities, found.references, one.name, one.kind,
+            )
+        )  # fmt: skip
+    evaluation = Evaluation(results)
+    evaluation.num_passes, evaluation.order_check = found.num_passes, found.order_check
+    return evaluation
 
 
 def _orders(one: PlannedSet, count: int, fixed: bool) -> tuple[str, ...]:

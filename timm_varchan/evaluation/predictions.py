@@ -37,23 +37,23 @@ class Predictions:
 
     Args:
         model: What to call it.
-        fingerprint: Of the images; empty where nobody took one.
         class_names: In the order of the class numbers.
         sets: The channels of every set, each a text.
         variants: Mode and order of every set.
         classes: Predicted classes `(images, sets)`, `NO_CLASS` where there is no answer.
         probabilities: Of the predicted classes, `(images, sets)`, 0..1.
         references: True classes `(images,)`.
+        fingerprint: A number for the content of every image; empty where nobody took one.
     """
 
     model: str
-    fingerprint: str
     class_names: tuple[str, ...]
     sets: tuple[tuple[str, ...], ...]
     variants: tuple[tuple[str, str], ...]
     classes: np.ndarray = field(repr=False)
     probabilities: np.ndarray = field(repr=False)
     references: np.ndarray = field(repr=False)
+    fingerprint: np.ndarray = field(repr=False)
 
     @classmethod
     def of(
@@ -63,26 +63,18 @@ class Predictions:
         *,
         class_names: Sequence[str],
         model: str = "",
-        fingerprint: str = "",
+        fingerprint: Sequence[int] | np.ndarray = (),
     ) -> Predictions:
-        """The answers in some results.
-
-        Args:
-            results: From `evaluate_channel_sets`.
-            channels: All channels of the data.
-            class_names: In the order of the class numbers.
-            model: What to call the model.
-            fingerprint: Of the images.
-        """
+        """The answers in results of `evaluate_channel_sets`; `channels` are those of the data."""
         return cls(
             model,
-            fingerprint,
             tuple(class_names),
             tuple(tuple(set_label(channels, (i,)) for i in one.indices) for one in results),
             tuple((one.mode, one.order) for one in results),
             np.stack([one.predictions for one in results], 1).astype(np.int32),
             np.stack([one.probabilities for one in results], 1).astype(np.float32),
             results[0].references.astype(np.int32),
+            np.asarray(fingerprint, np.uint64),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -116,7 +108,6 @@ class Predictions:
                 arrays = {name: stored[name] for name in _ARRAYS}
             return cls(
                 about["model"],
-                about["fingerprint"],
                 tuple(about["class_names"]),
                 tuple(map(tuple, about["sets"])),
                 tuple(map(tuple, about["variants"])),
@@ -126,21 +117,19 @@ class Predictions:
             raise UserError(f"{file} holds no predictions ({error}). Evaluate anew.") from error
 
     def check(
-        self, class_names: Sequence[str], labels: Sequence[int] | np.ndarray, fingerprint: str = ""
+        self,
+        class_names: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        fingerprint: Sequence[int] | np.ndarray = (),
     ) -> None:
-        """Refuse a comparison with the answers to other images.
-
-        Args:
-            class_names: Of the other model.
-            labels: True class of every image that it answers.
-            fingerprint: Of these images; empty where nobody took one.
+        """Refuse a comparison with answers to images of these classes, labels and fingerprint.
 
         Raises:
             UserError: Other images or classes.
         """
         same = np.array_equal(self.references, labels)
-        if fingerprint and self.fingerprint:
-            same &= fingerprint == self.fingerprint
+        if len(fingerprint) and len(self.fingerprint):
+            same &= np.array_equal(self.fingerprint, fingerprint)
         if not same or self.class_names != tuple(class_names):
             raise UserError(
                 f"The predictions of {self.model or 'the baseline'} are of other "
@@ -153,8 +142,8 @@ class Predictions:
         return np.asarray(self.classes[:, column] == self.references)
 
 
-_ABOUT = ("model", "fingerprint", "class_names", "sets", "variants")
-_ARRAYS = ("classes", "probabilities", "references")
+_ABOUT = ("model", "class_names", "sets", "variants")
+_ARRAYS = ("classes", "probabilities", "references", "fingerprint")
 
 
 class Compared(NamedTuple):
@@ -167,10 +156,6 @@ class Compared(NamedTuple):
 def compare_predictions(ours: Predictions, theirs: Predictions) -> dict[int, Compared]:
     """Compare two models image by image, on every channel set that both answered.
 
-    Args:
-        ours: The answers of a model.
-        theirs: The answers of another model on the same images.
-
     Returns:
         By the number of our set; sets whose planes were shuffled are left out.
 
@@ -178,24 +163,18 @@ def compare_predictions(ours: Predictions, theirs: Predictions) -> dict[int, Com
         UserError: Other images or classes.
     """
     theirs.check(ours.class_names, ours.references, ours.fingerprint)
-    columns = {
-        frozenset(one): column
-        for column, (one, (_, order)) in reversed(
-            list(enumerate(zip(theirs.sets, theirs.variants, strict=True)))
-        )
-        if order == "in order"
-    }
+    columns: dict[frozenset[str], int] = {}
+    for column, (one, (_, order)) in enumerate(zip(theirs.sets, theirs.variants, strict=True)):
+        if order == "in order":
+            columns.setdefault(frozenset(one), column)
     found = {}
     for number, (one, (_, order)) in enumerate(zip(ours.sets, ours.variants, strict=True)):
-        column = columns.get(frozenset(one))
-        if column is None or order != "in order":
-            continue
-        right = theirs.right(column)
-        estimate = Estimate(float(right.mean()), *wilson_interval(int(right.sum()), len(right)))
-        found[number] = Compared(estimate, paired_difference(ours.right(number), right))
+        if frozenset(one) in columns and order == "in order":
+            right = theirs.right(columns[frozenset(one)])
+            estimate = Estimate(float(right.mean()), *wilson_interval(int(right.sum()), len(right)))
+            found[number] = Compared(estimate, paired_difference(ours.right(number), right))
     if not found:
-        logger.warning(
-            "%s answered other channel sets: %s. Name sets with --eval-sets.",
-            theirs.model, ", ".join("+".join(one) for one in theirs.sets[:3]),
-        )  # fmt: skip
+        asked = ", ".join("+".join(one) for one in theirs.sets[:3])
+        logger.warning("%s answered other sets: %s. Name sets with --eval-sets.",
+                       theirs.model, asked)  # fmt: skip
     return found

@@ -1,4 +1,4 @@
-"""What the results of many channel sets say: by size, by band, and as one number."""
+"""What the results of many channel sets say: by size, by band, by class, and as one number."""
 
 from __future__ import annotations
 
@@ -33,25 +33,11 @@ __all__ = [
 _CHOSEN = ("natural", "asked")
 
 
-@dataclass(frozen=True)
-class SizeSummary:
-    """Accuracy over the evaluated sets of one size.
+class SizeSummary(NamedTuple):
+    """Accuracy over the evaluated sets of one size, of one mode and order.
 
     Sets that somebody chose (natural ones, those asked for) count only where no others of the size
-    were evaluated: they are no sample.
-
-    Args:
-        size: How many channels.
-        mode: Key of `MODES`.
-        order: One of `ORDERS`.
-        num_sets: Sets of this size that count.
-        num_possible: Sets of this size that there are.
-        mean: Mean accuracy over them.
-        std: Standard deviation over them: the spread between channels, not between seeds.
-        worst: Lowest accuracy.
-        worst_set: Where it is.
-        best: Highest accuracy.
-        best_set: Where it is.
+    were evaluated: they are no sample. `std` is the spread between sets, not between seeds.
     """
 
     size: int
@@ -77,13 +63,12 @@ def summarise_sizes(results: Sequence[SetResult]) -> list[SizeSummary]:
     for (size, mode, order), group in groups.items():
         drawn = [result for result in group if result.kind not in _CHOSEN] or group
         values = [result.accuracy for result in drawn]
-        ranked = sorted(drawn, key=lambda result: result.accuracy)
-        worst, best = ranked[0], ranked[-1]
+        worst, best = (choose(drawn, key=lambda result: result.accuracy) for choose in (min, max))
         summaries.append(
             SizeSummary(
                 size, mode, order, len(drawn), math.comb(count, size),
                 statistics.fmean(values), statistics.pstdev(values),
-                worst.accuracy, worst.label, best.accuracy, best.label,
+                worst.accuracy, worst.name, best.accuracy, best.name,
             )
         )  # fmt: skip
     return summaries
@@ -97,15 +82,14 @@ def main_series(results: Sequence[SetResult]) -> list[SetResult]:
 
 @dataclass(frozen=True)
 class Band:
-    """What one channel is worth.
+    """What one channel is worth; None where a set was not evaluated.
 
     Args:
         name: The channel.
         index: Its position in the data.
-        loss_without: Accuracy on all channels minus accuracy on all but this one, of the same
-            images; None where that set was not evaluated.
-        alone: Accuracy on this channel alone; None likewise.
-        loss_alone: Accuracy on all channels minus `alone`, of the same images.
+        loss_without: Accuracy on all channels minus accuracy on all but this one, same images.
+        alone: Accuracy on this channel alone.
+        loss_alone: Accuracy on all channels minus `alone`, same images.
     """
 
     name: str
@@ -122,7 +106,10 @@ class Band:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
-        return {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in vars(self).items()}
+        return {
+            k: v._asdict() if isinstance(v, (Difference, Estimate)) else v
+            for k, v in vars(self).items()
+        }
 
 
 def rank_bands(results: Sequence[SetResult]) -> list[Band]:
@@ -139,20 +126,20 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
     """
     own = {r.indices: r for r in main_series(results)}
     whole = max(own, key=len)
-    if len(whole) < 2:
-        return []
     full, bands = own[whole], []
-    for place in whole:
+    for place in whole if len(whole) > 1 else ():
         alone, without = own.get((place,)), own.get(tuple(i for i in whole if i != place))
         if alone is None and without is None:
             continue
+        parts = full.channels.split("+") if "+" in full.channels else list(full.channels)
+        name = parts[place] if len(parts) == full.size else f"#{place + 1}"
         bands.append(
             Band(
-                name=alone.channels if alone else _left_out(full, place),
-                index=place,
-                loss_without=_loss(full, without),
-                alone=alone.metrics["accuracy"] if alone else None,
-                loss_alone=_loss(full, alone),
+                alone.channels if alone else name,
+                place,
+                paired_difference(full.correct, without.correct) if without else None,
+                alone.metrics["accuracy"] if alone else None,
+                paired_difference(full.correct, alone.correct) if alone else None,
             )
         )
 
@@ -160,16 +147,6 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
         return band.loss_without.difference if band.loss_without and band.certain else 0.0
 
     return sorted(bands, key=worth, reverse=True)
-
-
-def _loss(full: SetResult, other: SetResult | None) -> Difference | None:
-    return paired_difference(full.correct, other.correct) if other else None
-
-
-def _left_out(full: SetResult, place: int) -> str:
-    """The name of a channel that was not evaluated alone."""
-    parts = full.channels.split("+") if "+" in full.channels else list(full.channels)
-    return parts[place] if len(parts) == full.size else f"#{place + 1}"
 
 
 @dataclass(frozen=True)
@@ -206,9 +183,6 @@ def robustness(results: Sequence[SetResult]) -> Robustness | None:
     section 3.3, whose tables give the mean for each number of channels; the mean over the numbers
     is ours.
 
-    Args:
-        results: From `evaluate_channel_sets`.
-
     Returns:
         None where fewer than two sizes, or not size 1, were evaluated: nothing to interpolate.
     """
@@ -219,29 +193,27 @@ def robustness(results: Sequence[SetResult]) -> Robustness | None:
         return None
     sizes = sorted(means)
     mean = np.interp(range(1, count + 1), sizes, [means[size] for size in sizes]).mean()
-    left_out = {band.name: band.loss_without for band in rank_bands(own) if band.loss_without}
-    worst = max(left_out, key=lambda name: left_out[name].difference, default=None)
-    return Robustness(
-        full=means[count],
-        uniform_mean=float(mean),
-        num_sizes=len(sizes),
-        worst_loss=None if worst is None else left_out[worst],
-        worst_channel=worst,
-    )
+    losses = {band.name: band.loss_without for band in rank_bands(own) if band.loss_without}
+    worst = max(losses, key=lambda name: losses[name].difference, default=None)
+    loss = None if worst is None else losses[worst]
+    return Robustness(means[count], float(mean), len(sizes), loss, worst)
 
 
-def foretold(results: Sequence[SetResult], errors: Sequence[float | None]) -> float | None:
-    """Whether the error that correlation alone foretells ranks the sets as their accuracy does.
+def foretold(results: Sequence[SetResult], unexplained: Sequence[float | None]) -> float | None:
+    """Whether the variance that a set leaves unexplained ranks the sets as their accuracy does.
+
+    It foretells which of many sets of several channels lose more (0.85 over the 40 default sets of
+    EuroSAT's 13 bands), much less which single channel does best (0.37), and no number of points.
 
     Args:
         results: From `evaluate_channel_sets`.
-        errors: Of each of them the expected error, None where it is not known.
+        unexplained: Of each of them the unexplained variance, None where it is not known.
 
     Returns:
-        Spearman's rank correlation between expected error and loss of accuracy, from -1 to 1; None
-        for fewer than three sets or where all are equal.
+        Spearman's rank correlation with the loss of accuracy, from -1 to 1; None for fewer than
+        three sets or where all are equal.
     """
-    pairs = [(e, -r.accuracy) for r, e in zip(results, errors, strict=True) if e is not None]
+    pairs = [(u, -r.accuracy) for r, u in zip(results, unexplained, strict=True) if u is not None]
     if len(pairs) < 3 or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
         return None
     return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
@@ -252,9 +224,6 @@ def smallest_difference(num_images: int) -> int:
 
     At best: every image that changes, changes for the better. A smaller difference in accuracy on
     the same images has an interval that holds 0, whatever the answers were.
-
-    Args:
-        num_images: How many images there are.
 
     Returns:
         The number of images; more than there are where nothing can be told.
@@ -267,15 +236,7 @@ def smallest_difference(num_images: int) -> int:
 
 
 class ClassCounts(NamedTuple):
-    """The images of one class on one channel set.
-
-    Args:
-        name: The class.
-        num_images: How many there are.
-        num_right: How many were recognised.
-        num_said: Images that were said to be of this class.
-        mistaken_for: The most frequent wrong answer; empty where there is none.
-    """
+    """The images of one class: all, those recognised, those said to be of it, the worst mistake."""
 
     name: str
     num_images: int
@@ -285,28 +246,15 @@ class ClassCounts(NamedTuple):
 
 
 def class_counts(cells: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[ClassCounts]:
-    """Counts a class, from the cells of a confusion matrix that are not 0.
-
-    Args:
-        cells: Rows of true class, predicted class (one more than the last: no answer) and count.
-        class_names: In the order of the class numbers.
-
-    Returns:
-        The classes of which there are images, in order.
-    """
+    """Counts a class, from `confusion_cells`, of the classes that have images, in order."""
     said, rows = Counter[int](), dict[int, dict[int, int]]()
     for true, predicted, count in cells:
         said[predicted] += count
         rows.setdefault(true, {})[predicted] = count
-    names = [*class_names, "no answer"]
-    found = []
+    names, found = [*class_names, "no answer"], []
     for true, answers in sorted(rows.items()):
-        wrong = {other: count for other, count in answers.items() if other != true}
-        most = max(wrong, key=lambda other: wrong[other]) if wrong else None
-        found.append(
-            ClassCounts(
-                names[true], sum(answers.values()), answers.get(true, 0), said[true],
-                "" if most is None else f"{names[most]} ({wrong[most]})",
-            )
-        )  # fmt: skip
+        total, right = sum(answers.values()), answers.pop(true, 0)
+        most = max(answers, key=lambda other: answers[other], default=None)
+        mistaken = "" if most is None else f"{names[most]} ({answers[most]})"
+        found.append(ClassCounts(names[true], total, right, said[true], mistaken))
     return found

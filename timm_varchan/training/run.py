@@ -267,8 +267,9 @@ def _evaluate(
     warn_not_finite({s.name: s.num_not_finite for s in sets if s.num_not_finite}, accelerator)
     errors = tuple(_expected_error(model, data.channels, s.mode, s.indices) for s in sets)
     predictions = Predictions.of(
-        sets, data.channels, class_names=data.class_names, model=architecture(model)
-    )
+        sets, data.channels, class_names=data.class_names, model=architecture(model),
+        fingerprint=split.fingerprint(),
+    )  # fmt: skip
     return Evaluated(name, sets, predictions, errors, baseline)
 
 
