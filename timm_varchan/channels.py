@@ -217,7 +217,11 @@ def _near(name: str, own: Sequence[str]) -> list[str]:
         by_key.setdefault(key(known), []).append(known)
     letters = name.upper()
     row = [letters] if len(name) > 1 and all(letter in _registry for letter in letters) else []
-    keys = [key(name)] if key(name) in by_key else difflib.get_close_matches(key(name), by_key, 8)
+    own_key, like = key(name), len(name) // 3
+    keys = [own_key] if own_key in by_key else [
+        k for k in difflib.get_close_matches(own_key, by_key, MAX_NAMES)
+        if abs(len(k) - len(own_key)) <= like or k.startswith(own_key)
+    ]  # fmt: skip
     return [*row, *itertools.chain.from_iterable(by_key[k] for k in keys)][:MAX_NAMES]
 
 

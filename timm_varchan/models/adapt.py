@@ -9,7 +9,7 @@ import torch
 from timm.models import FeatureGraphNet, is_model
 from torch import Tensor, nn
 
-from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
+from timm_varchan.channels import RGB, Channel, ChannelSet, ChannelSetLike, known_channels
 from timm_varchan.errors import UserError
 from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import NUGGET, SAME_BAND_NM, correlation_table, find_channel
@@ -188,10 +188,11 @@ def adapt(
         raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
     if has_stems(model):
         raise UserError("The model has a stem already; adapt a model only once.")
-    given = _given_channels(channels, in_chans)
+    own = named_channels(stem_kwargs.get("channel_names"), stem_kwargs.get("channel_stats"))
     places = _stem_places(model)
     num_bank = _source_channels(model)
-    virtual = _virtual_channels(model, virtual_channels)
+    virtual = _virtual_channels(model, virtual_channels, own)
+    given = _given_channels(channels, in_chans, [*own, *virtual])
     default = virtual.take(range(num_bank))
     unknown = given is None or MIXERS[stem].supports_anonymous
     if in_chans is not None and in_chans != len(default) and unknown:
@@ -233,9 +234,20 @@ def _describe(model: nn.Module, stem: str, mixer: Mixer, stem_kwargs: dict[str, 
         setattr(model, name, {**cfg, "first_conv": (), **named})
 
 
-def _given_channels(channels: ChannelSetLike | None, in_chans: int | None) -> ChannelSet | None:
+def named_channels(
+    channel_names: Sequence[str] | None, channel_stats: ChannelSetLike | None
+) -> tuple[Channel, ...]:
+    """The channels that a stem's arguments name: with a code of their own, or measured."""
+    known, stats = known_channels(), ChannelSet.parse(channel_stats or "anonymous")
+    words = (known.get(name, Channel(name)) for name in channel_names or ())
+    return (*words, *stats.standardised())
+
+
+def _given_channels(
+    channels: ChannelSetLike | None, in_chans: int | None, own: Sequence[Channel]
+) -> ChannelSet | None:
     """The channel set that was asked for, if any, checked against the number of channels."""
-    given = None if channels is None else ChannelSet.parse(channels)
+    given = None if channels is None else ChannelSet.parse(channels, own=own)
     if given is not None and in_chans is not None and len(given) not in (0, in_chans):
         raise UserError(
             f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
@@ -272,12 +284,14 @@ def _source_channels(model: nn.Module) -> int:
     return int(getattr(model, "in_chans", 3))
 
 
-def _virtual_channels(model: nn.Module, given: ChannelSetLike | None) -> ChannelSet:
+def _virtual_channels(
+    model: nn.Module, given: ChannelSetLike | None, own: Sequence[Channel]
+) -> ChannelSet:
     """What the channels of the model's own first convolution stand for."""
     num_virtual = _source_channels(model)
     if given is None:
         return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
-    virtual = ChannelSet.parse(given)
+    virtual = ChannelSet.parse(given, own=own)
     if len(virtual) < num_virtual:
         raise UserError(
             f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "

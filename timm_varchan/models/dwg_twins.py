@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
-from timm_varchan.models.adapt import adapt, with_rgb_first
+from timm_varchan.models.adapt import adapt, named_channels, with_rgb_first
 from timm_varchan.stems import Stem
 from timm_varchan.stems.stem import effective_weight
 
@@ -193,8 +193,11 @@ def _build_twin(
         channel_set = None  # another count than the saved one: the saved set does not apply
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
-    if virtual_channels is not None and not _takes_anchors(registered, virtual_channels, added):
-        kwargs["in_chans"] = len(ChannelSet.parse(virtual_channels))
+    if virtual_channels is not None:
+        named = named_channels(channel_names, channel_stats)
+        virtual_channels = ChannelSet.parse(virtual_channels, own=named)
+        if not _takes_anchors(registered, virtual_channels, added):
+            kwargs["in_chans"] = len(virtual_channels)
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
@@ -216,13 +219,12 @@ def _build_twin(
 
 def _takes_anchors(
     registered: PretrainedCfg,
-    virtual_channels: ChannelSetLike,
+    virtual: ChannelSet,
     added: dict[str, dict[str, Tensor]],
 ) -> bool:
     """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
     if added and not any("anchors.weight" in weights for weights in added.values()):
         return False  # one bank for all of them: a model that was adapted
-    virtual = ChannelSet.parse(virtual_channels)
     base_chans = registered.input_size[0]
     if len(virtual) <= base_chans or base_chans != len(RGB):
         return len(virtual) == base_chans
