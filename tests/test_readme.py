@@ -11,8 +11,8 @@ import timm
 import torch
 
 import timm_varchan
-from timm_varchan.predict import predict
 from timm_varchan.commands import train_config
+from timm_varchan.predict import predict
 from timm_varchan.training import run
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -59,8 +59,6 @@ def own_data(folder, num_planes, dtype):
 
 TRAIN = r"^(?:python hf_train.py|timm-varchan train) (--dataset mine .*)$"
 COMMANDS = re.findall(TRAIN, README, re.M)
-    r"^(?:python hf_train.py|timm-varchan train) (--dataset mine .*)$", README, re.M
-)
 #: What the images of each of them are.
 assert len(COMMANDS) == 3
 PLANES = {"runs/bands": (13, np.uint16), "runs/stains": (3, np.uint16), "runs/rgb": (3, np.uint16)}
