@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from timm_varchan.cards import markdown_table
-
 RESULTS = Path(__file__).parent / "results"
 Row = Mapping[str, str]
 #: Label of a row: arm and way.
@@ -89,7 +87,8 @@ def read(name: str) -> list[Row]:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table of anything that has a text."""
-    return markdown_table(header, [list(map(str, row)) for row in rows])
+    lines = [header, ["---"] * len(header), *(map(str, row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def percent(row: Row | None) -> str:
