@@ -118,7 +118,7 @@ def experts(config: Config, channels: str) -> dict[str, Arm]:
     arms = {f"expert-{planes}": Arm(plain, ("trained", "zero", "mean", "measured"))}
     for indices in planes.subset_indices()[1:]:
         name = str(planes.take(indices))
-        arms[f"expert-{name}"] = Arm({**plain, "use": name, "eval_sets": name}, own=True)
+        arms[f"expert-{name}"] = Arm({**plain, "use": name, "sets": name}, own=True)
     return arms
 
 
@@ -153,7 +153,7 @@ LITE0: Config = {
 }  # fmt: skip
 FINETUNE: Config = {
     **BASIC, **LITE0, "img_size": 64, "limit": 2500, "epochs": 6, "batch_size": 32,
-    "crop_scale": (0.6, 1.0), "eval_sets": "RGB",
+    "crop_scale": (0.6, 1.0), "sets": "RGB",
 }  # fmt: skip
 finetune = Benchmark(
     conditions="tinyimagenet50-64px-2500images-6ep",
@@ -196,7 +196,7 @@ K6 = "R+G+B+B06+B08+B11"
 K13 = "R+G+B+B01+B05+B06+B07+B08+B09+B10+B11+B12+B8A"
 EUROSAT: Config = {
     **BASIC, "channels": BANDS, "value_scale": 10000.0, "img_size": 64, "batch_size": 16,
-    "vflip": 0.5, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "eval_sets": "B08",
+    "vflip": 0.5, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "sets": "B08",
 }  # fmt: skip
 
 
@@ -323,7 +323,7 @@ scratch = Benchmark(
 SMALL = {"channels": [32, 64, 128, 256], "stem_width": 16}
 TINY: Config = {
     **BASIC, "img_size": 32, "epochs": 30, "batch_size": 128, "lr": 2e-3, "warmup_epochs": 2,
-    "smoothing": 0.1, "crop_scale": (0.6, 1.0), "eval_sets": "RGB",
+    "smoothing": 0.1, "crop_scale": (0.6, 1.0), "sets": "RGB",
 }  # fmt: skip
 TASK1: Config = {**TINY, "model": "resnet10t", "model_kwargs": SMALL}
 task1 = Benchmark(
@@ -336,7 +336,7 @@ task1 = Benchmark(
 
 FLAGSHIP: Config = {
     **BASIC, "model": "densenet121", "img_size": 32, "limit": 12500, "epochs": 12,
-    "batch_size": 64, "mixed_precision": "bf16", "rotation_degrees": 15.0, "eval_sets": "RGB",
+    "batch_size": 64, "mixed_precision": "bf16", "rotation_degrees": 15.0, "sets": "RGB",
 }  # fmt: skip
 flagship = Benchmark(
     conditions="tinyimagenet50-32px-12500images-12ep",
@@ -361,7 +361,7 @@ CONTRASTS = "brightfield+DNA+darkfield"
 STAINS: Config = {
     **BASIC, "channels": CONTRASTS, "new_names": True, "model": "resnet10t", "model_kwargs": SMALL,
     "img_size": 40, "epochs": 30, "batch_size": 64, "vflip": 0.5, "crop_scale": (0.8, 1.0),
-    "rotation_degrees": 15.0, "eval_sets": "DNA",
+    "rotation_degrees": 15.0, "sets": "DNA",
 }  # fmt: skip
 stains = Benchmark(
     conditions="jurkat3-40px-30ep",

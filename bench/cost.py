@@ -292,7 +292,7 @@ def throughput(args: argparse.Namespace) -> Rows:
     config = TrainConfig(
         channels="RGB", img_size=args.img_size, batch_size=args.batch_size, limit=args.num_images,
         epochs=args.epochs, workers=args.workers, cache=True, model=f"dwg_{args.arch}",
-        sched="none", warmup_epochs=0, val_max_sets=1, eval_orders=("in order",), eval_max_sets=3,
+        sched="none", warmup_epochs=0, val_max_sets=1, eval_orders=("in order",), sets="3",
     )  # fmt: skip
     as_is = dataclasses.replace(config, channel_aug="none")
     loops: dict[str, Callable[[], list[float]]] = {

@@ -303,12 +303,11 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
     saved = hub.load(folder / "model")
     channels = benchmark.channel_set()
     planes = channels.index(ChannelSet.parse(arm.config.get("use") or channels, own=channels))
-    data = load_data(str(dataset), channels=channels, value_scale=saved.value_scale,
-                     class_names=saved.class_names)  # fmt: skip
+    data = load_data(str(dataset), saved.spec, channels=channels)
     mean, std = np.zeros(len(channels)), np.ones(len(channels))
     mean[list(planes)], std[list(planes)] = saved.channels.mean, saved.channels.std
     channels = channels.with_stats(mean.tolist(), std.tolist())
-    transform = eval_transform(saved.img_size, channels, crop_pct=saved.crop_pct)
+    transform = eval_transform(saved.spec.img_size, channels, crop_pct=saved.spec.crop_pct)
 
     def planes_of(split: ImageSplit) -> list[Any]:
         loader = DataLoader(TransformedSplit(split, transform), batch_size=BATCH)

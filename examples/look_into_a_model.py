@@ -22,9 +22,8 @@ def main(args: list[str] | None = None) -> None:
     trained = options.pretrained or "/" in options.model
     saved = hub.load(options.model, pretrained=trained)
     data = load_data("synthetic", limit=10)  # one image a class
-    images = TransformedSplit(
-        data.validation, eval_transform(saved.img_size, data.channels, crop_pct=saved.crop_pct)
-    )
+    transform = eval_transform(saved.spec.img_size, data.channels, crop_pct=saved.spec.crop_pct)
+    images = TransformedSplit(data.validation, transform)
     shown = {data.class_names[label]: image for image, label in map(images.__getitem__, range(10))}
     classes = ("vegetation", "snow", "red_roof")
     plots.plot_stem(

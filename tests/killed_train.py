@@ -6,20 +6,20 @@ import runpy
 import signal
 from pathlib import Path
 
-from timm_varchan.training import loop
+from timm_varchan.training import train
 
 ROOT = Path(__file__).parents[1]
 
 
 def main():
-    original, passes = loop.draw_channels, itertools.count(1)
+    original, passes = train.draw_channels, itertools.count(1)
 
     def draw(*args, **kwargs):
         if next(passes) == int(os.environ["KILL_AT"]):
             os.killpg(0, signal.SIGKILL)
         return original(*args, **kwargs)
 
-    loop.draw_channels = draw
+    train.draw_channels = draw
     runpy.run_path(str(ROOT / "hf_train.py"), run_name="__main__")
 
 

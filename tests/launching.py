@@ -17,7 +17,7 @@ TWO = [
 LAUNCHED_ONE = [*_LAUNCH, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
                 "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]  # fmt: skip
 TINY_ARGS = ["--channels", "RGB", "--limit", "47", "--img-size", "16", "--workers", "0"]
-TINY_ARGS += ["--batch-size", "8", "--eval-batch-size", "10", "--eval-max-sets", "4"]
+TINY_ARGS += ["--batch-size", "8", "--eval-batch-size", "10", "--sets", "4"]
 
 
 def with_file(name):
@@ -31,9 +31,18 @@ def environment(**changes):
     return {**env, **offline, "CUDA_VISIBLE_DEVICES": "", **changes}
 
 
+def evaluate_args(model, folder):
+    """The arguments of `evaluate` for what `TINY_ARGS` trained."""
+    tiny = [*TINY_ARGS]
+    at = tiny.index("--batch-size")
+    return [model, *tiny[:at], *tiny[at + 2 :], "--output", str(folder)]
+
+
 def launched(command, args, script="hf_train.py", **changes):
+    """Run a script, or a command of the package where the name is none of a file."""
+    program = [script] if script.endswith(".py") else ["-m", "timm_varchan", script]
     return subprocess.run(
-        [*command, script, *args], cwd=ROOT, env=environment(**changes), text=True,
+        [*command, *program, *args], cwd=ROOT, env=environment(**changes), text=True,
         capture_output=True, timeout=550, start_new_session=True,
     )  # fmt: skip
 

@@ -32,13 +32,13 @@ from timm_varchan.training import TrainConfig  # noqa: E402
 
 TINY = {
     "model": "test_resnet", "img_size": 16, "epochs": 2, "batch_size": 8, "workers": 0,
-    "warmup_epochs": 0, "mixed_precision": "no", "val_max_sets": 0, "eval_sets": "RGB",
+    "warmup_epochs": 0, "mixed_precision": "no", "val_max_sets": 0, "sets": "RGB",
     "channel_aug": "none",
 }  # fmt: skip
 TWIN = {**TINY, "model": "dwg_test_resnet", "channel_aug": "hcs-sample"}
 ARMS = {
     "expert-RGB": arms.Arm(TINY, ("trained", "zero", "measured")),
-    "expert-G": arms.Arm({**TINY, "use": "G", "eval_sets": "G"}, own=True),
+    "expert-G": arms.Arm({**TINY, "use": "G", "sets": "G"}, own=True),
     "twin": arms.Arm(TWIN, ("trained", "anonymous"), against=("expert-{set}", "expert-RGB|zero")),
     "stem-only": arms.Arm(
         {**TWIN, "model": "local-dir:{run:expert-RGB}", "adapt": True, "train_only": "stem"}

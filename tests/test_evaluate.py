@@ -13,7 +13,7 @@ from timm_varchan import hub
 from timm_varchan.__main__ import main
 from timm_varchan.evaluation import paired_difference
 from timm_varchan.results import markdown_page
-from timm_varchan.training import SetupError, run
+from timm_varchan.training import EvaluateConfig, SetupError, evaluate, run
 from timm_varchan.training.checkpoint import Progress
 
 MANY = dataclasses.replace(
@@ -94,7 +94,7 @@ def test_every_set_is_in_the_table_for_programs(trained):
 
 
 def test_sets_are_told_as_the_model_was_trained(tmp_path, arrays):
-    few = dataclasses.replace(MANY, dataset=arrays, eval_sets="RGB,B08")
+    few = dataclasses.replace(MANY, dataset=arrays, sets="RGB,B08")
     anonymous = run(
         dataclasses.replace(few, channel_identity="anonymous", output_dir=str(tmp_path / "a"))
     )
@@ -102,9 +102,9 @@ def test_sets_are_told_as_the_model_was_trained(tmp_path, arrays):
         ("all 13", "anonymous"), ("RGB", "anonymous"), ("B08", "anonymous")
     ]  # fmt: skip
     forget_accelerate()
-    again = run(
-        dataclasses.replace(
-            few, eval_only=str(tmp_path / "a" / "model"), output_dir=str(tmp_path / "b")
+    again = evaluate(
+        EvaluateConfig(
+            model=str(tmp_path / "a" / "model"), dataset=arrays, sets="RGB,B08", workers=0
         )
     )
     assert [s.to_json() for s in again.sets] == [s.to_json() for s in anonymous.sets]
@@ -140,7 +140,7 @@ def test_a_baseline_is_compared_on_the_same_images(trained, arrays, capsys, tmp_
 def test_the_command_tests_where_training_did_not_look(tmp_path, arrays, capsys):
     config = dataclasses.replace(
         MANY, dataset=f"{arrays}/train", validation_fraction=0.25,
-        eval_sets="RGB", output_dir=str(tmp_path / "run"),
+        sets="RGB", output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     outcome = run(config)
     expected = outcome.sets[0].metrics["accuracy"].value
@@ -161,8 +161,7 @@ def test_the_command_tests_where_training_did_not_look(tmp_path, arrays, capsys)
     [
         ({"missing": "B99"}, "B99"),
         ({"missing": "eurosat"}, "leaves no channel"),
-        ({"eval_sets": "RGB,B77"}, "--eval-sets: .*B77"),
-        ({"baseline": "nowhere"}, "no predictions"),
+        ({"sets": "RGB,B77"}, "--sets: .*B77"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, arrays, changes, message):
@@ -171,18 +170,15 @@ def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, arrays, c
         run(config)
 
 
-def test_a_baseline_of_other_images_is_refused_before_training(trained, arrays, tmp_path):
-    config = dataclasses.replace(
-        MANY, dataset=f"{arrays}/val", validation_fraction=0.25, output_dir=str(tmp_path),
+def test_a_baseline_of_other_images_is_refused(trained, arrays):
+    config = EvaluateConfig(
+        model=str(trained["twin"].folder / "model"), dataset=f"{arrays}/train", workers=0,
         baseline=str(trained["plain"].folder),
     )  # fmt: skip
     with pytest.raises(SetupError, match="of other images"):
-        run(config)
-
-
-def test_two_flags_for_the_number_of_sets_are_refused():
-    with pytest.raises(ValueError, match="leave one of them out"):
-        dataclasses.replace(TINY, eval_sets="all", eval_max_sets=20)
+        evaluate(config)
+    with pytest.raises(SetupError, match="no predictions"):
+        evaluate(dataclasses.replace(config, baseline="nowhere"))
 
 
 def test_no_checkpoint_is_chosen_for_answers_that_are_not_finite(tmp_path, arrays, caplog):
@@ -232,9 +228,9 @@ def test_a_scale_from_a_file_of_channels_is_saved(tmp_path):
     file = write_channels(channels.with_scale(10_000), tmp_path / "channels.json")
     config = dataclasses.replace(
         MANY, dataset=str(tmp_path / "data"), channels=str(file), validation_fraction=0.25,
-        eval_sets="RGB", output_dir=str(tmp_path / "run"),
+        sets="RGB", output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     outcome = run(config)
-    assert hub.load(outcome.folder / "model").value_scale == 10_000
+    assert hub.load(outcome.folder / "model").channels.value_scale == 10_000
     with pytest.raises(SetupError, match="not by 255"):
         run(dataclasses.replace(config, value_scale=255.0, output_dir=str(tmp_path / "other")))

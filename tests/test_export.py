@@ -12,6 +12,7 @@ from conftest import wake
 import timm_varchan
 from timm_varchan.__main__ import main
 from timm_varchan.export import CHECK_COUNTS, Check, export
+from timm_varchan.input_spec import InputSpec
 
 # Not ours to mend: torch.onnx and torch.export use what torch itself deprecates.
 pytestmark = [
@@ -28,7 +29,7 @@ def model():
 
 def test_onnx_for_any_channels(model, tmp_path):
     path = tmp_path / "m.onnx"
-    result = export(model, path, img_size=64, metadata={"class_names": ["a"]})
+    result = export(model, path, img_size=64, class_names=["a"], value_scale=10000)
     assert (result.num_channels, result.img_size, result.fixed_because) == (None, None, None)
     assert {check.shape[1] for check in result.checks} == set(CHECK_COUNTS)
     assert {check.shape[2:] for check in result.checks} == {(64, 64), (96, 128)}
@@ -39,7 +40,10 @@ def test_onnx_for_any_channels(model, tmp_path):
     answer = session.run(None, {"image": x.numpy()})[0]
     np.testing.assert_allclose(answer, model(x).detach().numpy(), atol=1e-5)
     stored = session.get_modelmeta().custom_metadata_map["timm_varchan"]
-    assert json.loads(stored) == {"class_names": ["a"]}
+    spec = InputSpec.from_dict(json.loads(stored))
+    assert (spec.class_names, spec.img_size, spec.channels.value_scale) == (("a",), 64, 10000)
+    assert session.get_inputs()[0].shape == ["batch", "channels", "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", 7]
     alone = session.run(None, {"image": np.zeros((1, 3, 64, 64), np.float32)})[0]
     assert np.isfinite(alone).all()
 
@@ -53,7 +57,7 @@ def test_program_for_one_channel_set(model, tmp_path):
     x = torch.randn(3, 2, 64, 64)
     twin = timm_varchan.share(model, "GB")
     torch.testing.assert_close(program(x), twin(x))
-    assert extra["timm_varchan"] == "{}"
+    assert InputSpec.from_dict(json.loads(extra["timm_varchan"])).channels.labels == ("G", "B")
 
 
 @pytest.mark.slow

@@ -473,9 +473,9 @@ def saved_models(case, saved_folder):
             assert len(str(error)) > 20
             return
     channels = saved.channels
-    assert all(isinstance(name, str) for name in saved.class_names)
-    assert 0 < saved.crop_pct <= 1
-    assert saved.img_size > 0
+    assert all(isinstance(name, str) for name in saved.spec.class_names)
+    assert 0 < saved.spec.crop_pct <= 1
+    assert saved.spec.img_size > 0
     if timm_varchan.models.has_stems(saved.model):
         with torch.no_grad():
             timm_varchan.share(saved.model, None)(torch.randn(1, 3, 32, 32))

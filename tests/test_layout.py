@@ -28,6 +28,7 @@ ROWS = (
     {"training"},
     {"export", "folding", "integrations", "predict"},
     {"scenes"},
+    {"commands"},
     {"__main__"},
 )
 ROW_OF = {part: number for number, row in enumerate(ROWS) for part in row}

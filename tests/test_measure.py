@@ -68,7 +68,7 @@ def test_pixels_without_data_do_not_count_and_the_scale_is_kept():
         (["a.png"], None, "came as str"),
         ((X, Y), None, r"came as \(12,\)"),
         ([torch.zeros(3)], None, r"came as \(3,\)"),
-        ([{"label": Y}], None, "keys are label"),
+        ([{"label": Y}], None, "came as dict"),
         ([X, X[:, :2]], None, "2 planes, those before had 3"),
         (X, "GB", "3 planes, but GB are 2"),
         (X / 0, "RGB", "not finite"),

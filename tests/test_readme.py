@@ -11,8 +11,9 @@ import timm
 import torch
 
 import timm_varchan
+from timm_varchan.commands import train_config
 from timm_varchan.predict import predict
-from timm_varchan.training import parse_args, run
+from timm_varchan.training import run
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -56,7 +57,8 @@ def own_data(folder, num_planes, dtype):
                 tifffile.imwrite(file, image, photometric="minisblack")
 
 
-COMMANDS = re.findall(r"^python hf_train.py (--dataset mine .*)$", README, re.M)
+TRAIN = r"^(?:python hf_train.py|timm-varchan train) (--dataset mine .*)$"
+COMMANDS = re.findall(TRAIN, README, re.M)
 #: What the images of each of them are.
 assert len(COMMANDS) == 3
 PLANES = {"runs/bands": (13, np.uint16), "runs/stains": (3, np.uint16), "runs/rgb": (3, np.uint16)}
@@ -70,12 +72,11 @@ def test_own_data_train_and_predict_by_its_commands(command, tmp_path, monkeypat
     own_data(tmp_path / "mine", *PLANES[folder])
     given = [word for word in given if word != "--pretrained"]  # needs the hub
     small = "--model dwg_test_resnet --img-size 16 --epochs 1 --batch-size 4 --workers 0".split()
-    outcome = run(parse_args([*given, *small]))
+    outcome = run(train_config([*given, *small]))
     assert outcome.results["data"]["num_images"]["train"] == 12
     saved = timm_varchan.hub.load(tmp_path / folder / "model")
     assert len(saved.channels) == PLANES[folder][0]
-    assert saved.class_names == ("forest", "river")
+    assert saved.spec.class_names == ("forest", "river")
     files = ["mine/validation/river/0000.tif"]
-    (one,) = predict(saved.model, files, channels=saved.channels, img_size=16,
-                     value_scale=saved.value_scale, class_names=saved.class_names)  # fmt: skip
+    (one,) = predict(saved.model, files, saved.spec)
     assert one.error is None

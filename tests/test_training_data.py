@@ -20,8 +20,15 @@ import timm_varchan
 from timm_varchan import Channel, ChannelSet, hub
 from timm_varchan.data import ImageStream, check_workers, stream_data
 from timm_varchan.hub import save
-from timm_varchan.training import Interrupted, SetupError, TrainConfig, run
-from timm_varchan.training.build import build_model
+from timm_varchan.training import (
+    EvaluateConfig,
+    Interrupted,
+    SetupError,
+    TrainConfig,
+    evaluate,
+    run,
+)
+from timm_varchan.training.train import build_model
 
 # ---- planes and their names
 
@@ -47,7 +54,7 @@ def planes(tmp_path_factory):
 def config(planes, tmp_path):
     return dataclasses.replace(
         TINY, dataset=str(planes), channels=None, limit=None, epochs=1, eval_modes=None,
-        eval_max_sets=6, output_dir=str(tmp_path / "run"),
+        sets="6", output_dir=str(tmp_path / "run"),
     )  # fmt: skip
 
 
@@ -96,14 +103,17 @@ def test_a_model_of_some_planes_is_tested_on_whole_files(config, tmp_path):
     config = dataclasses.replace(config, channels="B02+B03+B04+B08+B11", use="B08+B03")
     trained = run(config)
     forget_accelerate()
-    again = run(
-        dataclasses.replace(
-            config, eval_only=str(trained.folder / "model"), output_dir=str(tmp_path / "again")
+    again = evaluate(
+        EvaluateConfig(
+            model=str(trained.folder / "model"), dataset=config.dataset, workers=0,
+            channels=config.channels, use=config.use,
         )
-    )
+    )  # fmt: skip
     sets = [run.results["evaluation"]["sets"][0]["accuracy"]["value"] for run in (trained, again)]
     assert sets[0] == sets[1]
-    expected = json.loads((trained.folder / "model" / "config.json").read_text())["channels"]
+    expected = json.loads((trained.folder / "model" / "config.json").read_text())["input"][
+        "channels"
+    ]
     assert again.results["data"]["channels"]["channels"] == expected["channels"]
 
 
@@ -147,15 +157,11 @@ def test_a_plain_model_is_evaluated_as_it_was_saved(tmp_path):
     names = ("red", "grey", "blue")
     model = saved(tmp_path / "m", "test_resnet", rgb, names)
     data = colours(tmp_path / "data", ("blue", "red"))
-    config = dataclasses.replace(
-        TINY, eval_only=str(tmp_path / "m"), dataset=data, channels=None, img_size=None,
-        limit=None, output_dir=str(tmp_path / "run"), channel_aug="hcs-sample", eval_modes=None,
-    )  # fmt: skip
-    outcome = run(config)
+    outcome = evaluate(EvaluateConfig(model=str(tmp_path / "m"), dataset=data, workers=0))
     assert outcome.results["model"]["name"] == "test_resnet"
     assert outcome.results["data"]["class_names"] == list(names)
-    assert outcome.results["config"]["img_size"] == 24
-    assert outcome.results["config"]["crop_pct"] == 0.75
+    assert outcome.results["data"]["img_size"] == 24
+    assert outcome.results["data"]["crop_pct"] == 0.75
     assert {s.mode for s in outcome.sets} == {"mask"}
     expected = []
     for colour in ((0, 0, 250), (250, 9, 0)):
@@ -168,14 +174,14 @@ def test_a_plain_model_is_evaluated_as_it_was_saved(tmp_path):
 
 def test_other_data_than_the_models_is_refused(tmp_path):
     saved(tmp_path / "m", "dwg_test_resnet", STAINS, channel_names=("DNA", "ER"))
-    config = dataclasses.replace(
-        TINY, eval_only=str(tmp_path / "m"), output_dir=str(tmp_path / "run"), channels="RG"
+    config = EvaluateConfig(
+        model=str(tmp_path / "m"), output=str(tmp_path / "run"), channels="RG", workers=0
     )
     with pytest.raises(SetupError, match="3 classes, the data 10"):
-        run(config)
+        evaluate(config)
     with pytest.raises(SetupError, match="no"):
-        run(dataclasses.replace(config, eval_only=str(tmp_path / "nothing")))
-    assert not any((tmp_path / "run").glob("*"))
+        evaluate(dataclasses.replace(config, model=str(tmp_path / "nothing")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_twin_of_a_twin_is_suggested(tmp_path):

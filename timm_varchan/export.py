@@ -6,9 +6,9 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import needs
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, share, stems
 
 __all__ = ["Check", "Exported", "export"]
@@ -74,11 +75,11 @@ class Exported:
 def export(
     model: nn.Module,
     path: str | Path,
+    spec: InputSpec | None = None,
     *,
     channels: ChannelSetLike | None = None,
-    img_size: int | tuple[int, int] | None = None,
     dynamic_size: bool = True,
-    metadata: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Exported:
     """Write a model as ONNX (`.onnx`) or as a program of `torch.export` (`.pt2`).
 
@@ -90,12 +91,11 @@ def export(
     Args:
         model: A classifier with or without a stem; it is not changed.
         path: Where to; the ending says the format.
+        spec: What an image must be like to enter the model; as JSON under the key `timm_varchan` of
+            the file's metadata. Its `img_size` is that of the input, by default the model's.
         channels: The channel set; by default what `set_channels` told the model.
-        img_size: Height and width, in pixels; the model's own by default.
         dynamic_size: Whether to try other heights and widths at all.
-        metadata: What a user of the file should know (class names, channels with mean and
-            deviation, value scale, image size), JSON-serialisable; under the key `timm_varchan` of
-            the file's metadata.
+        **fields: Fields of the spec, in place of its own, as `img_size=224`.
 
     Returns:
         What was written and checked.
@@ -114,8 +114,9 @@ def export(
         for package in ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ():
             importlib.import_module(package)
     model, counts = _for_channels(model, channels)
-    sizes, because = _sizes(model, counts[-1], img_size, dynamic_size)
-    text = json.dumps(dict(metadata or {}))
+    spec = InputSpec.of(spec, channels=channels, **fields)
+    sizes, because = _sizes(model, counts[-1], spec.img_size, dynamic_size)
+    text = json.dumps(replace(spec, img_size=sizes[0][0]).to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         new = Path(folder) / path.name
@@ -171,12 +172,12 @@ def _for_channels(
 
 
 def _sizes(
-    model: nn.Module, num_channels: int, img_size: int | tuple[int, int] | None, dynamic: bool
+    model: nn.Module, num_channels: int, img_size: int | None, dynamic: bool
 ) -> tuple[list[tuple[int, int]], str | None]:
     """The model's height and width, another one if it takes any, and why not if it does not."""
-    if img_size is None:
-        img_size = get_model_input_config(model)["input_size"][-2:]
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    height, width = get_model_input_config(model)["input_size"][-2:]
+    if img_size is not None:
+        height = width = img_size
     _try(model, num_channels, (height, width))
     if not dynamic:
         return [(height, width)], "As asked for"
@@ -262,6 +263,10 @@ def _write_onnx(
     )
     assert program is not None
     program.model.metadata_props["timm_varchan"] = metadata
+    for value in (*program.model.graph.inputs, *program.model.graph.outputs):
+        for axis, name in ((2, "height"), (3, "width")):
+            if value.shape is not None and axis < len(value.shape) and axis in axes:
+                value.shape[axis] = name
     program.save(str(path))
 
 

@@ -163,7 +163,7 @@ def _fold_stem(stem: Stem, coefficients: Tensor) -> nn.Module:
         raise UserError(
             f"The first layer is a {type(stem.bank).__name__}, not a convolution of the channels, "
             f"so there is nothing to fold into. Export the model for the channel set instead: "
-            f"python -m timm_varchan export MODEL FILE --channels ..."
+            f"timm-varchan export MODEL FILE --channels ..."
         )
     return layer
 
@@ -257,6 +257,21 @@ class FoldChange:
     accuracy: float | None = None
     folded_accuracy: float | None = None
     difference: Difference | None = None
+
+    def told(self, which: str) -> str:
+        """One or two lines for people; `which` images they are, as `other`."""
+        text = (
+            f"On {self.num_images} {which} images: logits change by {self.mean_logit:.2g} (at most "
+            f"{self.max_logit:.2g}; their deviation is {self.logit_std:.2g}), first class equal "
+            f"{self.agreement:.1%}"
+        )
+        if self.difference is None:
+            return text
+        change, low, high = self.difference[:3]
+        return (
+            f"{text}\naccuracy {self.accuracy:.1%} -> {self.folded_accuracy:.1%} (difference "
+            f"{change:+.1%}, 95 % interval {low:+.1%} to {high:+.1%})"
+        )
 
 
 @torch.no_grad()

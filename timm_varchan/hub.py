@@ -12,12 +12,13 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
+import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -38,10 +39,11 @@ from torch import nn
 
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.errors import ToolError, UserError
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, set_channels, stems
 from timm_varchan.version import __version__
 
-__all__ = ["CONFIG", "SavedModel", "load", "push", "read_config", "save"]
+__all__ = ["CONFIG", "SavedModel", "check_img_size", "load", "push", "read_config", "save"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: Endings of files that may run code when they are opened.
@@ -54,12 +56,7 @@ CLIENT_ERRORS: tuple[type[Exception], ...] = (
     LocalTokenNotFoundError,
     ConnectionError, TimeoutError,
 )  # fmt: skip
-#: What timm and torch say of names, tags, weights and arguments that do not belong together.
-_MISFITS = (
-    "Unknown model", "Invalid pretrained tag", "No pretrained weights exist",
-    "Error(s) in loading state_dict", "unexpected keyword argument",
-)  # fmt: skip
-#: What the values of somebody's configuration may lead to, and faults of ours.
+#: What a wrong name, tag, weight or argument may end in, and a fault of ours too.
 _WRONG = (
     TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, MemoryError,
     RuntimeError, ValueError,
@@ -69,39 +66,20 @@ _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A loaded model and what its input and output are.
+    """A loaded model and what an image must be like to enter it.
 
     Args:
         model: The model, in evaluation mode.
-        channels: Planes of the data that it was trained on, with mean and standard deviation.
-        class_names: Name of every class, empty where nobody knows them.
-        img_size: Height and width that it was trained at, in pixels.
-        crop_pct: Share of the resized image's side that evaluation keeps.
-        value_scale: What stored numbers were divided by, where that is not their type's largest.
-
-    Raises:
-        UserError: A size or share that none can have, or class names that are no text.
+        spec: Channels of the data that it was trained on, image size, crop, class names, ...
     """
 
     model: nn.Module
-    channels: ChannelSet
-    class_names: tuple[str, ...]
-    img_size: int
-    crop_pct: float
-    value_scale: float | None = None
+    spec: InputSpec
 
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_pct <= 1 or self.img_size < 1:
-            raise UserError(
-                f"The configuration names {self.img_size} px and a crop of {self.crop_pct}; needed "
-                f"are 1 px or more, and a share above 0 and at most 1."
-            )
-        if self.value_scale is not None and not 0 < self.value_scale < float("inf"):
-            raise UserError(
-                f"The configuration's value_scale is {self.value_scale}; it must be above 0."
-            )
-        if not all(isinstance(name, str) for name in self.class_names):
-            raise UserError("The configuration's label names are no texts. Save the model anew.")
+    @property
+    def channels(self) -> ChannelSet:
+        """The channels of the spec."""
+        return self.spec.channels
 
     def select(self, spec: str) -> ChannelSet:
         """Read a channel set as people write it; the data's own channels keep their statistics.
@@ -126,7 +104,7 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
             `channel_set`, ...; `pretrained=False` leaves the weights random.
 
     Returns:
-        The model with its channels, class names and image size.
+        The model with what its input must be like.
 
     Raises:
         FileNotFoundError: No such folder, repository or file in it.
@@ -164,9 +142,11 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         raise UserError(
             f"{WEIGHTS} of {text} is damaged ({error}). Download or save it again."
         ) from error
+    except UserError:
+        raise
     except _WRONG as error:
-        if not (_is_misfit(error) or _is_to_blame(config)):
-            raise
+        # Where the bare architecture can be built, what came with it is to blame; else it is us.
+        timm.create_model(str(config.get("architecture", text)).partition(".")[0])
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 and lines[0].endswith(":") else "".join(lines[:1])
         raise UserError(
@@ -175,50 +155,31 @@ def load(source: str | Path, *, cache_dir: str | Path | None = None, **kwargs: A
         ) from error
 
 
-def _is_misfit(error: Exception) -> bool:
-    """Whether an error says that name, weights and arguments do not belong together."""
-    if isinstance(error, ValueError):  # timm's and our own word for a caller's mistake
-        return True
-    said = str(error)
-    return isinstance(error, (RuntimeError, TypeError)) and any(text in said for text in _MISFITS)
-
-
-def _is_to_blame(config: dict[str, Any]) -> bool:
-    """Whether a folder's configuration is what failed: its architecture alone can be built."""
-    if not config:
-        return False
-    timm.create_model(config["architecture"].partition(".")[0])  # a fault of ours is raised again
-    return True
-
-
 def _describe(model: nn.Module, config: dict[str, Any], kwargs: dict[str, Any]) -> SavedModel:
     """What goes in and comes out, from our configuration or from what timm knows."""
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    channels = _channels(cfg, config, kwargs)
+    spec = InputSpec.from_dict(config["input"]) if "input" in config else InputSpec()
     return SavedModel(
-        model=model,
-        channels=channels,
-        class_names=_class_names(model, cfg),
-        img_size=int(get_model_input_config(model)["input_size"][-1]),
-        crop_pct=float(cfg.get("crop_pct") or 1.0),
-        value_scale=channels.value_scale,
+        model,
+        replace(
+            spec,
+            channels=_channels(cfg, spec.channels, kwargs),
+            class_names=_class_names(model, cfg),
+            img_size=int(get_model_input_config(model)["input_size"][-1]),
+            crop_pct=float(cfg.get("crop_pct") or 1.0),
+        ),
     )
 
 
-def _channels(cfg: dict[str, Any], config: dict[str, Any], kwargs: dict[str, Any]) -> ChannelSet:
+def _channels(cfg: dict[str, Any], saved: ChannelSet, kwargs: dict[str, Any]) -> ChannelSet:
     """The channels of the input: those asked for, else those of the data, else RGB."""
     num = int(kwargs.get("in_chans") or cfg["input_size"][0])
     channels = RGB if num == len(RGB) else ChannelSet.anonymous(num)
     mean, std = cfg.get("mean"), cfg.get("std")
     if mean and std and len(mean) == len(std) == num:
         channels = channels.with_stats(mean, std)
-    if config.get("channels"):
-        try:
-            saved = ChannelSet.from_dict(config["channels"])
-        except ValueError as error:
-            raise UserError(f"{CONFIG} describes its channels wrongly: {error}") from error
-        if len(saved) == num or not kwargs.get("in_chans"):
-            channels = saved
+    if len(saved) and (len(saved) == num or not kwargs.get("in_chans")):
+        channels = saved
     wanted = kwargs.get("channel_set")
     return channels if wanted is None else ChannelSet.parse(wanted, own=channels)
 
@@ -241,13 +202,10 @@ def _class_names(model: nn.Module, cfg: dict[str, Any]) -> tuple[str, ...]:
 def save(
     model: nn.Module,
     folder: str | Path,
+    spec: InputSpec | None = None,
     *,
-    class_names: Sequence[str],
-    channels: ChannelSet,
-    img_size: int,
-    crop_pct: float | None = None,
-    value_scale: float | None = None,
     files: Iterable[str | Path] = (),
+    **fields: Any,
 ) -> Path:
     """Save a classifier for `load` and `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
@@ -256,55 +214,101 @@ def save(
     Args:
         model: A timm model or twin, not wrapped. What `set_channels` told it last is saved too.
         folder: Where to; replaced if it holds a saved model.
-        class_names: Name of every class.
-        channels: Planes of the data, with mean and standard deviation, for the preprocessing.
-        img_size: Height and width that it was trained at, in pixels.
-        crop_pct: Share of the resized image's side that evaluation keeps; the architecture's own
-            by default.
-        value_scale: What stored numbers were divided by, where that is not their type's largest.
+        spec: What an image must be like to enter the model.
         files: Further files to put beside it: results, curves, a model card.
+        **fields: Fields of the spec, in place of its own: `channels=RGB`, `img_size=224`,
+            `class_names=["cat", "dog"]`, `value_scale=10000`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: The folder holds something else, or a further file is a pickle.
+        UserError: The folder holds something else, a further file is a pickle, or class names that
+            are as many as no classes of the model.
         FileNotFoundError: A further file is not there.
     """
-    folder = Path(folder)
+    folder, spec = Path(folder), InputSpec.of(spec, **fields)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} exists and is no saved model. Choose another folder.")
     _normalise(model)
     beside = [Path(file) for file in files]
     _refuse_pickles(beside)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # timm wants the model's own count here; a stem may take the data's channels all the same
-    num_channels = int(getattr(model, "in_chans", len(channels)))
-    data_config: dict[str, Any] = {"input_size": (num_channels, img_size, img_size)}
-    if channels.mean is not None and len(channels) == num_channels:
-        data_config |= {"mean": channels.mean, "std": channels.std}
-    if crop_pct is not None:
-        data_config["crop_pct"] = crop_pct
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         new = Path(temporary) / "new"
         save_for_hf(
             model,
             str(new),
             model_config={
-                "label_names": list(class_names),
-                "channels": channels.with_scale(value_scale).to_dict(),
+                "label_names": list(spec.class_names),  # timm's and transformers' name for them
+                "input": spec.to_dict(),
                 "timm_varchan": __version__,
             },
             safe_serialization=True,
-            data_config=data_config,
+            data_config=_data_config(model, spec),
         )
         _say_classes_once(new / CONFIG)
+        # safetensors lets nobody else read what it wrote
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)
         for file in beside:
             shutil.copy(file, new / file.name)
         if folder.exists():
             shutil.move(folder, Path(temporary) / "old")
         os.replace(new, folder)
     return folder
+
+
+def _data_config(model: nn.Module, spec: InputSpec) -> dict[str, Any]:
+    """What timm wants to know: the model's own count; a stem may take the data's all the same."""
+    channels, num = spec.channels, int(getattr(model, "in_chans", len(spec.channels)))
+    size = spec.img_size or int(get_model_input_config(model)["input_size"][-1])
+    config: dict[str, Any] = {"input_size": (num, size, size), "crop_pct": spec.crop_pct}
+    if channels.mean is not None and len(channels) == num:
+        config |= {"mean": channels.mean, "std": channels.std}
+    return config
+
+
+def check_img_size(model: nn.Module, num_channels: int, img_size: int | None) -> None:
+    """Refuse images of a size that the backbone does not take, before anything is read.
+
+    Args:
+        model: A classifier, not wrapped.
+        num_channels: Of its input.
+        img_size: Height and width, in pixels; None: not said.
+
+    Raises:
+        UserError: Names the sizes that fit.
+    """
+    first = next(model.parameters())
+    if img_size is None or first.is_meta or not first.numel():  # divided among processes
+        return
+    training, cfg = model.training, cast("dict[str, Any]", model.pretrained_cfg)
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, num_channels, img_size, img_size).to(first))
+        return
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or ["it does not say why"])[0].rstrip(".")
+    finally:
+        model.train(training)
+    step = _patch_size(model)
+    fitting = [size for size in (img_size // step * step, (img_size // step + 1) * step) if size]
+    own = int(get_model_input_config(model)["input_size"][-1])
+    if cfg.get("fixed_input_size") and own != img_size:
+        fitting = [own]
+    raise UserError(
+        f"The {cfg['architecture']} does not take images of {img_size} x {img_size} px ({reason}). "
+        f"Sizes that fit: --img-size {' or '.join(map(str, fitting))}."
+    )
+
+
+def _patch_size(model: nn.Module) -> int:
+    """What an image's side must be a multiple of."""
+    patches = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if patches is not None:
+        return int(patches[0] if isinstance(patches, (tuple, list)) else patches)
+    info: Any = getattr(model, "feature_info", None)
+    return max((int(entry["reduction"]) for entry in info or ()), default=32)
 
 
 def _say_classes_once(file: Path) -> None:
@@ -428,7 +432,7 @@ def push(
             commit_message=commit_message,
         )
     except CLIENT_ERRORS as error:
-        again = ["python", "-m", "timm_varchan", "push", str(folder), repo_id]
+        again = ["timm-varchan", "push", str(folder), repo_id]
         again += [] if private else ["--public"]
         again += [] if revision is None else ["--revision", revision]
         raise ToolError(

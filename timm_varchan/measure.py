@@ -16,13 +16,14 @@ __all__ = ["ChannelMoments", "batches_of", "measure_channels"]
 
 
 class ChannelMoments:
-    """Sums over pixels, from which means, deviations and correlations follow.
+    """Sums over pixels in float64, from which means, deviations and correlations follow.
 
-    Kept in float64. A correlation is over the pixels where both planes are valid.
+    A correlation is over the pixels where both planes are valid.
     """
 
     def __init__(self) -> None:
-        self._count = self._sum = self._product = torch.zeros(0, 0, dtype=torch.float64)
+        #: Of each pair of planes: pixels that count, sum of the first, sum of products.
+        self._sums = torch.zeros(3, 0, 0, dtype=torch.float64)
         self._num_pixels = 0
 
     def update(self, values: Tensor, valid: Tensor | None = None) -> None:
@@ -31,32 +32,28 @@ class ChannelMoments:
         Raises:
             UserError: Another number of planes than before.
         """
-        planes = values.detach().to("cpu", torch.float64)
-        mask = torch.ones_like(planes) if valid is None else valid.to(planes).expand_as(planes)
-        planes = planes if valid is None else planes.masked_fill(mask == 0, 0.0)
-        # (C, pixels)
-        planes, mask = (t.movedim(-3, 0).flatten(1) for t in (planes, mask))
-        if not self._num_pixels:
-            zeros = planes.new_zeros(len(planes), len(planes))
-            self._count, self._sum, self._product = zeros, zeros.clone(), zeros.clone()
-        if len(planes) != len(self._count):
+        planes = values.detach().to("cpu", torch.float64).movedim(-3, 0).flatten(1)
+        size, number = planes.shape
+        if valid is None:
+            count = planes.new_full((size, size), number)
+            total = planes.sum(1, keepdim=True).expand(size, size)
+        else:
+            mask = valid.expand_as(values).movedim(-3, 0).flatten(1).to(planes)
+            planes = planes.masked_fill(mask == 0, 0.0)
+            count, total = mask @ mask.T, planes @ mask.T
+        if self._num_pixels and size != self._sums.shape[1]:
             raise UserError(
-                f"An image has {len(planes)} planes, those before had {len(self._count)}. Measure "
+                f"An image has {size} planes, those before had {self._sums.shape[1]}. Measure "
                 f"images of one channel set together."
             )
-        self._num_pixels += planes.shape[1]
-        if valid is None:
-            self._count = self._count + planes.shape[1]
-            self._sum = self._sum + planes.sum(1, keepdim=True)
-        else:
-            self._count = self._count + mask @ mask.T
-            self._sum = self._sum + planes @ mask.T  # [i, j]: plane i where j is valid too
-        self._product = self._product + planes @ planes.T
+        sums = torch.stack([count, total, planes @ planes.T])
+        self._sums = self._sums + sums if self._num_pixels else sums
+        self._num_pixels += number
 
     @property
     def invalid_fraction(self) -> tuple[float, ...]:
         """The fraction of each plane's pixels that did not count."""
-        return tuple((1 - self._count.diagonal() / max(1, self._num_pixels)).tolist())
+        return tuple((1 - self._sums[0].diagonal() / max(1, self._num_pixels)).tolist())
 
     def result(self, channels: ChannelSetLike | None = None) -> ChannelSet:
         """The channels (anonymous where None) with means, deviations and correlations.
@@ -68,37 +65,36 @@ class ChannelMoments:
             UserError: No images, planes without a valid pixel, values that are not finite, or
                 another number of channels than planes.
         """
+        count, total, product = self._sums
         if not self._num_pixels:
             raise UserError("Nothing was measured: pass at least one image.")
-        nobody = ChannelSet.anonymous(len(self._count))
+        nobody = ChannelSet.anonymous(len(count))
         wanted = nobody if channels is None else ChannelSet.parse(channels)
-        if len(wanted) != len(self._count):
+        if len(wanted) != len(count):
             raise UserError(
-                f"The images have {len(self._count)} planes, but {wanted} are {len(wanted)} "
-                f"channels. Name as many as there are planes."
+                f"The images have {len(count)} planes, but {wanted} are {len(wanted)} channels. "
+                f"Name as many as there are planes."
             )
-        empty = (self._count.diagonal() == 0).tolist()
-        if any(empty):
-            labels = [label for label, e in zip(wanted.labels, empty, strict=True) if e]
-            raise UserError(f"Channel {', '.join(labels)} has no valid pixel. Leave it out.")
-        count = self._count.clamp(min=1)
-        joint = self._sum / count
-        covariance = self._product / count - joint * joint.T
+        joint = total / count.clamp(min=1)
+        covariance = product / count.clamp(min=1) - joint * joint.T
         mean, std = joint.diagonal(), covariance.diagonal().clamp(min=0).sqrt()
-        if not bool(mean.isfinite().all() and std.isfinite().all()):
-            bad = [label for label, s in zip(wanted.labels, std, strict=True) if not s.isfinite()]
-            raise UserError(
-                f"Channel {', '.join(bad)} holds values that are not finite (no-data pixels?). "
-                f"Write NaN or numbers in their place."
-            )
+        for wrong, said in (
+            (count.diagonal() == 0, "has no valid pixel. Leave it out."),
+            (~std.isfinite(), "holds values that are not finite (no-data pixels?). Write NaN or "
+             "numbers in their place."),
+        ):  # fmt: skip
+            if bool(wrong.any()):
+                labels = itertools.compress(wanted.labels, wrong.tolist())
+                raise UserError(f"Channel {', '.join(labels)} {said}")
         # Rounding leaves about 1e-8 of the mean where the plane is constant.
         constant = std <= 1e-6 * mean.abs()
         std = std.masked_fill(constant, 1.0)
         correlation = (covariance / torch.outer(std, std)).clamp(-1, 1)
         correlation = correlation.masked_fill(constant[:, None] | constant, 0.0)
         correlation.fill_diagonal_(1.0)
-        correlation = (correlation + correlation.T) / 2
-        return wanted.with_stats(mean.tolist(), std.tolist(), correlation.tolist())
+        return wanted.with_stats(
+            mean.tolist(), std.tolist(), ((correlation + correlation.T) / 2).tolist()
+        )
 
 
 def measure_channels(
@@ -137,12 +133,14 @@ def batches_of(images: Iterable[Any]) -> Iterator[Tensor]:
     elif not hasattr(images, "__iter__") and hasattr(images, "__getitem__"):  # a data set
         images = map(images.__getitem__, range(len(images)))  # type: ignore[arg-type]
     for item in images:
-        batch = images_of(item)
+        batch = item[0] if isinstance(item, (tuple, list)) and item else item
+        if isinstance(item, Mapping):
+            batch = next((item[k] for k in ("pixel_values", "image", "x") if k in item), item)
         if not isinstance(batch, Tensor) or batch.dim() not in (3, 4):
             what = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
             raise UserError(
                 f"Images came as {what}; needed are tensors (channels, height, width) or (batch, "
-                f"channels, height, width), alone or first in (x, y)."
+                f"channels, height, width), alone, first in (x, y), or as pixel_values, image or x."
             )
         if not batch.is_floating_point():
             raise UserError(
@@ -150,13 +148,3 @@ def batches_of(images: Iterable[Any]) -> Iterator[Tensor]:
                 f"e.g. x.float() / 255."
             )
         yield batch if batch.dim() == 4 else batch[None]
-
-
-def images_of(batch: Any) -> Any:
-    """The images of a batch as loaders of this field give it."""
-    if isinstance(batch, Mapping):
-        found = next((key for key in ("pixel_values", "image", "x") if key in batch), None)
-        if found is None:
-            raise UserError(f"The batch has no images: its keys are {', '.join(map(str, batch))}.")
-        return batch[found]
-    return batch[0] if isinstance(batch, (tuple, list)) else batch

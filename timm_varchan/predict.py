@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import expected_error, has_stems, share, stems
+
+logger = logging.getLogger(__name__)
 
 #: An image whose values lie so many deviations from the mean, on average, is none of the data.
 FAR = 30.0
@@ -101,7 +104,7 @@ def predict(
     )
     for_channels(model, spec.channels)  # refuses what the model cannot serve
     loader = DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-    return _run(model, loader, spec.class_names, (top, min_probability))
+    return _run(model, loader, spec, (top, min_probability))
 
 
 def write_table(predictions: Iterable[Prediction], path: str | Path) -> Iterator[Prediction]:
@@ -234,10 +237,10 @@ class ImageFiles(Dataset[Seen]):
 def _run(
     model: nn.Module,
     loader: Iterable[list[Seen]],
-    class_names: tuple[str, ...],
+    spec: InputSpec,
     wanted: tuple[int, float],
 ) -> Iterator[Prediction]:
-    like = next(model.parameters())
+    like, class_names = next(model.parameters()), spec.class_names
     ready: dict[ChannelSet, nn.Module] = {}
     for batch in loader:
         probabilities: dict[int, Tensor] = {}
@@ -245,6 +248,11 @@ def _run(
         for channels in {batch[i][2] for i in images}:
             if channels not in ready:
                 ready[channels] = for_channels(model, channels)
+                if len(channels) < len(spec.channels):
+                    logger.warning(
+                        "Files have %d of the %d channels: %s. %s", len(channels),
+                        len(spec.channels), channels, missing_channels(model, channels) or "",
+                    )  # fmt: skip
             rows = [i for i in images if batch[i][2] == channels]
             with torch.inference_mode():
                 logits = ready[channels](torch.stack([images[i] for i in rows]).to(like))

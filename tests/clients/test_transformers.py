@@ -67,7 +67,7 @@ def test_our_folder_keeps_its_channels_there_and_back(tmp_path):
     theirs.save_pretrained(tmp_path / "n")
     ours = hub.load(tmp_path / "n")
     assert str(ours.channels) == BANDS
-    assert ours.class_names == ("cat", "dog")
+    assert ours.spec.class_names == ("cat", "dog")
     torch.testing.assert_close(ours.model(x), model(x))
 
 

@@ -28,11 +28,7 @@ _RANGES = {torch.uint8: 255.0, torch.uint16: 65535.0}
 
 
 def value_range(image: Tensor) -> float:
-    """What the stored numbers of an image are divided by: 255, 65535, of floats 1.
-
-    Raises:
-        UserError: Another type, whose range nothing tells.
-    """
+    """What the stored numbers of an image are divided by: 255, 65535, of floats 1."""
     if image.is_floating_point():
         return 1.0
     if image.dtype not in _RANGES:
@@ -44,24 +40,12 @@ def value_range(image: Tensor) -> float:
 
 
 def scale_values(image: Tensor) -> Tensor:
-    """To float32: 8 bits / 255, 16 bits / 65535, floats as they are.
-
-    Args:
-        image: Any shape; uint8, uint16 or floating point.
-
-    Returns:
-        The same shape, float32.
-
-    Raises:
-        UserError: Another type, whose range nothing tells.
-    """
+    """To float32: 8 bits / 255, 16 bits / 65535, floats as they are; other types are refused."""
     return image.to(torch.float32) / value_range(image)
 
 
 class NormalizePlanes(nn.Module):
-    """Scaled values less each channel's mean, over its deviation; pixels without data become 0.
-
-    Scale, mean and deviation are one factor and one offset a channel.
+    """Scaled values less each channel's mean, over its deviation: one factor and offset a channel.
 
     Args:
         channels: The planes, each with mean and std in the units of the scaled values.
@@ -82,7 +66,7 @@ class NormalizePlanes(nn.Module):
         if self._predicts and channels.correlation is None:
             raise UserError(
                 f"The correlation of {channels} is not known, by which --no-data predict fills "
-                f"pixels. Measure it (python -m timm_varchan measure), or take --no-data mean."
+                f"pixels. Measure it (timm-varchan measure), or take --no-data mean."
             )
         if channels.mean is None or channels.std is None:
             without = [c.label for c in channels if c.mean is None or c.std is None]
@@ -114,9 +98,7 @@ class TrainTransform(nn.Module):
     """Crop, flip, normalisation, rotation (the reference report's), and what is usual since.
 
     Crop, flips and rotation are one interpolation; only where a crop is larger than the result it
-    is shrunk with antialiasing first. From `(C, H, W)` of any type to normalised float32
-    `(C, img_size, img_size)`. The report's channel shuffling is done to whole batches:
-    `timm_varchan.training.draw_channels`.
+    is shrunk with antialiasing first. The report's channel shuffling is done to whole batches.
 
     Args:
         img_size: Height and width of the result.
@@ -126,12 +108,9 @@ class TrainTransform(nn.Module):
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip (images from above have no up).
         rotation_degrees: Rotations are drawn from plus to minus this; the corners become the mean.
-        auto_augment: Key of `AUTO_AUGMENTS`.
+        auto_augment: Key of `AUTO_AUGMENTS`, or `none`.
         erase_prob: Probability that a rectangle becomes the mean, 0.
         no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
-
-    Raises:
-        UserError: A channel without mean and std.
     """
 
     def __init__(
@@ -158,7 +137,7 @@ class TrainTransform(nn.Module):
         self._flips, self._degrees = (hflip, vflip), rotation_degrees
 
     def forward(self, image: Tensor) -> Tensor:
-        """`(C, H, W)` to `(C, img_size, img_size)`; draws from torch's default generator."""
+        """`(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`."""
         return self.seeded(image, int(torch.randint(2**62, ())))
 
     def seeded(self, image: Tensor, key: int) -> Tensor:
@@ -219,30 +198,22 @@ def _places(size: int) -> tuple[np.ndarray, np.ndarray]:
     return line[None, :], line[:, None]
 
 
-train_transform = TrainTransform
-"""`TrainTransform`, by the name that goes with `eval_transform`."""
+train_transform = TrainTransform  # by the name that goes with `eval_transform`
 
 
 def eval_transform(
-    img_size: int,
-    channels: ChannelSet,
-    *,
-    crop_pct: float = 0.875,
-    no_data: str = "mean",
+    img_size: int, channels: ChannelSet, *, crop_pct: float = 0.875, no_data: str = "mean"
 ) -> nn.Module:
     """Resize the shorter side to `img_size / crop_pct`, crop the centre, normalise.
 
     Args:
         img_size: Height and width of the result.
         channels: The planes, each with mean and std.
-        crop_pct: Share of the resized image's side that the crop keeps; 1 for small images.
+        crop_pct: Fraction of the resized image's side that the crop keeps; 1 for small images.
         no_data: What pixels without data (NaN) become; see `NormalizePlanes`.
 
-    Returns:
-        A module from `(C, H, W)` of any type to normalised float32 `(C, img_size, img_size)`.
-
     Raises:
-        UserError: A channel without mean and std, a share out of 0..1.
+        UserError: A channel without mean and std, a fraction out of 0..1.
     """
     if not 0 < crop_pct <= 1:
         raise UserError(f"crop_pct is {crop_pct}; it must be above 0 and at most 1.")
@@ -255,39 +226,23 @@ def eval_transform(
 
 # Random operations on planes: RandAugment and TrivialAugment --------------------------------------
 #
-# They come after the normalisation, so that strengths are in standard deviations of a channel and
-# mean the same for 8-bit photographs and for reflectances; 0 is every channel's mean.
+# They come after the normalisation, so that strengths (-1..1) are in standard deviations of a channel
+# and mean the same for photographs of 8 bits and for reflectances; 0 is every channel's mean.
 
-#: An operation takes a normalised image `(C, H, W)` and a strength in -1..1.
 Operation = Callable[[Tensor, float], Tensor]
 
 
-def _affine(
-    x: Tensor,
-    angle: float = 0.0,
-    shift: tuple[float, float] = (0.0, 0.0),
-    shear: tuple[float, float] = (0.0, 0.0),
-) -> Tensor:
+def _affine(x: Tensor, angle: float, across: float, down: float, *shear: float) -> Tensor:
     return tv.affine(
-        x,
-        angle=angle,
-        translate=[shift[0] * x.shape[2], shift[1] * x.shape[1]],
-        scale=1.0,
-        shear=list(shear),
-        interpolation=InterpolationMode.BILINEAR,
-        fill=None,
-    )
+        x, angle=angle, translate=[across * x.shape[2], down * x.shape[1]], scale=1.0,
+        shear=list(shear), interpolation=InterpolationMode.BILINEAR, fill=None,
+    )  # fmt: skip
 
 
-def _contrast(x: Tensor, strength: float) -> Tensor:
-    mean = x.mean((1, 2), keepdim=True)
+def _stretched(x: Tensor, dim: int | tuple[int, int], strength: float) -> Tensor:
+    """Differences from the mean over axes, larger or smaller: contrast, colour."""
+    mean = x.mean(dim, keepdim=True)
     return mean + (x - mean) * (1 + 0.9 * strength)
-
-
-def _colour(x: Tensor, strength: float) -> Tensor:
-    """The planes' differences from their mean, larger or smaller: saturation for any planes."""
-    grey = x.mean(0, keepdim=True)
-    return grey + (x - grey) * (1 + 0.9 * strength)
 
 
 def _sharpness(x: Tensor, strength: float) -> Tensor:
@@ -317,14 +272,14 @@ def _standardise(x: Tensor, strength: float) -> Tensor:
 #: all planes by up to a standard deviation, tint of every plane on its own.
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda x, strength: x,
-    "rotate": lambda x, strength: _affine(x, angle=30 * strength),
-    "translate_x": lambda x, strength: _affine(x, shift=(0.3 * strength, 0)),
-    "translate_y": lambda x, strength: _affine(x, shift=(0, 0.3 * strength)),
-    "shear_x": lambda x, strength: _affine(x, shear=(17 * strength, 0)),
-    "shear_y": lambda x, strength: _affine(x, shear=(0, 17 * strength)),
+    "rotate": lambda x, strength: _affine(x, 30 * strength, 0, 0, 0, 0),
+    "translate_x": lambda x, strength: _affine(x, 0, 0.3 * strength, 0, 0, 0),
+    "translate_y": lambda x, strength: _affine(x, 0, 0, 0.3 * strength, 0, 0),
+    "shear_x": lambda x, strength: _affine(x, 0, 0, 0, 17 * strength, 0),
+    "shear_y": lambda x, strength: _affine(x, 0, 0, 0, 0, 17 * strength),
     "brightness": lambda x, strength: x + strength,
-    "contrast": _contrast,
-    "colour": _colour,
+    "contrast": lambda x, strength: _stretched(x, (1, 2), strength),
+    "colour": lambda x, strength: _stretched(x, 0, strength),  # saturation, for any planes
     "tint": lambda x, strength: x + strength * (2 * torch.rand(x.shape[0], 1, 1) - 1),
     "sharpness": _sharpness,
     "posterize": _posterize,
@@ -337,12 +292,8 @@ class RandomOperations(nn.Module):
     """Some random operations, one after the other, drawn from torch's default generator.
 
     Source: RandAugment, arXiv:1909.13719 (two operations of one strength); TrivialAugment,
-    arXiv:2103.10158 (one operation, its strength uniform). Differs: on normalised planes of any
-    number; no equalisation.
-
-    Args:
-        num_ops: How many an image.
-        strength: 0..1; None draws it anew for every operation.
+    arXiv:2103.10158 (one operation, its strength uniform: None). Differs: on normalised planes of
+    any number; no equalisation.
     """
 
     def __init__(self, num_ops: int = 1, strength: float | None = None) -> None:

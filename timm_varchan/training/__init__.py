@@ -1,29 +1,46 @@
-"""Training and evaluation of one run, under `accelerate`."""
+"""Training and evaluation of one run, under `accelerate`. Imported when it is first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from timm_varchan.errors import needs
 
-with needs("train"):
+if TYPE_CHECKING:
     from timm_varchan.training.checkpoint import CheckpointError
-    from timm_varchan.training.config import RECIPES, TrainConfig, parse_args
-    from timm_varchan.training.launch import stop
-    from timm_varchan.training.loop import Interrupted, NonFiniteLossError
-    from timm_varchan.training.report import closing
-    from timm_varchan.training.run import Outcome, SetupError, run
-    from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
+    from timm_varchan.training.config import RECIPES, EvaluateConfig, TrainConfig
+    from timm_varchan.training.train import (
+        Interrupted,
+        NonFiniteLossError,
+        Outcome,
+        SetupError,
+        evaluate,
+        run,
+    )
 
 __all__ = [
-    "CHANNEL_AUGS",
     "RECIPES",
     "CheckpointError",
-    "DrawKey",
+    "EvaluateConfig",
     "Interrupted",
     "NonFiniteLossError",
     "Outcome",
     "SetupError",
     "TrainConfig",
-    "closing",
-    "draw_channels",
-    "parse_args",
+    "evaluate",
     "run",
-    "stop",
 ]
+
+#: Where a name lives; what is not listed lives in `train`.
+_HOMES = {
+    "CheckpointError": "checkpoint",
+    "RECIPES": "config",
+    "EvaluateConfig": "config",
+    "TrainConfig": "config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with needs("train"):
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'train')}"), name)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import tempfile
 import zlib
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from timm_varchan.errors import UserError
 from timm_varchan.training.config import MARK, TrainConfig
-from timm_varchan.training.launch import environment
+from timm_varchan.training.report import environment, write_json
 
 __all__ = [
     "CheckpointError",
@@ -32,7 +33,6 @@ __all__ = [
     "claim_folder",
     "damage",
     "read_progress",
-    "write_json",
 ]
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,10 @@ PROGRESS = "progress.json"
 #: How many are kept besides the best: where the newest is damaged, the one before it serves.
 NUM_KEPT = 2
 #: Fields in which a resumed run may differ from the one that it continues.
-_FREE_FIELDS = frozenset(
-    {
-        "output_dir", "resume", "workers", "prefetch", "cache", "expect_processes", "eval_modes",
-        "eval_orders", "eval_sets", "eval_max_sets", "missing", "baseline",
-        "eval_batch_size", "eval_checkpoint", "eval_statistics",
-        "checkpoint_steps", "trackers", "push_to_hub", "push_public",
-    }
+_FREE_FIELDS = (
+    "output_dir", "resume", "workers", "cache", "expect_processes", "sets", "missing",
+    "eval_modes", "eval_orders", "eval_batch_size", "eval_checkpoint", "eval_statistics",
+    "checkpoint_steps", "trackers", "push_to_hub",
 )  # fmt: skip
 
 
@@ -198,7 +195,7 @@ class Checkpoints:
         """
         old = sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
         needed = (NUM_KEPT + 2) * bytes_each - old  # kept, the best, and the one being written
-        free = shutil.disk_usage(self.path.parent).free
+        free = shutil.disk_usage(_existing(self.path.parent)).free
         if free < needed:
             raise UserError(
                 f"The checkpoints need about {needed / 2**20:,.0f} MiB, but {free / 2**20:,.0f} "
@@ -265,7 +262,8 @@ def _sync(path: Path) -> None:
 def check_folder(config: TrainConfig, accelerator: Accelerator) -> None:
     """See that the output folder may become this run's own, before anything is trained.
 
-    The main process looks, all hear of it; `claim_folder` follows when nothing else can go wrong.
+    The main process looks, all hear of it; nothing is written: `claim_folder` follows when nothing
+    else can go wrong.
 
     Raises:
         UserError: It cannot be written, holds something else, or a run with another configuration.
@@ -279,40 +277,45 @@ def check_folder(config: TrainConfig, accelerator: Accelerator) -> None:
 
 
 def claim_folder(config: TrainConfig) -> None:
-    """Write the run's mark and where it runs; once everything is set up."""
+    """Make the folder, with the run's mark and where it runs; once everything is set up."""
+    config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / MARK).write_text(json.dumps(config.to_json(), indent=2))
     write_json(environment(), config.folder / "environment.json")
 
 
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
 def _refusal(path: Path, config: TrainConfig) -> str | None:
     """Why a folder cannot be this run's, or None."""
-    mark = path / MARK
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=_existing(path)):
             pass
     except OSError as error:
         return (
             f"The output folder {path} cannot be written ({error.strerror}). Choose another one "
             f"with --output-dir."
         )
-    if any(path.iterdir()):
-        if not mark.is_file():
-            return f"{path} is not empty and holds no run. Choose another --output-dir."
-        if config.resume is None:
-            return (
-                f"{path} holds a run already. Continue it with --resume auto, or choose another "
-                f"--output-dir."
-            )
-        old = TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
-        return _difference(path, old.to_json(), config.to_json())
-    return None
+    if not path.exists() or not any(path.iterdir()):
+        return None
+    mark = path / MARK
+    if not mark.is_file():
+        return f"{path} is not empty and holds no run. Choose another --output-dir."
+    if config.resume is None:
+        return (
+            f"{path} holds a run already. Continue it with: timm-varchan train --resume auto "
+            f"--output-dir {shlex.quote(str(path))} - or choose another --output-dir."
+        )
+    old = TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
+    return _difference(path, old.to_json(), config.to_json())
 
 
 def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """In what the run in a folder differs from the one that should continue it."""
-    # The workers of a stream share its files out: which images they come to hangs on their number.
-    free = _FREE_FIELDS - {"workers"} if new["streaming"] else _FREE_FIELDS
+    # The workers of a stream share its files out: which images they meet depends on their number.
+    free = [name for name in _FREE_FIELDS if name != "workers" or not new["streaming"]]
     changed = [
         f"{name} {old.get(name)!r} -> {value!r}"
         for name, value in new.items()
@@ -320,21 +323,8 @@ def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> s
     ]
     if not changed:
         return None
+    flags = " ".join("--" + name.replace("_", "-") for name in free)
     return (
         f"{path} holds another run ({'; '.join(changed)}). Continue it with its own flags (see "
-        f"run.json), or choose another --output-dir."
+        f"run.json), or choose another --output-dir. These may change: {flags}"
     )
-
-
-def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write strict JSON: what is no number becomes null. Infinity and NaN are not JSON."""
-    text = json.dumps(_without_nan(values), indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

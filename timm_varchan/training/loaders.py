@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
+from timm_varchan.channels import ChannelSet, seeded_rng
 from timm_varchan.data import (
     ImageData,
     ImageSplit,
@@ -24,15 +24,18 @@ from timm_varchan.data import (
     check_workers,
     eval_transform,
     load_data,
+    load_fingerprints,
     measure_split,
     stream_data,
     train_transform,
+    unseen,
 )
 from timm_varchan.errors import UserError
 from timm_varchan.hub import SavedModel
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
-from timm_varchan.training.config import TrainConfig
+from timm_varchan.training.config import DataFlags, EvaluateConfig, TrainConfig
 
 __all__ = [
     "EpochSampler",
@@ -41,6 +44,7 @@ __all__ = [
     "epoch_batches",
     "eval_loader",
     "evaluation_split",
+    "load_judged",
     "load_run_data",
     "train_loader",
 ]
@@ -98,7 +102,10 @@ class StreamLoader:
     def skip(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the epoch after so many."""
         for x, labels in itertools.islice(self._loader, count, None):
-            yield x.to(self._device, non_blocking=True), labels.to(self._device)
+            yield (
+                x.to(self._device, non_blocking=True),
+                labels.to(self._device, non_blocking=True),
+            )
 
 
 def epoch_batches(loader: Any, epoch: int, done: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -120,70 +127,82 @@ def epoch_batches(loader: Any, epoch: int, done: int) -> Iterable[tuple[Tensor, 
 
 
 def load_run_data(
-    config: TrainConfig, accelerator: Accelerator, saved: SavedModel | None = None
+    config: DataFlags, spec: InputSpec, accelerator: Accelerator, *, guess: bool = True
 ) -> ImageData:
     """The data of a run, its channels with mean and standard deviation.
 
     The main process comes first: it downloads and measures, the others read what it left.
 
     Args:
-        config: The run.
-        accelerator: Its processes.
-        saved: The model that is only evaluated; its classes, channels and their statistics hold.
+        config: The flags; what they say of the input goes before what `spec` says.
+        spec: What is known of the input: nothing but a size, or what a saved model says.
+        accelerator: The run's processes.
+        guess: Whether planes that nobody named may get names by their place.
 
     Raises:
-        UserError: What `load_data` refuses, or other classes than the saved model's.
+        UserError: What `load_data` refuses.
     """
-    if saved is None:
-        channels = config.channel_set()
-    else:
-        channels = saved.select(config.channels) if config.channels else saved.channels
-    splits = {name: getattr(config, f"{name}_split") for name in ("train", "validation", "test")}
+    spec = wanted_spec(config, spec)
     common: dict[str, Any] = {
-        "channels": channels,
-        "splits": {split: name for split, name in splits.items() if name is not None},
+        "splits": config.splits,
         **{
-            name: getattr(config, name)
-            for name in (
-                "image_column", "label_column", "limit", "value_scale", "no_data", "skip_corrupt",
-            )
+            k: getattr(config, k) for k in ("image_column", "label_column", "limit", "skip_corrupt")
         },
-    }  # fmt: skip
+    }
+    streaming = isinstance(config, TrainConfig) and config.streaming
+    if accelerator.is_main_process:
+        logger.info("Reading %s.", config.dataset)
     with accelerator.main_process_first():
-        if config.streaming and saved is None:
-            data = stream_data(config.dataset, **common)
+        if streaming:
+            data = stream_data(config.dataset, spec, **common)
         else:
+            fraction = config.validation_fraction
             data = load_data(
-                config.dataset,
-                class_names=(saved.class_names or None) if saved else None,
-                validation_fraction=config.validation_fraction,
-                seed=config.data_seed,
-                img_size=config.img_size,
-                **common,
-            )
-    if config.channels is None and saved is None:
+                config.dataset, spec, seed=config.data_seed,
+                validation_fraction=0.1 if fraction is None else fraction, **common,
+            )  # fmt: skip
+    if guess and not len(spec.channels):
         data = _with_names(data, accelerator)
     if config.use is not None:
         planes = data.channels.index(config.use)
         data = data.with_planes(planes, data.channels.take(planes))
-        channels = channels.take(planes) if channels is not None and len(channels) else None
-    if saved is not None:
-        _check_saved(saved, data, channels or ANONYMOUS)
-    return _with_statistics(data, channels, accelerator)
+    return _with_stats(data, accelerator)
 
 
-def _check_saved(saved: SavedModel, data: ImageData, channels: ChannelSet) -> None:
+def wanted_spec(config: DataFlags, spec: InputSpec) -> InputSpec:
+    """What the flags say of the input, and where they say nothing what is known of it."""
+    names = ("img_size", "crop_pct", "value_scale", "no_data", "no_data_value")
+    channels: ChannelSet | None = None
+    if config.channels is not None:
+        channels = ChannelSet.parse(config.channels, own=spec.channels, new_names=config.new_names)
+    return InputSpec.of(spec, channels=channels, **{name: getattr(config, name) for name in names})
+
+
+def load_judged(config: EvaluateConfig, saved: SavedModel, accelerator: Accelerator) -> ImageData:
+    """The data to judge a saved model by, without the images that it was trained on.
+
+    Raises:
+        UserError: What `load_data` refuses, or data that the model was not made for.
+    """
+    data = load_run_data(config, saved.spec, accelerator, guess=False)
+    _check_saved(saved, data)
+    trained = load_fingerprints(config.model.removeprefix("local-dir:")).get("train")
+    name, split = evaluation_split(data)
+    if trained is None:
+        return data
+    left: dict[str, Any] = {"validation" if name == "train" else name: unseen(split, trained, name)}
+    return dataclasses.replace(data, **left)
+
+
+def _check_saved(saved: SavedModel, data: ImageData) -> None:
     """Refuse data that a model was not made for: other planes, another scale, other classes."""
-    same = [c.identity for c in saved.channels] == [c.identity for c in channels]
-    if not (has_stems(saved.model) or saved.channels.is_anonymous or same):
+    channels = saved.spec.channels
+    same = [c.identity for c in channels] == [c.identity for c in data.channels]
+    if not (has_stems(saved.model) or channels.is_anonymous or same):
         raise UserError(
-            f"The model has no stem and takes {saved.channels} in this order, but the data are "
-            f"{channels}. Compare models of the same planes in the same order, or use a dwg_ twin."
-        )
-    if data.channels.mean is None and saved.channels.mean is not None:
-        raise UserError(
-            f"The images of {data.name} are on another scale than the model's, as the log says. "
-            f"Say --value-scale."
+            f"The model has no stem and takes {channels} in this order, but the data are "
+            f"{data.channels}. Compare models of the same planes in the same order, or use a dwg_ "
+            f"twin."
         )
     if saved.model.num_classes != len(data.class_names):
         raise UserError(
@@ -208,24 +227,22 @@ def _with_names(data: ImageData, accelerator: Accelerator) -> ImageData:
     return data.with_planes(range(count), named)
 
 
-def _with_statistics(
-    data: ImageData, wanted: ChannelSet | None, accelerator: Accelerator
-) -> ImageData:
-    """The data with statistics of its channels: those that were wanted, or the images'.
+def _with_stats(data: ImageData, accelerator: Accelerator) -> ImageData:
+    """The data with mean and deviation of its channels, measured where nobody gave them.
 
     Images are also measured where pixels without data are let in, for their share.
     """
-    channels = data.channels
-    if data.name == "synthetic" and wanted is not None and wanted.mean and wanted.std:
-        channels = channels.with_stats(wanted.mean, wanted.std, wanted.correlation)
-    lets_in = data.spec.no_data in ("mean", "predict")
+    channels, lets_in = data.channels, data.spec.no_data in ("mean", "predict")
     if channels.mean is not None and not lets_in:
-        return data.with_channels(channels)
+        return data
     split = next(s for s in (data.train, data.validation, data.test) if s is not None)
-    found: list[Any] = [measure_split(split) if accelerator.is_main_process else None]
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        logger.info("Measuring mean and deviation of %s.", channels)
+        found = [measure_split(split)]
     broadcast_object_list(found)
     measured, invalid = found[0]
-    data = data.with_channels(measured if channels.mean is None else channels)
+    data = data if channels.mean is not None else data.with_channels(measured)
     return dataclasses.replace(data, invalid_share=sum(invalid) / len(invalid))
 
 
@@ -240,56 +257,83 @@ def evaluation_split(data: ImageData) -> tuple[str, ImageSplit]:
 
 def train_loader(
     config: TrainConfig, data: ImageData, accelerator: Accelerator
-) -> Loader | StreamLoader:
+) -> tuple[Loader | StreamLoader, int]:
     """Augmented batches, in an order that depends on seed and epoch; whole updates only.
 
     Returns:
-        A loader to prepare, or one that is ready, of streamed images.
+        A loader to prepare, or one that is ready, of streamed images; and its batch size, smaller
+        than the flag's where the training images do not fill one.
 
     Raises:
-        UserError: No training images, fewer than one update takes, or more than memory holds with
-            --cache.
+        UserError: No training images, fewer than two for each process, or more than memory holds
+            with --cache.
     """
-    split, channels = data.train, data.channels
+    split, spec = data.train, data.spec
     if split is None:
         raise UserError(f"{data.name} has no training images. Name its split with --train-split.")
-    images = config.batch_size * config.grad_accum_steps * accelerator.num_processes
     count = config.epoch_images if config.streaming and config.epoch_images else len(split)
-    if count < images:
-        raise UserError(
-            f"{count} training images are fewer than an update of {accelerator.num_processes} "
-            f"x {config.batch_size} x {config.grad_accum_steps}. Lower --batch-size."
-        )
+    batch_size = _batch_that_fills(config, count, accelerator)
+    images = batch_size * config.grad_accum_steps * accelerator.num_processes
+    assert spec.img_size is not None
     transform = train_transform(
-        config.pixels, channels, scale=config.crop_scale, ratio=config.crop_ratio,
+        spec.img_size, spec.channels, scale=config.crop_scale, ratio=config.crop_ratio,
         hflip=config.hflip, vflip=config.vflip, rotation_degrees=config.rotation_degrees,
-        auto_augment=config.auto_augment, erase_prob=config.erase_prob, no_data=config.no_data,
+        auto_augment=config.auto_augment, erase_prob=config.erase_prob, no_data=spec.no_data,
     )  # fmt: skip
     if data.stream is not None:
         check_workers(data.stream[0], accelerator.num_processes, config.workers)
         stream = ImageStream(
-            data, transform,
-            num_batches=count // images * config.grad_accum_steps, batch_size=config.batch_size,
-            process=(accelerator.process_index, accelerator.num_processes), seed=config.seed,
-            skip_corrupt=config.skip_corrupt,
+            data, transform, num_batches=count // images * config.grad_accum_steps,
+            batch_size=batch_size, seed=config.seed, skip_corrupt=config.skip_corrupt,
+            process=(accelerator.process_index, accelerator.num_processes),
         )  # fmt: skip
-        loader = DataLoader(stream, batch_size=config.batch_size, **_workers(config))
-        return StreamLoader(loader, accelerator.device)
+        loader: Any = DataLoader(stream, batch_size=batch_size, **_workers(config))
+        return StreamLoader(loader, accelerator.device), batch_size
     if config.cache:
         split = cached(split, num_copies=accelerator.num_processes)
-    return DataLoader(
+    loader = DataLoader(
         TransformedSplit(split, transform, config.seed),
-        batch_size=config.batch_size,
-        sampler=EpochSampler(len(split), config.seed, len(split) // images * images),
+        batch_size=batch_size,
+        sampler=EpochSampler(len(split), config.seed, count // images * images),
         drop_last=True,
         **_workers(config),
     )
+    return loader, batch_size
 
 
-def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) -> Loader:
+def _batch_that_fills(config: TrainConfig, count: int, accelerator: Accelerator) -> int:
+    """The batch size of the flags, or the largest that so many images fill; says what is left out.
+
+    Raises:
+        UserError: Fewer than two images for each forward pass of an update.
+    """
+    passes = config.grad_accum_steps * accelerator.num_processes
+    size = min(config.batch_size, count // passes)
+    size -= size % 2 if config.mixes else 0
+    if size < min(2, config.batch_size):
+        raise UserError(
+            f"{count} training images are too few: an update takes 2 or more in each of its "
+            f"{passes} forward passes. Give more images, or lower --grad-accum-steps."
+        )
+    left = count % (size * passes)
+    if accelerator.is_main_process and size < config.batch_size:
+        logger.warning(
+            "%d training images do not fill a batch of %d: --batch-size is lowered to %d.",
+            count, config.batch_size, size,
+        )  # fmt: skip
+    if accelerator.is_main_process and left:
+        logger.info(
+            "An epoch takes whole batches only: %d of %d training images, others in every epoch.",
+            count - left, count,
+        )  # fmt: skip
+    return size
+
+
+def eval_loader(config: TrainConfig | EvaluateConfig, split: ImageSplit, spec: InputSpec) -> Loader:
     """Batches for evaluation, in the order of the data."""
+    assert spec.img_size is not None
     transform = eval_transform(
-        config.pixels, channels, crop_pct=config.crop_pct or 1.0, no_data=config.no_data
+        spec.img_size, spec.channels, crop_pct=spec.crop_pct, no_data=spec.no_data
     )
     return DataLoader(
         TransformedSplit(split, transform, config.seed),
@@ -298,11 +342,10 @@ def eval_loader(config: TrainConfig, split: ImageSplit, channels: ChannelSet) ->
     )
 
 
-def _workers(config: TrainConfig) -> dict[str, Any]:
+def _workers(config: DataFlags) -> dict[str, Any]:
     """How the images are fetched. Workers live on through the epochs."""
     return {
         "num_workers": config.workers,
-        "prefetch_factor": config.prefetch if config.workers else None,
         "persistent_workers": config.workers > 0,
         "pin_memory": torch.cuda.is_available(),
     }
