@@ -1,11 +1,14 @@
 """Holes of single pixels, predicted from the channels that are valid there."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 import timm_varchan
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import ChannelSet, write_channels
 from timm_varchan.stems.prior import NUGGET
 
 BANDS = ChannelSet.parse("B02+B03+B04+B08+B11")
@@ -65,6 +68,58 @@ def test_masks_broadcast_types_stay_and_whole_images_are_copied():
     assert whole.data_ptr() != x.data_ptr()
     half = timm_varchan.fill_missing(x.to(torch.bfloat16), rows, channels)
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("count", "missing"), [(2, 0.5), (24, 0.1), (24, 0.7), (24, 0.98)])
+def test_dead_detectors_anywhere_are_predicted_as_absent_channels_are(count, missing):
+    """Every pixel has a pattern of its own; the reference solves each one by itself."""
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 3, 9, 7, generator=rng).double()
+    x = torch.einsum("kc,bchw->bkhw", torch.randn(count, 3, generator=rng).double(), x)
+    x = x + 0.3 * torch.randn(x.shape, generator=rng)
+    channels = timm_varchan.measure_channels(x, [400.0 + 20 * i for i in range(count)])
+    valid = torch.rand(x.shape, generator=rng) >= missing
+    filled = timm_varchan.fill_missing(x.masked_fill(~valid, float("nan")), valid, channels)
+    table, mean, std = (np.array(v) for v in (channels.correlation, channels.mean, channels.std))
+    pixels, masks = (t.movedim(1, -1).flatten(0, 2).numpy() for t in (x, valid))
+    for pixel, there, found in zip(pixels, masks, filled.movedim(1, -1).flatten(0, 2), strict=True):
+        block = table[np.ix_(there, there)] + NUGGET * np.eye(there.sum())
+        cross = np.linalg.solve(block, table[np.ix_(there, ~there)])
+        expected = mean[~there] + std[~there] * (((pixel - mean) / std)[there] @ cross)
+        np.testing.assert_allclose(found.numpy()[~there], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_one_image_and_channels_in_any_form(tmp_path):
+    x = scene()
+    channels = timm_varchan.measure_channels(x, BANDS)
+    valid = torch.ones_like(x[0], dtype=torch.bool)
+    valid[2, 3:9] = False
+    whole = timm_varchan.fill_missing(x, valid, channels)
+    assert torch.equal(timm_varchan.fill_missing(x[0], valid, channels), whole[0])
+    file = write_channels(channels, tmp_path / "channels.json")
+    torch.testing.assert_close(
+        timm_varchan.fill_missing(x, valid, str(file)), whole, rtol=1e-3, atol=0.1
+    )
+    with pytest.raises(ValueError, match=r"correlation of RGB is not known.*measure_channels"):
+        timm_varchan.fill_missing(x[:, :3], valid[:3], "RGB")
+
+
+CUBE = """
+import resource, torch, timm_varchan
+x = torch.randn(1, 224, 96, 96)
+known = timm_varchan.measure_channels(x, [400.0 + 9 * i for i in range(224)])
+valid = torch.rand(x.shape) > 0.01
+valid[:, 100, :48] = False
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+timm_varchan.fill_missing(x, valid, known)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+"""
+
+
+def test_memory_does_not_grow_with_channels_times_channels():
+    """A cube of 8 MB, nearly every pixel with a pattern of its own."""
+    done = subprocess.run([sys.executable, "-c", CUBE], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300, "MB"
 
 
 def test_what_cannot_be_filled_is_refused():
