@@ -6,6 +6,8 @@ They are narrow, 1,000 to 1,200 pixels, so that their letters can be read on a p
 from __future__ import annotations
 
 import logging
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
+from timm_varchan.data.preview import Example, Preview
 from timm_varchan.errors import UserError, needs
 from timm_varchan.evaluation import (
     Band,
@@ -49,6 +52,7 @@ __all__ = [
     "plot_classes",
     "plot_confusion",
     "plot_curves",
+    "plot_preview",
     "plot_stem",
 ]
 
@@ -61,10 +65,13 @@ MAX_BANDS = 20
 #: With more classes than this, a confusion matrix has colours without numbers.
 _MAX_NUMBERED = 15
 _MAX_NAMED = 40
+#: Pictures beside each other in a preview.
+_TILES = 4
 #: Kernels shown of each channel: those with the largest weights in the kernel bank.
 NUM_KERNELS = 4
 _WIDTH, _DPI = 5.0, 200
 
+Box = tuple[float, float, float, float]
 #: Accuracies to draw a line at, 0..1, by what has them: chance, the most frequent class.
 Levels = Mapping[str, float]
 
@@ -680,3 +687,83 @@ def picture_of(image: Tensor, channels: ChannelSet) -> np.ndarray:
     low, high = np.percentile(finite, (2, 98), axis=(1, 2), keepdims=True)
     scaled = ((finite - low) / np.maximum(high - low, 1e-6)).clip(0, 1)
     return np.ascontiguousarray((255 * scaled).astype(np.uint8).transpose(1, 2, 0))
+
+
+# Data ---------------------------------------------------------------------------------------------
+
+
+def plot_preview(preview: Preview, path: str | Path) -> Path:
+    """What is to be said, images of every split, the planes of one of them, classes.
+
+    Args:
+        preview: From `timm_varchan.data.preview_data`.
+        path: Picture to write.
+    """
+    rows = [
+        (split, [_seen(example, preview.channels) for example in examples])
+        for split, examples in preview.examples.items()
+    ]
+    known = [example for examples in preview.examples.values() for example in examples]
+    if known and len(preview.channels) > 1:
+        clearest = max(known, key=lambda e: float(np.nanstd(e.image.numpy()[0])))
+        shown = [_plane(clearest.image, i, c.label) for i, c in enumerate(preview.channels)]
+        title = f"planes of {Path(clearest.name).name}, lowest to highest number"
+        rows += [
+            (title if not i else "", shown[i : i + _TILES]) for i in range(0, len(shown), _TILES)
+        ]
+    counts = sum(preview.counts.values(), Counter[str]())
+    classes = [name for name, _ in counts.most_common(MAX_BARS)]
+    text = "\n".join(textwrap.fill(line, 76) for line in (preview.title, *preview.lines))
+    top, tile = 0.16 + 0.123 * (text.count("\n") + 1), (_WIDTH - 0.1) / _TILES
+    heights = [tile + 0.24 + (0.16 if title else 0) for title, _ in rows]
+    total = top + sum(heights) + 0.6 + 0.17 * len(classes)
+    figure = Figure(figsize=(_WIDTH, total))
+    FigureCanvasAgg(figure)
+    figure.text(0.02, 1 - 0.08 / total, text, fontsize=7.5, va="top")
+    for (title, tiles), height in zip(rows, heights, strict=True):
+        figure.text(0.02, 1 - (top + 0.1) / total, title, fontsize=7.5, va="center")
+        top += height
+        for place, (image, caption) in enumerate(tiles):
+            box = (0.05 + place * tile + 0.04, total - top + 0.28, tile - 0.08, tile - 0.08)
+            axes = figure.add_axes(_inches(box, total))
+            axes.set_axis_off()
+            axes.imshow(image, cmap="gray", interpolation="nearest", aspect="equal")
+            axes.set_title(caption, fontsize=7, y=-0.02, va="top", pad=0)
+    height = 0.17 * len(classes)
+    axes = figure.add_axes(_inches((1.3, 0.4, _WIDTH - 1.4, height), total))
+    _count_bars(axes, preview, classes)
+    return _saved(figure, path)
+
+
+def _inches(box: Box, height: float) -> Box:
+    left, bottom, wide, high = box
+    return left / _WIDTH, bottom / height, wide / _WIDTH, high / height
+
+
+def _seen(example: Example, channels: ChannelSet) -> tuple[np.ndarray, str]:
+    caption = f"{_clipped(example.class_name)}\n{_clipped(Path(example.name).name)}"
+    return picture_of(example.image, channels), caption
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= 20 else f"{text[:9]}..{text[-9:]}"
+
+
+def _plane(image: Tensor, place: int, label: str) -> tuple[np.ndarray, str]:
+    plane, name = image[place].numpy(), f"{place + 1} {label}"
+    if np.isnan(plane).all():
+        return np.zeros_like(plane), f"{name}\nabsent"
+    return plane, f"{name}\n{np.nanmin(plane):.3g} to {np.nanmax(plane):.3g}"
+
+
+def _count_bars(axes: Axes, preview: Preview, classes: Sequence[str]) -> None:
+    left, labels = np.zeros(len(classes)), [_clipped(name) for name in _class_labels(classes)]
+    for colour, (split, counts) in zip(COLOURS, preview.counts.items(), strict=False):
+        widths = np.array([counts[name] for name in classes])
+        axes.barh(range(len(classes)), widths, left=left, color=colour, label=split)
+        left += widths
+    axes.set_yticks(range(len(classes)), labels)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7, loc="lower right")
+    axes.set_xlabel("images of a class", fontsize=7)

@@ -18,6 +18,7 @@ with needs("train"):
         unseen,
     )
     from timm_varchan.data.decode import NO_DATA, Reading, read_image
+    from timm_varchan.data.preview import Preview, preview_data
     from timm_varchan.data.sources import find_images
     from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
     from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
@@ -35,6 +36,7 @@ __all__ = [
     "ImageData",
     "ImageSplit",
     "ImageStream",
+    "Preview",
     "Reading",
     "TrainTransform",
     "TransformedSplit",
@@ -48,6 +50,7 @@ __all__ = [
     "load_data",
     "load_fingerprints",
     "measure_split",
+    "preview_data",
     "read_image",
     "save_fingerprints",
     "scale_values",

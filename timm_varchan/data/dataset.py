@@ -56,6 +56,10 @@ NUM_NAMED = 5
 _NUM_LOOKED_AT = 32
 #: Fraction of the memory that is free which a cache may take.
 _CACHE_FRACTION = 0.8
+_ABSENT_CURE = (
+    "--no-data mean or predict fills it, and training that samples channels "
+    "(--channel-aug hcs-sample) takes it for absent"
+)
 #: Beside a model: which images it was trained on.
 FINGERPRINTS = "splits.npz"
 
@@ -79,8 +83,8 @@ class Reader(Protocol):
         """A number of 64 bits for the content of each of these rows' images."""
         ...
 
-    def files(self, rows: Sequence[int]) -> list[Any]:
-        """What tells the stored images of these rows apart without a look at files."""
+    def paths(self, rows: Sequence[int]) -> list[Any] | None:
+        """Where the images of these rows lie; None where they lie in a table."""
         ...
 
     def name(self, row: int) -> str:
@@ -159,9 +163,9 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """A number for the content of every image, `(N,)` uint64: the same wherever it lies."""
         return np.array(self.reader.identities(self._rows), np.uint64)
 
-    def files(self) -> list[Any]:
-        """What tells the stored images apart without a look at files: their paths, or contents."""
-        return self.reader.files(self._rows)
+    def paths(self) -> list[Any] | None:
+        """Where every image lies, one path or one a file; None where they lie in a table."""
+        return self.reader.paths(self._rows)
 
     def without_unreadable(self) -> ImageSplit:
         """The split without the images that cannot be read: every one is decoded once, in threads.
@@ -257,9 +261,9 @@ class _Kept:
         """Those of the images' own reader."""
         return self._split.take(rows).fingerprint().tolist()
 
-    def files(self, rows: Sequence[int]) -> list[Any]:
+    def paths(self, rows: Sequence[int]) -> list[Any] | None:
         """Those of the images' own reader."""
-        return self._split.take(rows).files()
+        return self._split.take(rows).paths()
 
     def name(self, row: int) -> str:
         """That of the image's own reader."""
@@ -398,10 +402,8 @@ def load_data(
             found: dict[str, Any] = {n: ImageSplit(r, labels) for n, (r, labels) in made.items()}
             data = ImageData(spec=spec, name=source, **found)
         else:
-            columns = Columns(image_column, label_column)
-            tables = load_tables(
-                source, splits or {}, columns=columns, planes=planes, cache_dir=cache_dir
-            )
+            columns = Columns(image_column, label_column, planes)
+            tables = load_tables(source, splits or {}, columns=columns, cache_dir=cache_dir)
             data = data_of(
                 tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess, partial=partial,
                 allow_absent=allow_absent or spec.no_data in FILLED,
@@ -470,8 +472,15 @@ def data_of(
             for row, index in enumerate(indices[split])
             if index < 0
         }
-        if not allow_absent:
-            problems = reader.missing_files() | problems
+        missing = reader.missing_files()
+        if missing and allow_absent:
+            row = min(missing)
+            logger.warning(
+                "%s: %d of %d images lack files; %s %s", reader.split, len(missing), len(reader),
+                reader.name(row), missing[row],
+            )  # fmt: skip
+        elif missing:
+            problems = {r: f"{p}; {_ABSENT_CURE}" for r, p in missing.items()} | problems
         if problems and not skip_corrupt:
             raise _problem_of(reader, problems, split)
         good = [row for row in range(len(reader)) if row not in problems]
@@ -512,6 +521,7 @@ def _settle_channels(
         channels = channels if len(channels) else named
         channels = channels if guess or len(spec.channels) else channels.without_identity()
         reader.use(replace(spec, channels=channels), order)
+        reader.say_sizes()
     look = look_at(reader)
     if not len(channels):
         if not look.seen:
@@ -586,16 +596,22 @@ def _set_apart(data: ImageData, fraction: float, seed: int) -> ImageData:
     if data.train is not None and data.validation is None and fraction > 0:
         train, validation = _split_off(data.train, fraction, seed)
         return replace(data, train=train, validation=validation)
-    prints = {name: split.fingerprint() for name, split in data.splits.items()}
-    for (one, first), (other, second) in itertools.combinations(prints.items(), 2):
-        both = np.isin(second, first)
-        if both.any():
-            example = data.splits[other].name(int(both.argmax()))
+    places = {name: split.paths() for name, split in data.splits.items()}
+    _say_shared(data, {name: found for name, found in places.items() if found is not None})
+    return data
+
+
+def _say_shared(data: ImageData, keys: Mapping[str, Sequence[Any]]) -> None:
+    """Say which splits have an image in common, by anything that tells images apart."""
+    for (one, first), (other, second) in itertools.combinations(keys.items(), 2):
+        known = set(first)
+        both = [place for place, key in enumerate(second) if key in known]
+        if both:
             logger.warning(
                 "%s: the same image is in %s and in %s: %d of %d of %s, as %s. Figures on them "
-                "are no test.", data.name, one, other, both.sum(), len(both), other, example,
+                "are no test.", data.name, one, other, len(both), len(second), other,
+                data.splits[other].name(both[0]),
             )  # fmt: skip
-    return data
 
 
 def _split_off(
@@ -603,7 +619,8 @@ def _split_off(
 ) -> tuple[ImageSplit, ImageSplit | None]:
     """The rest, and some images of every class that has several; equal images stay together."""
     labels, places = train.labels(), dict[Any, int]()
-    group = np.array([places.setdefault(key, len(places)) for key in train.files()])
+    keys = train.paths() or train.fingerprint().tolist()
+    group = np.array([places.setdefault(key, len(places)) for key in keys])
     if len(places) <= len(set(labels)):  # the images tell less than the labels: no data of use
         group = np.arange(len(labels))
     _, firsts = np.unique(group, return_index=True)
@@ -634,8 +651,9 @@ def fingerprint(split: ImageSplit) -> np.ndarray:
 
 
 def save_fingerprints(data: ImageData, folder: str | Path) -> None:
-    """Keep beside a model which images it was trained, chosen and tested on."""
+    """Keep beside a model which images it was trained, chosen, tested on; says equal ones."""
     prints: dict[str, Any] = {name: split.fingerprint() for name, split in data.splits.items()}
+    _say_shared(data, {name: found.tolist() for name, found in prints.items()})
     np.savez_compressed(Path(folder) / FINGERPRINTS, **prints)
 
 

@@ -42,6 +42,8 @@ _LABELS = (
 )  # fmt: skip
 _SPLITS = ("split", "subset", "partition", "set")
 _NOT_SPLITS = {"label", "labels", "list", "split", "metadata", "images", "data", "set", "files"}
+#: Words around the channel in the name of a column of paths, as CellProfiler writes them.
+_COLUMN_WORDS = r"^(filename|file|path|image)_(orig)?|_(path|file)$"
 _FOLDERS = ("images", "image", "img", "imgs", "data")
 _SAMPLE = 16
 _ENDING = "(?:" + "|".join(re.escape(end) for end in sorted(IMAGE_SUFFIXES)) + ")"
@@ -56,21 +58,31 @@ class Files:
             None in it for a file that is not there.
         labels: Text, whole numbers, or None.
         are_names: Whether the labels are certainly names, as those of folders.
+        planes: What the files of an image are called, where columns of a table say it.
     """
 
     paths: list[Any]
     labels: list[Any]
     are_names: bool = False
+    planes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 class Columns(NamedTuple):
-    """The columns that somebody names."""
+    """What somebody says of columns and files.
+
+    Args:
+        image: The column of the images.
+        label: The column of the labels.
+        planes: Which files are one image, as `"{image}_w{channel}.tif"`; `"none"`: each is one.
+            Found by the names without it.
+    """
 
     image: str | None = None
     label: str | None = None
+    planes: str | None = None
 
 
 NO_COLUMNS = Columns()
@@ -112,6 +124,9 @@ def read_table(
         return {None: Files([], [])} if is_asked else None
     images = _image_columns(table, columns.image, path, is_asked)
     place = _place([x for c in images for x in _sample(table[c])], path)
+    for column in table if place is None and columns.image is None else ():
+        if place is None:
+            images, place = [column], _place(_sample(table[column]), path)
     if not images or place is None:
         if is_asked:
             shown = _sample(table[images[0]])[:1] if images else list(table)
@@ -125,26 +140,17 @@ def read_table(
     if label is None:
         logger.warning("left out %s, which has no labels", path)
         return None
-    if len(images) > 1:
-        paths: list[Any] = list(zip(*(place.files(table[c], folder) for c in images), strict=True))
-    else:
-        paths = place.files(table[images[0]], folder)
+    columns_of = [place.files(table[column], folder) for column in images]
+    paths: list[Any] = list(zip(*columns_of, strict=True)) if len(images) > 1 else columns_of[0]
+    names = [re.sub(_COLUMN_WORDS, "", c, flags=re.I) for c in images] if len(images) > 1 else []
     labels = [_label(value, path) for value in table[label]]
     split = _usual(table, _SPLITS)
     parts: dict[str | None, Files] = {}
     for row, name in enumerate(table[split] if split else [None] * len(labels)):
-        part = parts.setdefault(name and str(name).strip(), Files([], []))
+        part = parts.setdefault(name and str(name).strip(), Files([], [], planes=tuple(names)))
         part.paths.append(paths[row])
         part.labels.append(labels[row])
     return parts
-
-
-def plane_columns(table: Iterable[str]) -> list[str]:
-    """What the files of a table with a column a channel are called: the words of the columns."""
-    return [
-        re.sub(r"^(filename|file|path|image)_(orig)?|_(path|file)$", "", c, flags=re.I)
-        for c in table
-    ]
 
 
 # Cells --------------------------------------------------------------------------------------------

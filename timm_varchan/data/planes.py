@@ -28,23 +28,24 @@ _WORDS = (
     "red|green|blue|yellow|nir|swir1|swir2|rededge|dapi|hoechst|gfp|egfp|rfp|yfp|cfp|mcherry|cy3|"
     "cy5|fitc|tritc|brightfield|phase|dna|er|rna|agp|mito"
 )
-_START = r"(?P<image>(?:.*[_\-. /])?)"
-_END = r"(?=$|[_\-. /])"
+_START = r"(?P<image>(?:.*/)?(?:[^/]*[_\-. ])?)"
+_END = r"(?=$|[_\-. ])"
 #: How names say a channel: MetaXpress, Harmony, CellVoyager, satellites' bands, words.
 _PLAIN = tuple(
     re.compile(text, re.I)
     for text in (
-        rf"{_START}(?P<channel>(?:w|c|ch|channel|band)[_\-]?\d{{1,2}})(?P<rest>{_END}.*)",
+        rf"{_START}(?P<channel>(?:w|c|ch|channel|band)[_\-]?\d{{1,2}})(?P<rest>{_END}[^/]*)",
         r"(?P<image>.*_)(?P<channel>w\d)(?P<rest>[0-9A-F]{8}-[0-9A-F-]+)",
         r"(?P<image>.*-)(?P<channel>ch\d{1,2})(?P<rest>sk\d.*)",
         r"(?P<image>.*Z\d\d)(?P<channel>C\d\d)(?P<rest>)",
-        rf"{_START}(?P<channel>B(?:0?[1-9]|1[0-2]|8A))(?P<rest>{_END}.*)",
-        rf"{_START}(?P<channel>{_WORDS})(?P<rest>{_END}.*)",
+        rf"{_START}(?P<channel>B(?:0?[1-9]|1[0-2]|8A))(?P<rest>{_END}[^/]*)",
+        rf"{_START}(?P<channel>{_WORDS})(?P<rest>{_END}[^/]*)",
     )
 )
 #: What differs between the files of one image without telling images apart: resolution, a GUID.
 _SAME = re.compile(r"[_\-]\d+m(?=$|[_\-.])|[0-9A-F]{8}-[0-9A-F-]{20,}|(?<=/)R\d+m/", re.I)
 _MAX_PLANES = 64
+_PARTS = {"image": "(?P<image>[^/]+)", "channel": "(?P<channel>[^/]+?)"}
 _CURE = "--planes none (planes='none') takes every file for an image"
 
 Match = Callable[[str], "tuple[str, str] | None"]
@@ -68,6 +69,9 @@ def put_together(
     Raises:
         UserError: A pattern that no file fits, files of one image with different labels or splits.
     """
+    named = next((rows.planes for rows in splits.values() if rows.planes), ())
+    if named:
+        return dict(splits), named
     paths = [p for rows in splits.values() for row in rows.paths for p in _each(row)]
     if pattern == "none" or not paths:
         return dict(splits), ()
@@ -92,6 +96,14 @@ def put_together(
             f"{{channel}} stand for what differs, * for anything; the rest has to be the same."
         )
     _refuse_divided(found)
+    for split, one in found.items():
+        classes = {label for label, _ in one.values()}
+        if splits[split].are_names and len(classes) == len(one) > 1:
+            raise UserError(
+                f"The folders of {folder} are one image each ({', '.join(names)}), not classes: "
+                f"{', '.join(sorted(classes)[:3])}, ... Put folders of classes around them, or "
+                f"labels.csv (path,label) beside them; {_CURE}."
+            )
     _say(found, names, len(paths), folder, pattern is None)
     return {
         split: Files(
@@ -166,7 +178,7 @@ def _of_pattern(pattern: str) -> Match:
         if part == "*":
             text += "[^/]*"
         elif part in ("{image}", "{channel}"):
-            text += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)"
+            text += f"(?P={name})" if name in seen else _PARTS[name]
             seen.add(name)
         else:
             text += re.escape(part)

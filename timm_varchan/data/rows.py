@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
+import logging
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,8 @@ from timm_varchan.data.sources import Rows
 from timm_varchan.data.transforms import scale_values
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
+
+logger = logging.getLogger(__name__)
 
 #: How the error about a row ends.
 ROW_CURE = (
@@ -155,12 +158,28 @@ class RowReader:
         file = self._file(row)
         return f"{self.split} {name}{f' ({file})' if file else ''} {problem}"
 
-    def files(self, rows: Sequence[int]) -> list[Any]:
-        """What tells the rows apart: the paths of files, the contents of rows."""
+    def paths(self, rows: Sequence[int]) -> list[Any] | None:
+        """Where the images of these rows lie, a tuple for several files; None in a table."""
         if not isinstance(self._rows, Files):
-            return self.identities(rows)
-        paths = self._rows.paths
-        return [os.path.normpath(p) if isinstance(p, str) else p for p in (paths[r] for r in rows)]
+            return None
+        start, found = os.path.join(self._folder, ""), (self._rows.paths[row] for row in rows)
+        return [os.path.normpath(start + p) if isinstance(p, str) else p for p in found]
+
+    def say_sizes(self) -> None:
+        """A line on files of lower resolution, by those of the first whole image."""
+        rows = self._rows.paths if isinstance(self._rows, Files) else []
+        files = next((self._value(row) for row, paths in enumerate(rows) if None not in paths), ())
+        try:
+            shapes = [self._reading.decode(f"{self._folder}/{f}").image.shape[1:] for f in files]
+        except ImageError:  # raised again when the image is asked for
+            return
+        pairs = zip(self.channels, shapes, strict=True)
+        low = [f"{c.label} ({s[0]} x {s[1]})" for c, s in pairs if s != max(shapes)]
+        if low:
+            logger.warning(
+                "%s: planes of lower resolution are brought to the finest, %d x %d, by repeated "
+                "pixels: %s", self.split, *max(shapes), ", ".join(low),
+            )  # fmt: skip
 
     def missing_files(self) -> dict[int, str]:
         """The rows of which files are missing, and which."""
@@ -221,30 +240,32 @@ def stored_image(value: Any, folder: str = "") -> bytes | str:
 
 
 def _identity(value: Any, folder: str) -> int:
-    """A hash of the content: size, beginning, middle, end; of the path of what is not there."""
-    digest = hashlib.blake2b(digest_size=8)
+    """A number for the content: size, beginning, middle, end; for the path of what is not there."""
+    found = 0
     for part in value if isinstance(value, tuple) else (value,):
         part = part.get("bytes") or part.get("path") if isinstance(part, dict) else part
-        if not isinstance(part, str):
-            _update(digest, part if isinstance(part, bytes) else repr(part).encode())
-            continue
-        try:
-            with open(os.path.join(folder, part), "rb", buffering=0) as file:
-                size = file.seek(0, os.SEEK_END)
-                pieces = [str(size).encode()]
-                for start in _places(size):
-                    file.seek(start)
-                    pieces.append(file.read(_HASHED))
-                digest.update(b"".join(pieces))
-        except OSError:
-            digest.update(part.encode())
-    return int.from_bytes(digest.digest(), "little")
+        if isinstance(part, str):
+            part = _pieces_of(os.path.join(folder, part))
+        elif isinstance(part, bytes):
+            size = len(part)
+            part = b"".join([part[s : s + _HASHED] for s in _places(size)]) + b"%d" % size
+        else:
+            part = repr(part).encode()
+        found = zlib.crc32(part, found >> 32) << 32 | zlib.adler32(part, found & 0xFFFFFFFF)
+    return found
 
 
-def _update(digest: Any, data: bytes) -> None:
-    digest.update(
-        b"".join([str(len(data)).encode(), *(data[s : s + _HASHED] for s in _places(len(data)))])
-    )
+def _pieces_of(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            pieces = []
+            for start in _places(size):
+                file.seek(start)
+                pieces.append(file.read(_HASHED))
+            return b"".join(pieces) + b"%d" % size
+    except OSError:
+        return path.encode()
 
 
 def _places(size: int) -> tuple[int, ...]:

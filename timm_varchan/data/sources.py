@@ -14,7 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -42,6 +42,7 @@ _KNOWN = (
     "'synthetic', a folder of class folders, of Parquet, of lists or tables (labels.csv), one such "
     "file, or a hub name"
 )
+_NO_STREAM = "{} holds no Parquet files, which --streaming reads. Leave it out."
 _SAY_WHICH = "Say which is which with --train-split, --validation-split and --test-split (splits=)"
 #: Folders that systems leave behind; names that begin with a dot are hidden anyway.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
@@ -84,7 +85,6 @@ def load_tables(
     splits: Mapping[str, str | None],
     *,
     columns: Columns = NO_COLUMNS,
-    planes: str | None = None,
     cache_dir: str | Path | None = None,
     streaming: bool = False,
 ) -> Tables:
@@ -94,9 +94,8 @@ def load_tables(
         source: Folder, file or hub name; see the module.
         splits: What the splits are called in the source where it is none of `SPLIT_ALIASES`; None
             leaves a split out. `"."` is a folder of class folders itself.
-        columns: Of a table of text: which are the images', the labels'.
-        planes: Which files are one image's, as `"{image}_w{channel}.tif"`; `"none"`: each is one.
-            Found by the names without it.
+        columns: Of a table of text: which are the images', the labels'; which files are one
+            image's.
         cache_dir: Where `datasets` keeps its copies; its own default without it.
         streaming: Read rows as they come, of Parquet files or from the hub.
 
@@ -126,7 +125,7 @@ def load_tables(
         if path.suffix == ".parquet":
             found = _load_parquet([path], splits, **options)
         elif streaming:
-            raise _nothing_to_stream(path)
+            raise UserError(_NO_STREAM.format(path))
         elif path.suffix.lower() in (".txt", *TABLE_SUFFIXES):
             tables = _tables_of([path], path.parent, columns, set())
             found = _by_split(tables, splits, source)
@@ -140,40 +139,35 @@ def load_tables(
         found = _load_hub(name, splits, **options)
     if not all(isinstance(rows, Files) for rows in found.values()):
         return Tables(found, folder, name)
-    found, channels = put_together(found, planes, folder)
+    found, channels = put_together(found, columns.planes, folder)
     return Tables(found, folder, name, planes=channels)
 
 
 def choose_splits(
     found: Mapping[str, _T], splits: Mapping[str, str | None], source: object
 ) -> dict[str, _T]:
-    """Pick what stands for train, validation and test among what a source has.
+    """What stands for train, validation and test among what a source has, by its own names.
 
-    Args:
-        found: Anything, by the name of the split in the source.
-        splits: What the caller calls them, which goes before the usual names.
-        source: For errors.
-
-    Returns:
-        The chosen things by `train`, `validation`, `test`; a single one of unknown name is `train`.
+    What the caller says goes before the usual names; a single thing of unknown name is `train`.
 
     Raises:
         UserError: An asked split is not there, nothing is recognised, or names that differ in their
             case alone.
     """
-    usual = _split_names(set(SPLIT_ALIASES) - set(splits))
-    lower = Counter(name.lower() for name in found if name not in splits.values())
-    doubled = [name for name, count in lower.items() if count > 1 and name in usual]
-    if doubled:
-        raise UserError(
-            f"{source} has the split {doubled[0]!r} twice, in other cases: {', '.join(found)}. "
-            f"{_SAY_WHICH}."
-        )
-    chosen = {
-        split: name
-        for split in SPLIT_ALIASES
-        if (name := _name_of_split(split, found, splits, source)) is not None
-    }
+    chosen = {split: name for split, name in splits.items() if name is not None}
+    for name in chosen.values():
+        if name not in found:
+            raise UserError(f"{source} has no split {name!r}; it has {', '.join(found)}.")
+    for split in set(SPLIT_ALIASES) - set(splits):
+        others = [name for name in found if name not in splits.values()]
+        named = [[n for n in others if n.lower() == alias] for alias in SPLIT_ALIASES[split]]
+        names = next(filter(None, named), [])
+        if len(names) > 1:
+            raise UserError(
+                f"{source} has the split {names[0].lower()!r} twice, in other cases: "
+                f"{', '.join(names)}. {_SAY_WHICH}."
+            )
+        chosen |= {split: names[0]} if names else {}
     if not chosen and len(found) == 1 and "train" not in splits:
         chosen["train"] = next(iter(found))
     if not chosen:
@@ -182,21 +176,9 @@ def choose_splits(
             f"{_SAY_WHICH}."
         )
     unused = sorted(set(found) - set(chosen.values()))
-    if unused and not set(splits) & set(SPLIT_ALIASES):
+    if unused and not splits:
         logger.warning("%s: left out %s, which is none of the splits", source, ", ".join(unused))
-    return {split: found[name] for split, name in chosen.items()}
-
-
-def _name_of_split(
-    split: str, found: Mapping[str, Any], splits: Mapping[str, str | None], source: object
-) -> str | None:
-    if split in splits:
-        wanted = splits[split]
-        if wanted is not None and wanted not in found:
-            raise UserError(f"{source} has no split {wanted!r}; it has {', '.join(found)}.")
-        return wanted
-    names = {name.lower(): name for name in found if name not in splits.values()}
-    return next((names[alias] for alias in SPLIT_ALIASES[split] if alias in names), None)
+    return {split: found[chosen[split]] for split in SPLIT_ALIASES if split in chosen}
 
 
 def _split_names(splits: Iterable[str | None] = SPLIT_ALIASES) -> set[str]:
@@ -239,6 +221,14 @@ def _suffix(name: str) -> str:
     return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
 
 
+def _sorted_out(found: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Images, and all else: other files, folders."""
+    images, others = list[str](), list[str]()
+    for name in found:
+        (images if _suffix(name) in IMAGE_SUFFIXES else others).append(name)
+    return images, others
+
+
 def _count_suffixes(names: Iterable[str]) -> str:
     counts = Counter(_suffix(name) or "without an ending" for name in names)
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
@@ -249,12 +239,8 @@ def _say_left_out(folder: Path, files: Iterable[str]) -> None:
     known = IMAGE_SUFFIXES | _DOCUMENTS
     others = [name for name in files if name[-1] != "/" and _suffix(name) not in known]
     if others:
-        logger.warning(
-            "%s: left out %d files by their ending: %s",
-            folder,
-            len(others),
-            _count_suffixes(others),
-        )
+        counts = _count_suffixes(others)
+        logger.warning("%s: left out %d files by their ending: %s", folder, len(others), counts)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -274,9 +260,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        found = list(walk(path))
-        _say_left_out(path, found)
-        below = sorted(path / name for name in found if _suffix(name) in IMAGE_SUFFIXES)
+        images, others = _sorted_out(walk(path))
+        _say_left_out(path, others)
+        below = sorted(path / name for name in images)
         if not below:
             raise UserError(
                 f"There are no images below {path}. Files are taken by their ending: "
@@ -288,10 +274,6 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return files
 
 
-def _nothing_to_stream(path: Path) -> UserError:
-    return UserError(f"{path} holds no Parquet files, which --streaming reads. Leave it out.")
-
-
 def _load_folder(
     folder: Path, splits: Mapping[str, str | None], columns: Columns, options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -301,28 +283,26 @@ def _load_folder(
         return choose_splits(
             saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, splits, folder
         )
-    found = list(walk(folder))
-    stored = [folder / name for name in found if _suffix(name) == ".parquet"]
-    images = sum(_suffix(name) in IMAGE_SUFFIXES for name in found)
+    images, others = _sorted_out(walk(folder))
+    stored = [folder / name for name in others if _suffix(name) == ".parquet"]
     if stored:
         if images:
-            logger.warning("%s: left out %d images beside the Parquet files", folder, images)
+            logger.warning("%s: left out %d images beside the Parquet files", folder, len(images))
         return _load_parquet(stored, splits, folder, **options)
     if "streaming" in options:
-        raise _nothing_to_stream(folder)
+        raise UserError(_NO_STREAM.format(folder))
     named = _split_names() | _split_names(splits.values())
-    files = [folder / name for name in _named_tables(found, named)]
+    files = [folder / name for name in _named_tables(others, named)]
     tables = _tables_of(files, folder, columns, named)
     if tables:
         chosen = _by_split(tables, splits, folder)
-        rest = images - sum(
-            len(p) if isinstance(p, tuple) else 1 for t in chosen.values() for p in t.paths
-        )
+        rows = (row for table in chosen.values() for row in table.paths)
+        rest = len(images) - sum(len(row) if isinstance(row, tuple) else 1 for row in rows)
         if rest > 0:
             logger.warning("%s: left out %d images that no table lists", folder, rest)
         return dict(chosen)
-    _say_left_out(folder, found)
-    return dict(_load_class_folders(folder, found, splits))
+    _say_left_out(folder, others)
+    return dict(_load_class_folders(folder, _Level.of(images, others), splits, columns.planes))
 
 
 # Lists and tables ---------------------------------------------------------------------------------
@@ -374,7 +354,7 @@ def _by_split(
     labels = [x for rows in chosen.values() for x in rows.labels if x is not None]
     if labels and all(re.fullmatch(r"[+-]?\d+(\.0+)?", str(x)) for x in labels):
         return {
-            s: Files(rows.paths, [None if x is None else int(float(x)) for x in rows.labels])
+            s: replace(rows, labels=[None if x is None else int(float(x)) for x in rows.labels])
             for s, rows in chosen.items()
         }
     return chosen
@@ -398,11 +378,11 @@ class _Level:
         self.count = 0
 
     @classmethod
-    def of(cls, found: Iterable[str]) -> _Level:
-        """The tree of what `walk` gave."""
+    def of(cls, images: Sequence[str], others: Sequence[str]) -> _Level:
+        """The tree of what `walk` gave: other files and folders, images."""
         root = cls()
         levels = {"": root}
-        for path in found:
+        for path in others:
             place, _, name = path.rpartition("/")
             level = levels.get(place)
             if level is None:  # its folder came before
@@ -410,8 +390,9 @@ class _Level:
                 level = levels[place] = cls((*levels[above].parts, own))
                 levels[above].folders[own] = level
             if name:
-                is_image = _suffix(name) in IMAGE_SUFFIXES
-                (level.images if is_image else level.others).append(path)
+                level.others.append(path)
+        for path in images:
+            levels[path.rpartition("/")[0]].images.append(path)
         for level in reversed(levels.values()):
             level.count = len(level.images) + sum(one.count for one in level.folders.values())
         return root
@@ -442,9 +423,8 @@ class _Level:
 
 
 def _load_class_folders(
-    folder: Path, found: Iterable[str], splits: Mapping[str, str | None]
+    folder: Path, top: _Level, splits: Mapping[str, str | None], planes: str | None
 ) -> dict[str, Files]:
-    top = _Level.of(found)
     names = _split_folders(top, splits)
     if not names:
         inner = top.unwrapped()
@@ -453,14 +433,14 @@ def _load_class_folders(
         top, names = inner, _split_folders(inner, splits)
     if names:
         # A split holds class folders; a class that is called "train" holds images.
-        chosen = choose_splits({n: top.folders[n] for n in names}, splits, folder)
-        _say_not_chosen(folder, top, chosen.values())
+        others = [n for n in top.holding if n.lower() not in _split_names()]
+        chosen = choose_splits({n: top.folders[n] for n in {*names, *others}}, splits, folder)
         if all(level.is_wrapper for level in chosen.values()):  # seg_train/seg_train/CLASS
             chosen = {split: level.unwrapped() for split, level in chosen.items()}
     elif "." in splits.values():
         chosen = choose_splits({".": top}, splits, folder)
     else:
-        _refuse_no_classes(folder, top)
+        _refuse_no_classes(folder, top, planes)
         chosen = choose_splits({"train": top}, splits, folder)
     tables = {split: _class_files(folder, level) for split, level in chosen.items()}
     if not any(len(table) for table in tables.values()):
@@ -481,7 +461,7 @@ def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]
     return [name for name in holders if name in asked or name.lower() in _split_names()]
 
 
-def _refuse_no_classes(folder: Path, top: _Level) -> None:
+def _refuse_no_classes(folder: Path, top: _Level, planes: str | None) -> None:
     """Refuse folders that are no classes: those of splits, of images beside masks."""
     holding = {name.lower(): name for name in sorted(top.holding)}
     masks, pictures = _MASKS & set(holding), _PICTURES & set(holding)
@@ -504,7 +484,8 @@ def _refuse_no_classes(folder: Path, top: _Level) -> None:
     }
     for one, other in itertools.combinations(inner, 2):
         same = sorted(inner[one] & inner[other])
-        if same and not _are_scenes(top.folders[one], top.folders[other]):
+        is_said = planes not in (None, "none")
+        if same and not is_said and not _are_scenes(top.folders[one], top.folders[other]):
             beside = sorted(top.holding - {one, other})
             raise UserError(
                 f"{folder}: {one} and {other} look like splits, not classes: both hold the folders "
@@ -518,14 +499,6 @@ def _are_scenes(one: _Level, other: _Level) -> bool:
     """Whether their folders are images, with a file a channel in each."""
     inside = [level for top in (one, other) for level in top.folders.values() if level.count]
     return all(are_channels([p.rpartition("/")[2] for p in level.images]) for level in inside)
-
-
-def _say_not_chosen(folder: Path, top: _Level, chosen: Iterable[_Level]) -> None:
-    taken = {level.parts[-1] for level in chosen}
-    others = {name: top.folders[name].count for name in sorted(top.holding - taken)}
-    if others:
-        named = ", ".join(f"{name}/ ({count} images)" for name, count in others.items())
-        logger.warning("%s: left out %s, which is none of the splits", folder, named)
 
 
 def _class_files(folder: Path, root: _Level) -> Files:

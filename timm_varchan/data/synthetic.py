@@ -210,7 +210,8 @@ class SyntheticReader:
         first = self._seed * len(SPLIT_CODES) + SPLIT_CODES[self._split]
         return [(first << 32) + row for row in rows]
 
-    files = identities
+    def paths(self, rows: Sequence[int]) -> None:
+        """Nowhere."""
 
     def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> SyntheticReader:
         """A reader of these planes alone, called by these channels."""
