@@ -31,6 +31,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 from arms import BENCHMARKS, PEERS
+from complexity import count_complexity
 from scipy import stats
 from tidy import write_csv
 from torch import Tensor, nn
@@ -38,7 +39,6 @@ from torch.utils.data import DataLoader
 
 import timm_varchan
 from timm_varchan import RGB, ChannelSet
-from timm_varchan.complexity import count_complexity
 from timm_varchan.data import TransformedSplit, cached, load_data, train_transform
 from timm_varchan.folding import fold
 from timm_varchan.training import TrainConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import stems as stems  # registers them
 import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -16,10 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from timm_varchan import adapt
-from timm_varchan.channels import RGB, ChannelSetLike
+from timm_varchan.channels import ChannelSetLike
 from timm_varchan.stems import Stem
-from timm_varchan.stems.hyper import HyperMixer
-from timm_varchan.stems.known import KnownMixer
 
 __all__ = ["ChannelViT", "dwg_channel_vit", "dwg_dofa_resnet10t"]
 
@@ -30,18 +29,6 @@ default_cfgs = generate_default_cfgs({
 })  # fmt: skip
 #: What `set_channels` notes in a model's arguments, and these models need not be told.
 NOTED = ("prior", "prior_scale", "channel_stats", "channel_set")
-
-
-class DofaMixer(HyperMixer):
-    """The package's `hyper` without a kernel bank: kernels are generated and nothing else."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.out.reset_parameters()
-
-    def placed(self, x: Tensor) -> Tensor:
-        """No kernel of the bank."""
-        return torch.zeros_like(super().placed(x))
 
 
 class ChannelTokens(Stem):
@@ -56,7 +43,7 @@ class ChannelTokens(Stem):
     """
 
     def __init__(self, virtual_channels: ChannelSetLike, bank: nn.Conv2d, num_patches: int) -> None:
-        super().__init__(KnownMixer(virtual_channels, virtual_channels), bank)
+        super().__init__(stems.KnownMixer(virtual_channels, virtual_channels), bank)
         width = bank.out_channels
         self.codes = nn.Parameter(torch.randn(self.mixer.num_virtual, 1, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(num_patches, width) * 0.02)
@@ -66,7 +53,7 @@ class ChannelTokens(Stem):
         x = self.mixer.checked(x)
         rows, _, _ = self.mixer.rows(x)
         tokens = self.bank(x.flatten(0, 1)[:, None]).flatten(2).transpose(1, 2)
-        code = self.codes[cast(KnownMixer, self.mixer).place[:, rows]]
+        code = self.codes[cast(stems.KnownMixer, self.mixer).place[:, rows]]
         return (tokens.unflatten(0, x.shape[:2]) + self.positions + code).flatten(1, 2)
 
     def absent(self, x: Tensor) -> Tensor:
@@ -100,14 +87,13 @@ class ChannelViT(VisionTransformer):
 def _resnet10t(
     width: int, num_tokens: int, feedforward: int, in_chans: int, **kwargs: Any
 ) -> nn.Module:
-    model = adapt(timm.create_model("resnet10t", **kwargs), "hyper")
+    model = adapt(
+        timm.create_model("resnet10t", **kwargs), "dofa", width=width, num_tokens=num_tokens,
+        feedforward=feedforward,
+    )  # fmt: skip
     for module in model.modules():
         if isinstance(module, Stem):
-            bank = cast(nn.Conv2d, module.bank).requires_grad_(False)  # not in use
-            module.mixer = DofaMixer(
-                RGB, RGB, kernel_shape=(bank.out_channels, *bank.kernel_size), width=width,
-                num_tokens=num_tokens, feedforward=feedforward,
-            )  # fmt: skip
+            module.bank.requires_grad_(False)  # not in use
     return model
 
 

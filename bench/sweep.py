@@ -93,7 +93,7 @@ def _on_meta(name: str) -> nn.Module:
     model = timm.create_model(name, device="meta")
     tensors = [*model.parameters(), *model.buffers()]
     for mixer in (m for m in model.modules() if isinstance(m, timm_varchan.DWGMixer)):
-        tensors += [getattr(mixer, table) for table in mixer.table_names()]
+        tensors += [getattr(mixer, table) for table in mixer.table_names]
     elsewhere = {tensor.device.type for tensor in tensors} - {"meta"}
     if elsewhere:
         raise RuntimeError(f"tensors on {elsewhere}")

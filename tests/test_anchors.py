@@ -8,7 +8,7 @@ from torch import nn
 import timm_varchan
 from timm_varchan.channels import ChannelSet
 from timm_varchan.models import choose_virtual_channels
-from timm_varchan.stems import MIXERS, Stem
+from timm_varchan.stems import Stem
 
 ANCHORED = "R+G+B+NIR+SWIR1+SWIR2"
 EUROSAT = ChannelSet.parse("B01+B02+B03+B04+B05+B06+B07+B08+B09+B10+B11+B12+B8A")
@@ -110,10 +110,6 @@ def test_what_makes_no_sense_is_refused():
         timm_varchan.adapt(timm.create_model("test_resnet"), virtual_channels="B08+B09+B11+B12")
     with pytest.raises(ValueError, match="Name as many, in its order"):
         timm_varchan.adapt(timm.create_model("test_resnet"), virtual_channels="RG")
-    for stem in ("hyper", "generator"):
-        assert stem in MIXERS
-        with pytest.raises(ValueError, match="further virtual channels are for"):
-            timm_varchan.adapt(timm.create_model("test_resnet"), stem, virtual_channels=ANCHORED)
 
 
 def test_other_channels_build_the_bank_for_all_of_them():

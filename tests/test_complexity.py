@@ -1,6 +1,8 @@
 """Counts against cases worked out by hand."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,8 +11,11 @@ from torch import nn
 
 import timm_varchan
 from timm_varchan import RGB, ChannelSet
-from timm_varchan.complexity import count_complexity
-from timm_varchan.stems import MIXERS, Stem, make_stem
+from timm_varchan.stems import STEMS, Stem, make_stem
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from complexity import count_complexity
 
 
 def plain(channels=3):
@@ -40,24 +45,14 @@ def test_a_mixing_stem_by_hand(count):
     model[0] = make_stem("dwg", model[0])
     counts = count_complexity(model, ChannelSet.anonymous(count), img_size=16)
     D, K, F = 32, 3, 16  # width, virtual channels, Fourier features
-    each = 2 * D + F * D + D * D + D * K  # content, identity, own, out
+    each = (2 + F) * D + D * 2 * D + D * K  # content and identity, exchange, out
     mix = count * K * 16 * 16
     conv = 8 * 8 * 8 * 3 * 9
-    assert counts.stem_macs == conv + mix + count * each + D * D  # and the context, once
+    assert counts.stem_macs == conv + mix + count * each
     assert counts.macs == counts.stem_macs + 8 * 5
     assert counts.macs_per_added_channel == K * 16 * 16 + each
     mixer = sum(p.numel() for p in model[0].mixer.parameters())
     assert counts.stem_params == mixer + 8 * 3 * 9
-
-
-def test_generated_kernels_are_counted_where_they_run():
-    model = plain()
-    model[0] = make_stem("generator", model[0], hidden=4)
-    counts = count_complexity(model, ChannelSet.anonymous(5), img_size=16, batch_size=2)
-    conv = 2 * 8 * 8 * 8 * 5 * 9
-    generator = 2 * 5 * (64 * 4 + 4 * 8 * 9)
-    placing = 5 * 3 * 8 * 9
-    assert counts.stem_macs == conv + generator + placing
 
 
 def test_transformers_by_hand():
@@ -69,12 +64,6 @@ def test_transformers_by_hand():
     assert counts.macs == 2 * block + patches + D * 10
     assert counts.stem_macs == patches
     assert counts.stem_params == 3 * 256 * D + D
-    hyper = plain()
-    hyper[0] = make_stem("hyper", hyper[0])
-    tokens, feedforward = 128 + 3, 2048
-    layer = tokens * (4 * 128**2 + 2 * 128 * feedforward) + 2 * tokens**2 * 128
-    others = 3 * (2 * 128**2 + 128 * 8 * 9) + 3 * 3 * 8 * 9 + 8 * 8 * 8 * 3 * 9
-    assert count_complexity(hyper.eval(), RGB, img_size=16).stem_macs == layer + others
 
 
 def test_the_reports_columns():
@@ -97,14 +86,14 @@ def test_a_static_stem_grows_much_faster_than_the_mixer():
     assert twin.macs < grown[0].macs
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", STEMS)
 def test_every_stem_is_counted(name):
     model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3), name)
     counts = count_complexity(model, "BGR", img_size=64)
     assert counts.channels == "BGR"
     assert 0 < counts.stem_macs < counts.macs
     grows = counts.macs_per_added_channel
-    assert grows > 0 if MIXERS[name].supports_anonymous else grows is None
+    assert grows > 0 if STEMS[name].supports_anonymous else grows is None
     assert counts.to_json()["macs"] == counts.macs
 
 
@@ -127,5 +116,6 @@ def test_errors_say_what_is_needed():
         count_complexity(model, "RG")
     with pytest.raises(ValueError, match="no count"):
         count_complexity(timm_varchan.adapt(model), "anonymous")
+    other = timm_varchan.adapt(timm.create_model("test_resnet"), "prior", prior="zero")
     with pytest.raises(ValueError, match="no place for NIR"):
-        count_complexity(timm_varchan.adapt(timm.create_model("test_resnet"), "slice"), "NIR")
+        count_complexity(other, "NIR")

@@ -32,7 +32,7 @@ from timm_varchan import RGB, Channel, ChannelSet, hub
 from timm_varchan.__main__ import main
 from timm_varchan.data import eval_transform, read_image
 from timm_varchan.predict import predict
-from timm_varchan.stems import MIXERS, make_stem
+from timm_varchan.stems import STEMS, make_stem
 
 NUM_CASES = 10_000
 #: Of every property, cases in the default suite and in the slow one.
@@ -130,7 +130,7 @@ planes = st.builds(
     st.integers(0, 2**31),
 )  # fmt: skip
 stem_cases = st.tuples(
-    st.sampled_from(sorted(MIXERS)), st.sampled_from(SPECS), st.sampled_from(DTYPES), planes
+    st.sampled_from(sorted(STEMS)), st.sampled_from(SPECS), st.sampled_from(DTYPES), planes
 )
 
 
@@ -154,11 +154,11 @@ def stems(case):
     try:
         stem.set_channels(spec)
     except ValueError as error:
-        assert re.search("anonymous|has no place for|takes exactly", str(error))
+        assert re.search("anonymous", str(error))
         return
     x = drawn.make()
     if not fits(stem.mixer, spec, x):
-        with pytest.raises(ValueError, match=r"needed|has \d+ channels|takes exactly|declared"):
+        with pytest.raises(ValueError, match=r"needed|has \d+ channels"):
             stem(x)
         return
     if x.dtype != dtype:
@@ -248,7 +248,7 @@ def models(case):
 DEVICES = ["cpu", "cuda", "cuda:7", "mps", "xpu", "meta", "nonsense", ""]
 
 
-@prop(st.tuples(st.sampled_from(DEVICES), st.sampled_from(sorted(MIXERS))), 20, 60)
+@prop(st.tuples(st.sampled_from(DEVICES), st.sampled_from(sorted(STEMS))), 20, 60)
 def devices(case):
     """A device that is not there is torch's error, at once; meta computes shapes."""
     device, name = case

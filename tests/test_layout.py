@@ -21,7 +21,7 @@ ROWS = (
     {"models", "filling"},
     {"views"},
     {"data"},
-    {"complexity", "evaluation"},
+    {"evaluation"},
     {"plots", "hub"},
     {"results"},
     {"cards"},

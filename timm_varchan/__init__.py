@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         set_channels,
         share,
     )
-    from timm_varchan.stems import DWGMixer, Stem
+    from timm_varchan.stems import DWGMixer, Stem, register_stem
 
 __all__ = [
     "ANONYMOUS",
@@ -45,6 +45,7 @@ __all__ = [
     "measure_channels",
     "register_channel",
     "register_model",
+    "register_stem",
     "set_channels",
     "share",
 ]
@@ -61,6 +62,7 @@ _HOMES = {
     "fold": "folding",
     "measure_channels": "measure",
     "register_channel": "channels",
+    "register_stem": "stems",
 }
 #: Modules that are attributes of the package before anybody imported them.
 _MODULES = ("channels", "data", "export", "hub", "models", "plots", "predict", "stems")

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.models import share
-from timm_varchan.models.adapt import TWIN_ARGUMENTS, keep_stem_out
+from timm_varchan.models.adapt import TWIN_ARGUMENTS
 from timm_varchan.stems import Mixer, Stem
+from timm_varchan.stems.stem import put_layer
 
 if TYPE_CHECKING:
     from timm_varchan.evaluation import Difference
@@ -99,7 +100,7 @@ def fold(
         layer = _fold_stem(stem, a)
         plain &= [*map(type, stem.bank.modules())] == [*map(type, layer.modules())]
         parent, _, name = path.rpartition(".")
-        keep_stem_out(folded.get_submodule(parent), name, layer)
+        put_layer(folded.get_submodule(parent), name, layer)
     _describe(folded, found[0][1].mixer, wanted, plain)
     return folded
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, Channel, ChannelSet, ChannelSetLike, known_channels
 from timm_varchan.errors import UserError
-from timm_varchan.stems import MIXERS, ChannelsLike, Mixer, make_stem
+from timm_varchan.stems import STEMS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import NUGGET, SAME_BAND_NM, correlation_table, find_channel
+from timm_varchan.stems.stem import put_layer
 
 __all__ = [
     "adapt",
@@ -83,8 +84,9 @@ def set_channels(
     """
     mixers = stems(model)
     before = mixers[0].channels
-    for mixer in mixers:
-        mixer.set_channels(channels, present)
+    plans = [mixer.plan(channels, present) for mixer in mixers]
+    for mixer, plan in zip(mixers, plans, strict=True):  # all of them or, by an error above, none
+        mixer.tell(plan)
     current = mixers[0].channels
     if isinstance(current, tuple) or (present is not None and current == before):
         return
@@ -165,7 +167,7 @@ def adapt(
 
     Args:
         model: A timm model or one of timm's feature extraction wrappers.
-        stem: Which mechanism: one of `timm_varchan.stems.MIXERS`.
+        stem: Which mechanism: one of `timm_varchan.stems.STEMS`.
         channels: The channels of the input; None for the default rule.
         in_chans: The default number of channels; without `channels`, a number other than that of
             `virtual_channels` means anonymous channels.
@@ -184,8 +186,8 @@ def adapt(
         UserError: No convolution to put a stem before, a stem there already, an unknown stem,
             `in_chans` that contradicts `channels`, or `virtual_channels` that do not fit the model.
     """
-    if stem not in MIXERS:
-        raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(MIXERS)}.")
+    if stem not in STEMS:
+        raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(STEMS)}.")
     if has_stems(model):
         raise UserError("The model has a stem already; adapt a model only once.")
     own = named_channels(stem_kwargs.get("channel_names"), stem_kwargs.get("channel_stats"))
@@ -194,7 +196,8 @@ def adapt(
     virtual = _virtual_channels(model, virtual_channels, own)
     given = _given_channels(channels, in_chans, [*own, *virtual])
     default = virtual.take(range(num_bank))
-    unknown = given is None or MIXERS[stem].supports_anonymous
+    nameless = STEMS[stem].supports_anonymous and stem_kwargs.get("prior") != "zero"
+    unknown = given is None or nameless
     if in_chans is not None and in_chans != len(default) and unknown:
         default = ChannelSet.anonymous(in_chans)
     like = model.get_submodule(_first_convs(model)[0]).weight
@@ -206,17 +209,11 @@ def adapt(
         made.append(
             make_stem(stem, bank, virtual, default, num_bank=num_bank, **{**home, **stem_kwargs})
         )
-        setattr(model.get_submodule(parent), name, made[-1])
+        put_layer(model.get_submodule(parent), name, made[-1])
     model.in_chans = len(default)  # type: ignore[assignment]
     _describe(model, stem, made[0].mixer, stem_kwargs)
     set_channels(model, given)
     return model
-
-
-def keep_stem_out(parent: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of a stem, which otherwise keeps its place (see `stems.stem`)."""
-    parent._modules[name] = None
-    setattr(parent, name, layer)
 
 
 def _describe(model: nn.Module, stem: str, mixer: Mixer, stem_kwargs: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Registered by rule when the package is imported; nothing is built until `timm.cr
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -75,20 +74,39 @@ def _base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
             yield name, cfgs
 
 
+def _stem_paths(state_dict: dict[str, Tensor], first_convs: tuple[str, ...]) -> list[str]:
+    """Where the weights of stems are: beside a first convolution, with nothing but a stem's parts.
+
+    The name alone says nothing: the blocks of some architectures have a `mixer` or a `bank`.
+    """
+    parts: dict[str, set[str]] = {}
+    for key in state_dict:
+        path = key.partition(".bank.")[0].partition(".mixer.")[0]
+        above = path.rpartition(".")[0]
+        near = any(not above or f"{conv}.".startswith(f"{above}.") for conv in first_convs)
+        if near and path != key:
+            parts[path] = set()
+    for key in state_dict:
+        for path in parts:
+            if key.startswith(f"{path}."):
+                parts[path].add(key[len(path) + 1 :].partition(".")[0])
+    return sorted(path for path, names in parts.items() if names <= {"bank", "mixer", "anchors"})
+
+
 def _split_twin_weights(
-    state_dict: dict[str, Tensor],
+    state_dict: dict[str, Tensor], first_convs: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Divide a twin's weights into those of the base architecture and what its stems add.
 
     Args:
         state_dict: Weights of a base architecture or of its twin.
+        first_convs: Where the base has its first convolutions.
 
     Returns:
         The base architecture's weights under its own names, and for each stem (by its path) the
         weights of its `mixer` and its `anchors`; no stems if the weights are those of a base.
     """
-    # A mixer without weights of its own leaves the bank alone.
-    paths = {m[1] for key in state_dict if (m := re.match(r"(.+?)\.(?:mixer|bank)\.", key))}
+    paths = _stem_paths(state_dict, first_convs)
     base: dict[str, Tensor] = {}
     added: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
     for key, value in state_dict.items():
@@ -164,7 +182,7 @@ def _build_twin(
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
-        stem: Which mechanism: one of `timm_varchan.stems.MIXERS`; those beside `dwg` are what it is
+        stem: Which mechanism: one of `timm_varchan.stems.STEMS`; those beside `dwg` are what it is
             compared with, and learn no names.
         **kwargs: Every other keyword of the base architecture.
     """
@@ -179,7 +197,9 @@ def _build_twin(
     weights = _read_weights(cfg, base, cache_dir) if pretrained else None
     added: dict[str, dict[str, Tensor]] = {}
     if weights is not None:
-        weights, added = _split_twin_weights(weights)
+        convs: Any = registered.first_conv
+        convs = (convs,) if isinstance(convs, str) else tuple(convs)
+        weights, added = _split_twin_weights(weights, convs)
         nowhere: dict[str, Any] = dict.fromkeys(("url", "file", "hf_hub_id", "source"))
         base_cfg = replace(base_cfg, state_dict=weights, **nowhere)
     traced = kwargs.get("features_only") and kwargs.get("feature_cls") == "fx"
@@ -201,8 +221,7 @@ def _build_twin(
     model = model_entrypoint(base)(
         pretrained=pretrained, pretrained_cfg=base_cfg.to_dict(), cache_dir=cache_dir, **kwargs
     )
-    learns_names = stem in ("dwg", "depthwise")
-    words = {"channel_names": channel_names} if channel_names and learns_names else {}
+    words = {"channel_names": channel_names} if channel_names and stem == "dwg" else {}
     adapt(
         model, stem, channels=channel_set, in_chans=in_chans, virtual_channels=virtual_channels,
         channel_stats=channel_stats, prior=prior, prior_scale=prior_scale,

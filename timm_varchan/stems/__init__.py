@@ -1,17 +1,15 @@
-"""Stems: first layers for any number of channels, one mechanism a file."""
+"""Stems: first layers for any number of channels."""
 
-from timm_varchan.stems.by_name import MIXERS, make_stem
 from timm_varchan.stems.dwg import DWGMixer
 from timm_varchan.stems.mixer import ChannelsLike, Mixer
-from timm_varchan.stems.stem import Stem
-from timm_varchan.stems.zero_fill import ZeroFillMixer
+from timm_varchan.stems.stem import STEMS, Stem, make_stem, register_stem
 
 __all__ = [
-    "MIXERS",
+    "STEMS",
     "ChannelsLike",
     "DWGMixer",
     "Mixer",
     "Stem",
-    "ZeroFillMixer",
     "make_stem",
+    "register_stem",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
-from timm_varchan.stems.mixer import Mixer
+from timm_varchan.stems.mixer import Channels, Mixer
 
 __all__ = ["DWGMixer", "OwnLinear", "fourier_features"]
 
-#: Statistics of a plane that describe its content.
-NUM_STATISTICS = 2
+#: Numbers that describe the content of a plane.
+NUM_CONTENT = 2
 
 
 def fourier_features(wavelengths_nm: Tensor, num_frequencies: int = 8) -> Tensor:
@@ -66,12 +66,8 @@ class DWGMixer(Mixer):
         **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
     """
 
-    content_dependent: ClassVar[bool] = True
-
-    #: Mean and root mean square are clamped to this: no finite input may give NaN.
+    #: What a plane's mean and root mean square are clamped to: no finite input may give NaN.
     value_limit: Final[float] = 1e8
-    #: Added to the variance: constant planes need a finite gradient.
-    variance_eps: Final[float] = 1e-6
 
     code: Tensor
     word: Tensor
@@ -88,24 +84,18 @@ class DWGMixer(Mixer):
         **kwargs: Any,
     ) -> None:
         self.channel_names = tuple(channel_names)
-        self.gain, self.num_frequencies = gain, num_frequencies
+        self.gain, self.num_frequencies, self.width = gain, num_frequencies, width
         super().__init__(virtual_channels, default_channels, **kwargs)
         like: dict[str, Any] = {key: kwargs.get(key) for key in ("device", "dtype")}
-        self.content = OwnLinear(NUM_STATISTICS, width, **like)
-        self.identity = OwnLinear(2 * num_frequencies, width, bias=False, **like)
+        self.plane = OwnLinear(NUM_CONTENT + 2 * num_frequencies, width, **like)
         # Row 0 is that of channels outside the vocabulary; its gate is always 0.
         words = len(self.channel_names) + 1
         self.vocabulary = nn.Embedding(words, width, **like) if channel_names else None
-        self.own = OwnLinear(width, width, **like)
-        self.context = OwnLinear(width, width, bias=False, **like)
+        # A plane's own part, then its part of the mean over the planes.
+        self.exchange = OwnLinear(width, 2 * width, **like)
         self.out = OwnLinear(width, self.num_virtual, **like)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-
-    @classmethod
-    def table_names(cls) -> tuple[str, ...]:
-        """The tensors that `tables` makes."""
-        return (*super().table_names(), "code", "word")
 
     def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
         """The wavelength code `(N, F)` and the vocabulary row `(N,)` of each channel."""
@@ -117,44 +107,62 @@ class DWGMixer(Mixer):
             "word": torch.tensor(words),
         }
 
+    def described(self, x: Tensor) -> dict[str, Tensor]:
+        """The prior, the part of each plane in the mean, and what is known of its identity."""
+        rows, named, count = self.rows(x)
+        one = torch.ones_like(self.fallback)
+        present = torch.where(named, self.present[:, rows], one).unsqueeze(-1)
+        word = torch.where(named, self.word[:, rows], torch.zeros_like(self.word[0, 0]))
+        part = present / present.sum(1, keepdim=True)
+        return {
+            "prior": torch.where(named, self.prior[:, rows], self.fallback / count),
+            "present": present,
+            "part": part,
+            "scale": self.gain * part,
+            "code": torch.where(named, self.code[:, rows], torch.zeros_like(one)),
+            "word": word,
+            "gate": (word > 0).unsqueeze(-1).to(present.dtype),
+        }
+
     def coefficients(self, x: Tensor) -> Tensor:
         """The mixing coefficients, `(B, C, K)`."""
-        rows, named, count = self.rows(x)
-        prior = torch.where(named, self.prior[:, rows], self.fallback / count)
-        present = torch.where(named, self.present[:, rows], torch.ones_like(self.fallback))
-        present = present.unsqueeze(-1)
-        code = torch.where(named, self.code[:, rows], torch.zeros_like(self.fallback))
-        token = self.content(self.describe_content(x)) + self.identity(code)
+        known = self.tables(x)
+        B, C = x.shape[0], x.shape[1]
+        code = known["code"].expand(B, C, 2 * self.num_frequencies)
+        described = torch.cat([self.describe_content(x).to(code.dtype), code], -1)
+        token = self.plane(described.flatten(0, 1)).view(B, C, self.width)
         if self.vocabulary is not None:
-            word = torch.where(named, self.word[:, rows], torch.zeros_like(self.word[0, 0]))
-            token = token + self.vocabulary(word) * (word > 0).unsqueeze(-1).to(token.dtype)
-        token = F.gelu(token)
-        num_present = present.sum(1, keepdim=True)
-        pooled = (token * present).sum(1, keepdim=True) / num_present
-        token = F.gelu(self.own(token) + self.context(pooled))
-        return prior + self.gain * self.out(token) * (present / num_present)
+            token = token + self.vocabulary(known["word"]) * known["gate"]
+        token = self.exchange(F.gelu(token).flatten(0, 1)).view(B, C, 2 * self.width)
+        own, shared = token[:, :, : self.width], token[:, :, self.width :]
+        if self.mixed:
+            pooled = (shared * known["part"]).sum(1, keepdim=True)
+        else:
+            pooled = shared.mean(1, keepdim=True)
+        residual = self.out(F.gelu(own + pooled).flatten(0, 1)).view(B, C, self.num_virtual)
+        return known["prior"] + residual * known["scale"]
 
     def describe_content(self, x: Tensor) -> Tensor:
-        """Describe the content of each plane by spatially global statistics, in float32 at least.
+        """Describe the content of each plane by spatially global numbers, in float32 at least.
 
         Args:
             x: `(B, C, H, W)`.
 
         Returns:
-            `(B, C, 2)`: logarithms of the mean (signed) and of the standard deviation.
+            `(B, C, 2)`: the mean and the root mean square, on a scale that becomes logarithmic
+            (asinh). By the norm rather than deviations: no copy of the planes.
         """
         planes = x.flatten(2)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # From the norm rather than from deviations: reductions alone, no copy of the planes.
         norm = torch.linalg.vector_norm(planes, dim=[-1], dtype=dtype)
-        mean = planes.mean(-1, dtype=dtype).masked_fill(norm.isinf(), 0.0)
-        mean = mean.clamp(-self.value_limit, self.value_limit)
-        mean_square = (norm / planes.shape[-1] ** 0.5).clamp(max=self.value_limit).square()
-        deviation = ((mean_square - mean.square()).clamp(min=0.0) + self.variance_eps).sqrt()
-        described = torch.stack([mean.sign() * mean.abs().log1p(), deviation.log1p()], -1)
-        return described.to(self.content.weight.dtype)
+        content = [planes.mean(-1, dtype=dtype), norm / planes.shape[-1] ** 0.5]
+        limit = self.value_limit
+        return torch.stack(content, -1).nan_to_num(0.0, limit, -limit).asinh()
 
-    def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
+    def _own_weight(self) -> Tensor:
+        return self.out.weight
+
+    def _check_channels(self, channels: Channels) -> None:
         super()._check_channels(channels)
         sets = channels if isinstance(channels, tuple) else (channels,)
         for channel in (c for s in sets if s is not None for c in s):

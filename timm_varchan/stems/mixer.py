@@ -1,12 +1,15 @@
-"""The part that all mixing stems have in common: C channels in, K virtual channels out.
+"""The part that all stems have in common: C channels in, K virtual channels out.
 
 Axes: B batch, S channel sets at once (1, or B for mixed batches), N rows (different channels), P
 places of planes in a table, C channels, K virtual channels, H W pixels, D width.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +25,30 @@ from timm_varchan.channels import (
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SAME_BAND_NM, SCALES, Prior, find_channel
 
-__all__ = ["ChannelsLike", "Mixer"]
+__all__ = ["ChannelsLike", "Mixer", "Told", "sent"]
 
 #: What `set_channels` takes: a channel set, None for the default rule, or one set a sample.
 ChannelsLike = ChannelSetLike | None
+Channels = ChannelSet | tuple[ChannelSet, ...] | None
 
 #: Tables grow in steps of this many places, so that compiled graphs do not depend on the count.
 PLACE_STEP = 16
+#: Earlier channel sets that a forward pass can be computed again for, in the backward pass.
+NUM_EARLIER = 8
+#: Numbers of channels whose tables are kept ready.
+NUM_READY = 64
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device, without waiting for what that device is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _parse_channels(
     channels: ChannelsLike | Sequence[ChannelSet], own: Callable[[], Iterable[Channel]]
-) -> ChannelSet | tuple[ChannelSet, ...] | None:
+) -> Channels:
     """Tell the three things that `set_channels` takes apart; own channels are known by name."""
     if channels is None:
         return None
@@ -69,6 +84,45 @@ def _named_stats(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSe
     return stats
 
 
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Channel sets, and what the tables of their subsets are taken from; all on the CPU.
+
+    Args:
+        channels: As `set_channels` was given them, parsed.
+        index: `(1 or S, C)`, the row of each plane, -1 where a shorter set has none.
+        num_rows: N.
+        solver: The prior of subsets of the rows.
+        by_row: What a subclass knows of each row, `(N, ...)` each.
+    """
+
+    channels: Channels
+    index: Tensor
+    num_rows: int
+    solver: Prior
+    by_row: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a mixer is told of its input, worked out before anything is changed.
+
+    Args:
+        known: The channel sets.
+        shape: Of a mixed batch: samples and planes; None: one set for all samples.
+        tables: `(U or 1 or S, P, ...)` each; U different subsets.
+        which: `(S,)`, the subset of each sample.
+    """
+
+    known: _Known
+    shape: tuple[int, int] | None
+    tables: dict[str, Tensor]
+    which: Tensor
+
+    def __deepcopy__(self, memo: Any) -> "Told":
+        return self  # nothing in it changes
+
+
 class Mixer(nn.Module):
     """Mixes any number of channels into the K virtual channels that a kernel bank was made for.
 
@@ -96,15 +150,10 @@ class Mixer(nn.Module):
             serve, another prior or scale, or statistics without names.
     """
 
-    # What a stem can; what it cannot, it refuses with a ValueError.
-    #: Takes sets of different sizes.
-    any_count: ClassVar[bool] = True
-    #: Takes channels that have neither name nor wavelength.
-    supports_anonymous: ClassVar[bool] = True
-    #: Takes wavelengths that it was not made for.
-    supports_unseen: ClassVar[bool] = True
-    #: Treats images of different content differently.
-    content_dependent: ClassVar[bool] = False
+    #: Whether it takes channels that have neither name nor wavelength; else it refuses them.
+    supports_anonymous: bool = True
+    #: The module that puts it before a convolution, for mixers that need another than `Stem`.
+    stem_type: ClassVar[type[nn.Module] | None] = None
 
     # No postponed annotations in this package: TorchScript reads these as types.
     prior: Tensor
@@ -140,16 +189,19 @@ class Mixer(nn.Module):
                 f"prior is {prior!r} and prior_scale {prior_scale!r}; choose of "
                 f"{', '.join(PRIORS)} and of {', '.join(SCALES)}."
             )
+        self.supports_anonymous = self.supports_anonymous and self.prior_name != "zero"
         self._check_channels(self.default_channels)
-        self.channels: ChannelSet | tuple[ChannelSet, ...] | None = None
         like = torch.empty(0, device=device, dtype=dtype or torch.get_default_dtype())
         self._home = (like.device, like.dtype)
-        self.set_channels(None)
+        self._earlier: deque[tuple[int, Told]] = deque(maxlen=NUM_EARLIER)
+        self._forgotten = 0
+        self.channels: Channels = None
+        self.tell(self.plan(None))
 
     @classmethod
-    def table_names(cls) -> tuple[str, ...]:
-        """The tensors that `tables` makes; all are derived, none is saved."""
-        return ("prior", "present", "num_named", "fallback")
+    def before(cls, bank: nn.Module, *args: Any, **kwargs: Any) -> "Mixer":
+        """The mixer for a bank, for subclasses that need to know its shape."""
+        return cls(*args, **kwargs)
 
     @torch.jit.ignore
     def set_channels(
@@ -169,71 +221,112 @@ class Mixer(nn.Module):
         Raises:
             UserError: Channels that this mixer cannot tell apart, or a mask that does not fit.
         """
+        self.tell(self.plan(channels, present))
+
+    @torch.jit.ignore
+    def plan(
+        self, channels: ChannelsLike | Sequence[ChannelSet], present: Tensor | None = None
+    ) -> Told:
+        """Work out what `set_channels` would do, which raises what it raises."""
         if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
-            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
+            known = self._told.known
+        else:
+            parsed = _parse_channels(channels, self._own_channels)
+            self._check_channels(parsed)
+            known = self._know(parsed)
+        there = known.index >= 0
+        if present is not None:
+            there = _checked_mask(present, known.channels, self._sets(known.channels))
+        with torch.device("cpu"), torch.no_grad():
+            mixed = present is not None or isinstance(known.channels, tuple)
+            return self._tables_of(known, there, mixed)
+
+    @torch.jit.ignore
+    def tell(self, told: Told) -> None:
+        """Follow a plan."""
+        if hasattr(self, "_told"):
+            if len(self._earlier) == NUM_EARLIER:
+                self._forgotten = self._earlier[0][0]
+            self._earlier.append((_sequence_number(), self._told))
+        self._put(told)
+
+    def _put(self, told: Told) -> None:
+        self._told, self.channels = told, told.known.channels
+        self.mixed = told.shape is not None
+        self._place_tables(*self._home)
+
+    @contextlib.contextmanager
+    def recalled(self, node: Any) -> Iterator[None]:
+        """What was told when a node of the backward graph was made: for a forward computed again.
+
+        Checkpointing runs a stem again in the backward pass, when the model may have been told of
+        other channels. The numbers of nodes grow with time.
+
+        Raises:
+            UserError: That was too long ago.
+        """
+        number = node._sequence_nr()
+        if number < self._forgotten:
+            raise UserError(
+                f"Checkpointing computes a forward pass again whose channels were set more than "
+                f"{NUM_EARLIER} calls of set_channels ago. Use timm_varchan.share(model, channels) "
+                f"for each of the views."
+            )
+        now = self._told
+        then = next((told for until, told in self._earlier if number < until), now)
+        if then is now:
+            yield
             return
-        parsed = _parse_channels(channels, self._own_channels)
-        self._check_channels(parsed)
-        self.channels = parsed
-        sets = self._sets()
+        self._put(then)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def _know(self, channels: Channels) -> _Known:
+        """What the tables of subsets of these channels are taken from."""
+        sets = self._sets(channels)
         different = {c.identity: c for s in sets for c in s} or {(None, None): Channel()}
         row_of = {identity: row for row, identity in enumerate(different)}
+        rows = ChannelSet(tuple(different.values()))
         longest = max(1, *(len(s) for s in sets))
         with torch.device("cpu"):
-            index = torch.zeros(len(sets), longest, dtype=torch.long)
-            there = torch.zeros(len(sets), longest, dtype=torch.bool)
+            index = torch.full((len(sets), longest), -1)
             for number, channel_set in enumerate(sets):
-                rows = [row_of[c.identity] for c in channel_set]
-                index[number, : len(rows)] = torch.tensor(rows, dtype=torch.long)
-                there[number, : len(rows)] = True
-        self._describe_rows(ChannelSet(tuple(different.values())))
-        self.mixed = isinstance(parsed, tuple)
-        self._base, self._planes = index, (index, there)
-        if present is not None:
-            self.select(torch.arange(present.shape[-1]).expand_as(present), present)
-        else:
-            self._build_tables()
+                found = [row_of[c.identity] for c in channel_set]
+                index[number, : len(found)] = torch.tensor(found, dtype=torch.long)
+            return _Known(channels, index, len(rows), self._prior_of(rows), self.row_tables(rows))
+
+    def _tables_of(self, known: _Known, there: Tensor, mixed: bool) -> Told:
+        """The tables of samples that have these of the planes; solved once for equal samples."""
+        planes = torch.where(there, known.index, -1)
+        which = torch.zeros(1, dtype=torch.long)
+        if len(planes) > 1:
+            planes, which = torch.unique(planes, dim=0, return_inverse=True)
+        index, there = planes.clamp(min=0), planes >= 0
+        count = torch.zeros(len(index), known.num_rows, dtype=torch.float64)
+        count.scatter_add_(1, index, there.double())
+        place = index[:, :, None].expand(-1, -1, self.num_virtual)
+        prior = known.solver.coefficients(count).gather(1, place) * there[:, :, None]
+        rows = known.index.clamp(min=0)
+        tables = {"prior": prior, "present": there.double()}
+        tables |= {name: table[rows] for name, table in known.by_row.items()}
+        num_places = rows.shape[1] + int(mixed)  # wider batches: the last place is absent
+        padding = -num_places % PLACE_STEP + int(mixed)
+        tables = {
+            name: nn.functional.pad(table, [0, 0] * (table.dim() - 2) + [0, padding])
+            for name, table in tables.items()
+        }
+        return Told(known, (len(which), rows.shape[1]) if mixed else None, tables, which)
 
     @torch.jit.ignore
     def _own_channels(self) -> list[Channel]:
         """Channels that this mixer knows by name, those with statistics last."""
-        sets = [self.virtual_channels, self.default_channels, *self._sets()]
+        sets = [self.virtual_channels, self.default_channels, *self._sets(self.channels)]
         sets += [] if self.measured is None else [self.measured]
         known = known_channels()
         words = [known.get(n, Channel(n)) for n in getattr(self, "channel_names", ())]
         return [*words, *(channel for channel_set in sets for channel in channel_set)]
-
-    @torch.jit.ignore
-    def select(self, index: Tensor, present: Tensor) -> None:
-        """Say which of the channels of the set each sample of the next batches has.
-
-        Args:
-            index: `(B, C)`: which channel of the set a plane is; any number where it is absent.
-            present: `(B, C)`, bool: whether the plane is there.
-
-        Raises:
-            UserError: No channel set with names or count was set, or masks that do not fit it.
-        """
-        index, present = index.cpu(), present.cpu().bool()
-        count = self._base.shape[1]
-        if isinstance(self.channels, tuple) or not len(self._sets()[0]):
-            raise UserError(
-                "Presence masks need one channel set with a count. Call set_channels(model, "
-                "'R+G+B+...', present=mask), or give ChannelSet.anonymous(n)."
-            )
-        if index.shape != present.shape or index.dim() != 2 or index.shape[1] < 1:
-            raise UserError(
-                f"The masks have shapes {tuple(index.shape)} and {tuple(present.shape)}; needed "
-                f"is (batch, channels)."
-            )
-        if bool(((index < 0) | (index >= count))[present].any()):
-            raise UserError(f"A plane is none of the {count} channels of {self._sets()[0]}.")
-        if not bool(present.any(1).all()):
-            raise UserError("A sample has no channel at all. Leave it out or give it one.")
-        index = torch.where(present, index, 0)
-        self.mixed = True
-        self._planes = (self._base[0][index], present)
-        self._build_tables()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix.
@@ -258,8 +351,7 @@ class Mixer(nn.Module):
         if not torch.jit.is_scripting():
             self._check_input(x)
         if self.mixed:
-            rows, _, _ = self.rows(x)
-            x = x.masked_fill(self.present[:, rows, None, None] == 0, 0.0)
+            x = x.masked_fill(self.tables(x)["present"][:, :, :, None] == 0, 0.0)
         return x
 
     def coefficients(self, x: Tensor) -> Tensor:
@@ -271,8 +363,41 @@ class Mixer(nn.Module):
         Returns:
             `(B or 1, C, K)`: how much of channel c goes to virtual channel k.
         """
+        return self.tables(x)["prior"]
+
+    def tables(self, x: Tensor) -> dict[str, Tensor]:
+        """What the coefficients need to know of the channels of an input, by name.
+
+        Args:
+            x: `(B, C, H, W)`; its contents do not matter.
+
+        Returns:
+            `prior` `(S, C, K)`, `present` `(S, C, 1)` and what subclasses add.
+        """
+        if torch.jit.is_scripting():
+            return self.described(x)
+        return self._ready_tables(x)
+
+    @torch.jit.ignore
+    def _ready_tables(self, x: Tensor) -> dict[str, Tensor]:
+        """The tables, made once for each number of channels where no graph is being made."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            return self.described(x)
+        found = self._ready.get(x.shape[1])
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self.described(x)
+            real = all(type(table) is Tensor for table in found.values())  # not a tracer's
+            if real and len(self._ready) < NUM_READY:
+                self._ready[x.shape[1]] = found
+        return found
+
+    def described(self, x: Tensor) -> dict[str, Tensor]:
+        """The tables of an input, by arithmetic on tensors, see `rows`."""
         rows, named, count = self.rows(x)
-        return torch.where(named, self.prior[:, rows], self.fallback / count)
+        present = torch.where(named, self.present[:, rows], torch.ones_like(self.fallback))
+        prior = torch.where(named, self.prior[:, rows], self.fallback / count)
+        return {"prior": prior, "present": present.unsqueeze(-1)}
 
     def rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the channels of an input stand in the tables, as tensor arithmetic.
@@ -294,18 +419,18 @@ class Mixer(nn.Module):
 
     @torch.jit.unused
     def expected_error(self, channels: ChannelSetLike) -> list[float]:
-        """The share of each virtual channel's variance that these channels do not explain.
+        """The part of each virtual channel's variance that these channels do not explain.
 
         Args:
             channels: A channel set.
 
         Returns:
-            K shares: 0 where the channel itself is there, NaN where nothing is known of it.
+            K fractions: 0 where the channel itself is there, NaN where nothing is known of it.
 
         Raises:
             UserError: Channels without a count.
         """
-        chosen = ChannelSet.parse(channels, own=self._own_channels())
+        chosen = ChannelSet.parse(channels)
         if not len(chosen):
             raise UserError("The expected error needs to know the channels; name them.")
         with torch.device("cpu"):
@@ -317,86 +442,53 @@ class Mixer(nn.Module):
             channels, self.virtual_channels, self.prior_name, self.measured, self.prior_scale
         )
 
-    def _sets(self) -> tuple[ChannelSet, ...]:
+    def _sets(self, channels: Channels) -> tuple[ChannelSet, ...]:
         """The channel sets that the tables describe."""
-        if isinstance(self.channels, tuple):
-            return self.channels
-        return (self.default_channels if self.channels is None else self.channels,)
+        if isinstance(channels, tuple):
+            return channels
+        return (self.default_channels if channels is None else channels,)
 
     @torch.jit.unused
     def _strict(self) -> bool:
         """Whether an input with another count is an error rather than anonymous."""
-        return (
-            not self.supports_anonymous
-            or self.prior_name == "zero"
-            or self.mixed
-            or self.channels not in (None, ANONYMOUS)
-        )
-
-    @torch.jit.unused
-    def _describe_rows(self, channels: ChannelSet) -> None:
-        """Compute once, when the set changes, what the tables of its subsets are taken from."""
-        self._rows = channels
-        with torch.device("cpu"):
-            self._solver = self._prior_of(channels)
-            self._row_tables = self.row_tables(channels)
-
-    @torch.jit.ignore
-    def _build_tables(self) -> None:
-        """Make the tables of the planes that were declared, then put them where the module is."""
-        index, present = self._planes
-        with torch.device("cpu"), torch.no_grad():
-            count = torch.zeros(len(index), len(self._rows), dtype=torch.float64)
-            count.scatter_add_(1, index, present.double())
-            made = self.tables(index, present, count)
-            num_places = index.shape[1] + int(self.mixed)  # wider batches: the last one is absent
-            num_places = math.ceil(num_places / PLACE_STEP) * PLACE_STEP
-            padding = num_places - index.shape[1]
-            self._tables = {
-                "num_named": torch.tensor(float(len(self._sets()[0]) if not self.mixed else 1)),
-                "fallback": torch.tensor(math.nan if self._strict() else 1.0),
-                **{
-                    name: nn.functional.pad(table, [0, 0] * (table.dim() - 2) + [0, padding])
-                    if table.dim() > 1
-                    else table
-                    for name, table in made.items()
-                },
-            }
-        assert set(self._tables) == set(self.table_names())
-        self._place_tables(*self._home)
-
-    def tables(self, index: Tensor, present: Tensor, count: Tensor) -> dict[str, Tensor]:
-        """What the coefficients need to know of the planes.
-
-        Args:
-            index: `(S, C)`, the row of each plane.
-            present: `(S, C)`, bool.
-            count: `(S, N)`, how many planes each row has.
-
-        Returns:
-            The tables by name, `(S, C, ...)` each (those of one axis are not by plane): at least
-            `prior` `(S, C, K)` and `present` `(S, C)`.
-        """
-        place = index[:, :, None].expand(-1, -1, self.num_virtual)
-        prior = self.prior_rows(count).gather(1, place) * present[:, :, None]
-        by_row = {name: table[index] for name, table in self._row_tables.items()}
-        return {"prior": prior, "present": present, **by_row}
-
-    def prior_rows(self, count: Tensor) -> Tensor:
-        """The prior `(S, N, K)` of the planes of each row, from the counts of planes `(S, N)`."""
-        return self._solver.coefficients(count)
+        return not self.supports_anonymous or self.mixed or self.channels not in (None, ANONYMOUS)
 
     def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
-        """What subclasses need to know of each channel, by name, `(N, ...)` each."""
+        """What subclasses need to know of each channel, by name, `(N, ...)` each.
+
+        They are found under these names, `(S, P, ...)`, and no others.
+        """
         return {}
 
     def _place_tables(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Assign the tables (in place would break a backward that still needs the old ones)."""
+        """Assign the tables (in place would break a backward that still needs the old ones).
+
+        They travel together, those of equal samples once.
+        """
         self._home = (device, dtype)
-        for name, table in self._tables.items():
-            floating = table.is_floating_point() or table.dtype == torch.bool
-            placed = table.to(device, dtype if floating else table.dtype, non_blocking=True)
-            setattr(self, name, placed)
+        told, counts = self._told, len(self._sets(self.channels)[0])
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        with torch.inference_mode(False), torch.no_grad():
+            scalars = {
+                "num_named": torch.tensor(1.0 if self.mixed else float(counts), device="cpu"),
+                "fallback": torch.tensor(math.nan if self._strict() else 1.0, device="cpu"),
+            }
+            tables = {"which": told.which, **told.tables, **scalars}
+            parts = [table.to(exact).flatten() for table in tables.values()]
+            together = torch.split(sent(torch.cat(parts), device), [len(part) for part in parts])
+            which = together[0].long()
+            for (name, table), part in zip([*tables.items()][1:], together[1:], strict=True):
+                placed = part.view(table.shape)
+                placed = placed.to(dtype if table.is_floating_point() else table.dtype)
+                if name in ("prior", "present") and len(told.which) > 1:
+                    placed = placed.index_select(0, which)
+                setattr(self, name, placed)
+        self.table_names = tuple(tables)[1:]
+        self._ready: dict[int, dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what was told before, and tables made ready, are not needed."""
+        return {**self.__dict__, "_earlier": deque(maxlen=NUM_EARLIER), "_ready": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
         """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
@@ -409,17 +501,16 @@ class Mixer(nn.Module):
             self._place_tables(probe.device, probe.dtype)
         return self
 
-    def _check_channels(self, channels: ChannelSet | tuple[ChannelSet, ...] | None) -> None:
+    def _check_channels(self, channels: Channels) -> None:
         """Refuse channel sets that this mixer cannot serve."""
-        sets = channels if isinstance(channels, tuple) else (channels,)
-        for channel_set in sets:
+        for channel_set in channels if isinstance(channels, tuple) else (channels,):
             if channel_set is None:
                 continue
             if self.prior_name == "zero":
                 self._check_places(channel_set)
-            if self.supports_anonymous:
-                continue
-            if not channel_set.channels or any(c.is_anonymous for c in channel_set):
+            if not self.supports_anonymous and (
+                not channel_set.channels or any(c.is_anonymous for c in channel_set)
+            ):
                 raise UserError(
                     f"{type(self).__name__} needs to know each channel, but {channel_set} has "
                     f"anonymous ones. Name the channels or give their wavelengths in nm."
@@ -428,13 +519,12 @@ class Mixer(nn.Module):
     def _check_places(self, channels: ChannelSet) -> None:
         """With zeros for what is absent, a channel that is none of the virtual ones is lost."""
         virtual = self.virtual_channels
-        if virtual.is_anonymous and len(channels) == len(virtual):
-            return
         lost = [c.label for c in channels if find_channel(c, virtual.channels, SAME_BAND_NM) < 0]
         if lost or not len(channels):
             raise UserError(
                 f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: its "
-                f"kernels are for {virtual}. Leave them out, or take another prior."
+                f"kernels are for {virtual}. Name the channels (and virtual_channels), leave "
+                f"those out, or take another prior."
             )
 
     @torch.jit.ignore
@@ -453,17 +543,19 @@ class Mixer(nn.Module):
                 f"them first, e.g. x.float() / 255."
             )
         self._follow(x)
-        if self.mixed:
-            num_samples, num_planes = self._planes[0].shape
+        if self._told.shape is not None:
+            num_samples, num_planes = self._told.shape
             if x.shape[0] != num_samples or x.shape[1] < num_planes:
                 raise UserError(
-                    f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the mixed "
-                    f"batch was declared as {num_samples} sets of up to {num_planes} channels. "
-                    f"Pad every sample to {num_planes} planes or more and give one set a sample."
+                    f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the model "
+                    f"was told of a mixed batch of {num_samples} sets of up to {num_planes} "
+                    f"channels, which holds until set_channels is called again: "
+                    f"set_channels(model, channels) for inputs that all have the same channels, "
+                    f"or with the masks or sets of this batch, padded to {num_planes} planes."
                 )
             return
-        declared = self._sets()[0]
-        if self._strict() and x.shape[1] != len(declared):
+        declared = self._sets(self.channels)[0]
+        if x.shape[1] != len(declared) and self._strict():
             raise UserError(
                 f"The input has {x.shape[1]} channels, but the channel set is {declared} "
                 f"({len(declared)}). Call timm_varchan.set_channels(model, ...) with the "
@@ -474,17 +566,43 @@ class Mixer(nn.Module):
         """Bring the tables to weights that were assigned without a word (`assign=True`)."""
         if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return
-        own = next((p for p in self.parameters() if p.is_floating_point()), None)
-        home = (x.device, self._home[1] if own is None else own.dtype)
-        if home != self._home:
-            self._place_tables(*home)
+        own = self._own_weight()
+        device, dtype = self._home
+        if x.device != device or (own is not None and own.dtype != dtype):
+            self._place_tables(x.device, dtype if own is None else own.dtype)
+
+    def _own_weight(self) -> Tensor | None:
+        """A weight of the mixer, if it has any, whose type the tables have."""
+        return next((p for p in self.parameters() if p.is_floating_point()), None)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        if self.mixed:
-            channels = f"{len(self._planes[0])} sets"
-        else:
-            channels = (
-                f"default {self.default_channels}" if self.channels is None else str(self.channels)
-            )
+        channels = f"default {self.default_channels}" if self.channels is None else self.channels
+        if self._told.shape is not None:
+            channels = f"{self._told.shape[0]} sets"
         return f"virtual={self.virtual_channels}, prior={self.prior_name}, channels={channels}"
+
+
+def _checked_mask(present: Tensor, channels: Channels, sets: tuple[ChannelSet, ...]) -> Tensor:
+    """A presence mask on the CPU, refused if it does not fit the channels."""
+    if isinstance(channels, tuple) or not len(sets[0]):
+        raise UserError(
+            "Presence masks need one channel set with a count. Call set_channels(model, "
+            "'R+G+B+...', present=mask), or give ChannelSet.anonymous(n)."
+        )
+    there = present.detach().cpu().bool()
+    if there.dim() != 2 or there.shape[1] != len(sets[0]) or not len(there):
+        raise UserError(
+            f"The mask has shape {tuple(there.shape)}, and the channels are {sets[0]}; needed is "
+            f"(batch, {len(sets[0])}), one column for each channel."
+        )
+    if not bool(there.any(1).all()):
+        raise UserError("A sample has no channel at all. Leave it out or give it one.")
+    return there
+
+
+def _sequence_number() -> int:
+    """A number above those of all nodes of the autograd graph that this thread made before."""
+    with torch.inference_mode(False), torch.enable_grad():
+        made: Any = torch.ones((), device="cpu", requires_grad=True).view(()).grad_fn
+    return made._sequence_nr()
