@@ -109,7 +109,7 @@ def quick_pictures(request):
     Those of the modules that test pictures are, and those of processes that tests start.
     """
     plots = sys.modules.get("timm_varchan.plots")
-    if plots is None or request.module.__name__ in ("test_evaluation", "test_look"):
+    if plots is None or request.module.__name__ in ("test_results", "test_look"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

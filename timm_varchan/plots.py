@@ -34,7 +34,7 @@ from timm_varchan.products import plane_near
 from timm_varchan.stems import Stem
 
 with needs("train"):
-    from matplotlib import font_manager
+    from matplotlib import colormaps, font_manager
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -87,13 +87,13 @@ def _saved(figure: Figure, path: str | Path, dpi: int = _DPI) -> Path:
     for axes in figure.axes:  # tick labels are made when they are asked for
         axes.get_xticklabels(), axes.get_yticklabels()
     texts = figure.findobj(Text)
-    fonts = _fonts_for("".join(text.get_text() for text in texts))
-    if fonts is None:
-        fonts = []
-        for text in texts:
-            text.set_text(text.get_text().encode("ascii", "backslashreplace").decode())
-    for text in texts if fonts else ():
-        text.set_fontfamily(["DejaVu Sans", *fonts])
+    fonts, missing = _fonts_for("".join(text.get_text() for text in texts))
+    table = {ord(c): c.encode("ascii", "backslashreplace").decode() for c in missing}
+    for text in texts:
+        text.set_parse_math(False)  # a dollar in a name is a dollar
+        text.set_text(text.get_text().translate(table))
+        if fonts:
+            text.set_fontfamily(["DejaVu Sans", *fonts])
     figure.savefig(path, dpi=dpi)
     return Path(path)
 
@@ -101,18 +101,17 @@ def _saved(figure: Figure, path: str | Path, dpi: int = _DPI) -> Path:
 # Letters ------------------------------------------------------------------------------------------
 
 
-def _fonts_for(text: str) -> list[str] | None:
-    """Fonts of this machine that have the letters matplotlib's own lacks; None if none have."""
-    missing = {letter for letter in set(text) - _letters(None) if letter.isprintable()}
+def _fonts_for(text: str) -> tuple[list[str], set[str]]:
+    """Fonts of this machine with the letters that matplotlib's own lacks; those that none has."""
+    missing = set(text) - _letters(None)
     found: list[str] = []
     for font in sorted(font_manager.fontManager.ttflist, key=lambda font: font.name):
-        if not missing:
-            break
-        has = _letters(font.fname) & missing
+        # The last resort has a box with a name of the script for every letter.
+        has = _letters(font.fname) & missing if missing and "Last Resort" not in font.name else None
         if has:
             found.append(font.name)
             missing -= has
-    return None if missing else found
+    return found, missing
 
 
 @cache
@@ -127,9 +126,9 @@ def _letters(path: str | None) -> frozenset[str]:
 
 def _class_labels(names: Sequence[str]) -> list[str]:
     """The names of classes, or their numbers where no font of this machine has the letters."""
-    if _fonts_for("".join(names)) is not None:
+    if not _fonts_for("".join(names))[1]:
         return list(names)
-    logger.warning("No font of this machine has the letters of the class names; their numbers do.")
+    logger.warning("No font of this machine has the letters of all class names; numbers stand in.")
     return [str(number) for number in range(len(names))]
 
 
@@ -146,9 +145,6 @@ def plot_curves(
             `eval_accuracy`, and, where several sets were tested, `eval_sets`: accuracy by set.
         path: Picture to write.
         levels: Accuracies to draw a line at.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: No epochs.
@@ -227,13 +223,10 @@ def plot_channel_sets(
 
     Args:
         results: From `evaluate_channel_sets`.
-        path: Picture to write.
+        path: The picture, as in all functions of this file; they return it.
         title: Above it.
         baseline: Accuracy of another model (`value`, `low`, `high`) by the positions of a set.
         levels: Accuracies to draw a line at.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: No results.
@@ -374,15 +367,6 @@ def plot_bands(
     Above stand only channels without which the accuracy certainly changes (the 95 % interval leaves
     out 0), gains in a colour of their own; a line counts the others.
 
-    Args:
-        results: From `evaluate_channel_sets`.
-        path: Picture to write.
-        title: Above it.
-        levels: Accuracies to draw a line at.
-
-    Returns:
-        The path.
-
     Raises:
         UserError: No channel was evaluated alone or left out.
     """
@@ -441,17 +425,7 @@ def _bars(axes: Axes, bands: Sequence[Any], values: Sequence[Any], colours: Sequ
 def plot_confusion(
     result: SetResult, class_names: Sequence[str], path: str | Path, title: str = ""
 ) -> Path:
-    """The confusion matrix of one channel set: counts, coloured by the fraction of the true class.
-
-    Args:
-        result: Of `evaluate_channel_sets`; its first is that of all channels.
-        class_names: In the order of the labels.
-        path: Picture to write.
-        title: Above it.
-
-    Returns:
-        The path.
-    """
+    """The confusion matrix of one channel set: counts, coloured by fraction of the true class."""
     num = len(class_names)
     shown = min(num, _MAX_SHOWN)
     true, said, numbers = confusion_cells(result.predictions, result.references, num).T
@@ -466,7 +440,8 @@ def plot_confusion(
     side = 2.4 + 0.36 * min(num, _MAX_NUMBERED)
     figure = _figure(min(side, 7.5) + 0.3, min(side, 7.5))
     axes = figure.subplots()
-    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues")
+    extent = (-0.5, num - 0.5 + fractions.shape[1] - shown, num - 0.5, -0.5)
+    axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", extent=extent)
     if num <= _MAX_NUMBERED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
@@ -495,31 +470,30 @@ _MAX_SHOWN = 500
 
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours for so many classes, far apart for few."""
-    from matplotlib.colors import hsv_to_rgb, to_rgb
+    """Colours for so many classes (red, green, blue, each to 255), far apart for few."""
+    tables = {10: "tab10", 20: "tab20"}
+    name = next((name for most, name in tables.items() if count <= most), None)
+    # the golden ratio keeps neighbours apart
+    hues = [i if name else i * 0.618034 % 1 for i in range(count)]
+    colours = [colormaps[name or "hsv"](hue, bytes=True) for hue in hues]
+    return [(int(r), int(g), int(b)) for r, g, b, _ in colours]
 
-    colours = [to_rgb(colour) for colour in COLOURS[:6]][:count]
-    for number in range(len(colours), count):  # the golden ratio keeps neighbours apart
-        hue = number * 0.618034 % 1
-        colours.append(tuple(hsv_to_rgb((hue, 0.9 - 0.4 * (number % 2), 0.9 - 0.3 * (number % 3)))))
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
 
-
-def plot_classes(cells: np.ndarray, labels: Mapping[int, str], path: str | Path) -> Path:
+def plot_classes(
+    cells: np.ndarray, labels: Mapping[int, str], num_classes: int, path: str | Path
+) -> Path:
     """A map of classes with a legend.
 
     Args:
         cells: The class of every cell `(rows, columns)`, NaN where there is no answer.
         labels: What the legend says of the classes that it names, by their number.
+        num_classes: How many there are; each has its colour of `class_colours`.
         path: Picture to write.
-
-    Returns:
-        The path.
     """
     step = max(1, max(cells.shape) // 1000)
     shown = cells[::step, ::step]
     known = ~np.isnan(shown)
-    table = np.array(class_colours(max([*labels, 0]) + 1), np.uint8)
+    table = np.array(class_colours(num_classes), np.uint8)
     picture = np.full((*shown.shape, 3), 255, np.uint8)
     picture[known] = table[shown[known].astype(int)]
     height = _WIDTH * shown.shape[0] / shown.shape[1]
@@ -561,9 +535,6 @@ def plot_stem(
         sets: Positions of the channels of each set; by default all channels, and all but the first.
         names: A name for each image.
         num_kernels: How many of the generated kernels to show.
-
-    Returns:
-        The path.
 
     Raises:
         UserError: No images, no stem, a stem without mixing coefficients.

@@ -208,7 +208,7 @@ def _page(results: Mapping[str, Any]) -> list[_Block]:
         f"# {results['model']['name']} on {Path(data['name']).name}",
         f"**A{said[1:]}.**",
         _resolution(evaluation),
-        f"Means over classes: {others}.{_trained(results)}",
+        f"Means over classes: {others}. {_trained(results)}",
         "## Channel sets",
         _sets_table(evaluation),
         _notes(evaluation),
@@ -221,14 +221,13 @@ def _page(results: Mapping[str, Any]) -> list[_Block]:
 
 
 def _trained(results: Mapping[str, Any]) -> str:
-    training, machine = results["training"], results["machine"]
+    training, machine, config = results["training"], results["machine"], results["config"]
     where = f"{machine['num_processes']} x {machine['device']}"
     if training is None:
-        return f" Evaluated on {where}."
+        return f"Evaluated on {where}."
     return (
-        f" Trained on {results['data']['num_images']['train']} images for {training['epochs']} "
-        f"epochs, channels `{results['config']['channel_aug']}`, seed "
-        f"{results['config']['seed']}, on {where}."
+        f"Trained on {results['data']['num_images']['train']} images for {training['epochs']} "
+        f"epochs, channels `{config['channel_aug']}`, seed {config['seed']}, on {where}."
     )
 
 
@@ -264,36 +263,34 @@ def _row_name(one: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
 
 def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
     """Channels whose loss is certain, a line about the others, and what each does alone."""
-    bands = evaluation["bands"]
-    tested = [b for b in bands if b["loss_without"]]
+    tested = [b for b in evaluation["bands"] if b["loss_without"]]
     certain = [b for b in tested if not b["loss_without"]["low"] <= 0 <= b["loss_without"]["high"]]
-    if certain:
-        yield _Table(
-            ["without", "lost (points)"],
-            [[b["name"], _points(b["loss_without"])] for b in certain[:MAX_ROWS]],
-        )
+    rows = [[b["name"], _points(b["loss_without"])] for b in certain[:MAX_ROWS]]
+    if rows:
+        yield _Table(["without", "lost (points)"], rows)
     rest = [b["name"] for b in tested if b not in certain]
     if rest:
+        one = "" if certain else "any single one of "
         yield (
             f"No difference that these {evaluation['num_images']:,} images can tell without "
-            f"{'any single one of ' if not certain else ''}{', '.join(rest)}."
+            f"{one}{', '.join(rest)}."
         )
-    alone = sorted(
-        (b for b in bands if b["alone"]), key=lambda b: (-b["alone"]["value"], b["index"])
-    )
+    alone = [b for b in evaluation["bands"] if b["alone"]]
+    alone.sort(key=lambda b: (-b["alone"]["value"], b["index"]))
     if alone:
-        frequent = evaluation["most_frequent"]["fraction"]
-        yield _Table(
-            ["alone", "accuracy", ""],
-            [
-                [
-                    b["name"],
-                    _percent(b["alone"]),
-                    "" if b["alone"]["low"] > frequent else "as the most frequent class",
-                ]
-                for b in alone[:MAX_ROWS]
-            ],
-        )
+        rows = [
+            [b["name"], _percent(b["alone"]), _like(b["alone"], alone[0], evaluation)]
+            for b in alone[:MAX_ROWS]
+        ]
+        yield _Table(["alone", "accuracy", "may be no other than"], rows)
+
+
+def _like(one: Mapping[str, float], best: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    """What an accuracy cannot be told from: the best channel's, or that of knowing nothing."""
+    if one["low"] <= evaluation["most_frequent"]["fraction"]:
+        return "the most frequent class"
+    is_near = one["high"] >= best["alone"]["low"] and one is not best["alone"]
+    return str(best["name"]) if is_near else ""
 
 
 def _size_table(evaluation: Mapping[str, Any]) -> _Table:
@@ -319,22 +316,14 @@ def _classes(evaluation: Mapping[str, Any], names: Sequence[str]) -> Iterable[_B
     if len(counts) > MAX_CLASSES:
         shown = sorted(counts, key=lambda c: c.num_right / c.num_images)[:MAX_CLASSES]
         yield f"The {len(shown)} of {len(counts)} classes that are recognised worst."
-    yield _Table(
-        ["class", "images", "right", "recall, % (interval)", "said", "mistaken for"],
-        [
-            [
-                c.name, str(c.num_images), str(c.num_right),
-                _percent(dict(zip(("value", "low", "high"), _recall(c), strict=True))),
-                str(c.num_said), c.mistaken_for,
-            ]
-            for c in shown
-        ],
-    )  # fmt: skip
-
-
-def _recall(counts: Any) -> tuple[float, float, float]:
-    interval = wilson_interval(counts.num_right, counts.num_images)
-    return (counts.num_right / counts.num_images, *interval)
+    rows = []
+    for c in shown:
+        low, high = wilson_interval(c.num_right, c.num_images)
+        recall = _percent({"value": c.num_right / c.num_images, "low": low, "high": high})
+        numbers = map(str, (c.num_images, c.num_right))
+        rows.append([c.name, *numbers, recall, str(c.num_said), c.mistaken_for])
+    head = ["class", "images", "right", "recall, % (interval)", "said", "mistaken for"]
+    yield _Table(head, rows)
 
 
 def _notes(evaluation: Mapping[str, Any]) -> list[str]:
@@ -419,13 +408,7 @@ figure img { width: 7rem; height: 7rem; object-fit: contain; image-rendering: pi
 
 
 class WrongImage(NamedTuple):
-    """An image that was classified wrongly.
-
-    Args:
-        name: Its file or place.
-        thumbnail: A small JPEG.
-        text: What it is, what was said, and how surely.
-    """
+    """An image that was classified wrongly: its file, a small JPEG, what it is, what was said."""
 
     name: str
     thumbnail: bytes
@@ -437,13 +420,7 @@ def html_page(
     pictures: Sequence[Path] = (),
     wrong: Sequence[WrongImage] = (),
 ) -> str:
-    """`results.html`: the same page in one file that needs no other, with its pictures.
-
-    Args:
-        results: The content of `results.json`.
-        pictures: PNG files to show; they are put into the page.
-        wrong: Images to show.
-    """
+    """`results.html`: the same page in one file that needs no other, its pictures (PNG) in it."""
     body = []
     for block in _page(results):
         if isinstance(block, _Table):

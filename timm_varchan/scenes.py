@@ -426,7 +426,7 @@ class _Map:
             beside = output.with_name(f"{output.stem}_probability{output.suffix}")
             self._write_raster(beside, probabilities, np.nan, [])
             legend = {i: f"{self.name(i)} {text}" for i, text in areas.items()}
-            plot_classes(classes, legend, output.with_suffix(".png"))
+            plot_classes(classes, legend, count, output.with_suffix(".png"))
         os.replace(new, output)
         return tuple(lines)
 
