@@ -200,7 +200,7 @@ class ModelFlags:
             k: getattr(self, k) for k in ("img_size", "value_scale", "no_data", "no_data_value")
         }
         saved = replace(saved, spec=InputSpec.of(saved.spec, **said))
-        hub.check_img_size(saved.model, len(saved.channels), self.img_size)
+        hub.check_img_size(saved.model, self.img_size)
         return saved
 
 
@@ -500,6 +500,7 @@ class MeasuredFlags:
     #: folder, Parquet or list file, or hub name
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     channels: str | None = None  # planes of the files, as GB or B02+B08
+    new_names: bool = False  # take a name that nobody knows for a channel
     value_scale: float | None = None  # divide stored numbers by this, as 10000
     no_data: Literal["refuse", "mean", "predict", "keep"] = "refuse"  # pixels without data
     no_data_value: float | None = None  # a stored number that means no data
@@ -518,11 +519,12 @@ class Measure(MeasuredFlags):
 
 def measure(flags: Measure) -> int:
     """Measure, print, write."""
-    from timm_varchan.channels import write_channels
+    from timm_varchan.channels import ChannelSet, write_channels
     from timm_varchan.data import load_data, measure_split
 
+    said = flags.channels and ChannelSet.parse(flags.channels, new_names=flags.new_names)
     data = load_data(
-        flags.data, channels=flags.channels, value_scale=flags.value_scale,
+        flags.data, channels=said, value_scale=flags.value_scale,
         no_data=flags.no_data, no_data_value=flags.no_data_value,
         image_column=flags.image_column, label_column=flags.label_column,
         splits={} if flags.train_split is None else {"train": flags.train_split},
@@ -534,7 +536,7 @@ def measure(flags: Measure) -> int:
         without = f"  no data in {fraction:.2%}" if fraction else ""
         print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}{without}")
     if flags.output:
-        print(write_channels(measured.with_scale(flags.value_scale), flags.output))
+        print(write_channels(measured, flags.output))
     return 0
 
 

@@ -268,12 +268,11 @@ def _data_config(model: nn.Module, spec: InputSpec) -> dict[str, Any]:
     return config
 
 
-def check_img_size(model: nn.Module, num_channels: int, img_size: int | None) -> None:
+def check_img_size(model: nn.Module, img_size: int | None) -> None:
     """Refuse images of a size that the backbone does not take, before anything is read.
 
     Args:
         model: A classifier, not wrapped.
-        num_channels: Of its input.
         img_size: Height and width, in pixels; None: not said.
 
     Raises:
@@ -285,7 +284,8 @@ def check_img_size(model: nn.Module, num_channels: int, img_size: int | None) ->
     training, cfg = model.training, cast("dict[str, Any]", model.pretrained_cfg)
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, num_channels, img_size, img_size).to(first))
+            size = (1, int(getattr(model, "in_chans", 3)), img_size, img_size)
+            model.eval()(torch.zeros(size).to(first))
         return
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or ["it does not say why"])[0].rstrip(".")

@@ -11,15 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from timm_varchan.errors import UserError
-
-if TYPE_CHECKING:
-    from timm_varchan.channels import ChannelSet
 
 __all__ = ["MARK", "RECIPES", "DataFlags", "EvaluateConfig", "EvaluationFlags", "TrainConfig"]
 
@@ -105,14 +102,6 @@ class DataFlags:
     data_seed: int = 0  # of synthetic images, limit and validation fraction
     skip_corrupt: bool = False  # leave out images that cannot be read
     workers: Number = 2  # processes that load data, for each process that trains
-
-    def given_channels(self) -> ChannelSet | None:
-        """What `channels` says, or None where it says nothing."""
-        from timm_varchan.channels import ChannelSet
-
-        if self.channels is None:
-            return None
-        return ChannelSet.parse(self.channels, new_names=self.new_names)
 
     @property
     def splits(self) -> dict[str, str]:

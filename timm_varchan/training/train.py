@@ -182,7 +182,7 @@ def evaluate(config: EvaluateConfig) -> Outcome:
                 raise UserError(f"{folder} holds a training run. Choose another --output.")
             data = load_judged(config, saved, accelerator)
             model = saved.model.to(accelerator.device)
-            check_img_size(model, len(data.channels), data.spec.img_size)
+            check_img_size(model, data.spec.img_size)
             judged = Judged(config, accelerator, model, data)
             judged.check()
             baseline = _baseline(config, data)
@@ -324,7 +324,7 @@ def build_model(config: TrainConfig, data: ImageData) -> nn.Module:
     if config.adapt:
         words, stats = _words(data.channels), _channel_stats(data.channels)
         adapt(model, in_chans=len(data.channels), **words, **stats)
-    check_img_size(model, len(data.channels), data.spec.img_size)
+    check_img_size(model, data.spec.img_size)
     if config.grad_checkpointing:
         model.set_grad_checkpointing()  # type: ignore[operator]  # every timm model has it
     if config.channels_last:
@@ -387,7 +387,7 @@ def _twin_arguments(
     virtual = (
         choose_virtual_channels(channels)
         if config.virtual_channels is None
-        else ChannelSet.parse(config.virtual_channels)
+        else ChannelSet.parse(config.virtual_channels, own=channels.standardised())
     )
     if virtual != RGB:
         arguments["virtual_channels"] = virtual.to_dict()
