@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> None:
         torch.stack([shown[name] for name in classes]),
         data.channels,
         options.output,
-        sets=[data.channels, "RGB", "R+NIR", "B"],
+        sets=[data.channels.index(channels) for channels in (data.channels, "RGB", "B")],
         names=classes,
     )
     print(options.output)

@@ -17,10 +17,14 @@ def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def declared():
-    """The names in `dependencies` of pyproject.toml, without its extras."""
-    block = re.search(r"^dependencies = \[(.*?)^\]", PYPROJECT.read_text(), re.M | re.S)
-    return re.findall(r'^\s*"([\w.-]+)', block[1], re.M)
+def declared(*extras):
+    """The names in `dependencies` of pyproject.toml, and in these extras."""
+    found = []
+    for name in ("dependencies", *extras):
+        pattern = rf"^{name} = \[(.*?)\]\s*(?:#[^\n]*)?$"
+        block = re.search(pattern, PYPROJECT.read_text(), re.M | re.S)
+        found += re.findall(r'"([\w.-]+)', block[1])
+    return found
 
 
 def closure(names):

@@ -42,7 +42,7 @@ model = timm.create_model("dwg_test_resnet", num_classes=2).eval()
 timm_varchan.adapt(timm.create_model("resnet10t"))
 assert fold(model, "GB").in_chans == 2
 hub.save(model, "model", class_names=["a", "b"], channels=RGB, img_size=32)
-assert hub.load("model").class_names == ("a", "b")
+assert hub.load("model").spec.class_names == ("a", "b")
 said("help", main, ["--help"])
 for command in ("predict", "look", "export"):
     said(command, main, [command, "dwg_test_resnet", "x.onnx", "--no-pretrained"])
