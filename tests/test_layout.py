@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "timm_varchan"
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
 #: A part imports itself and parts before it. A new file must be given its place here.
 PARTS = (
-    "version errors products channels input_spec measure stems models filling views data evaluation "
-    "plots results hub cards training export folding predict scenes "
-    "integrations commands __main__"
+    "version errors products channels input_spec measure stems models filling views data "
+    "evaluation plots results hub cards training export folding predict scenes integrations "
+    "commands __main__"
 ).split()
 
 
