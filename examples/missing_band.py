@@ -28,7 +28,7 @@ def main(args: list[str] | None = None) -> None:
     print(f"all bands: answers differ by {same:.1g} from those of the model as it was")
 
     left = "R+G+B+SWIR1"  # the near infrared failed
-    for band, share in timm_varchan.expected_error(model, left).items():
+    for band, share in timm_varchan.unexplained_variance(model, left).items():
         print(f"{band:5} {share:.0%} of its variance is not explained by {left}")
     timm_varchan.set_channels(model, left)
     answers = model(batch[:8, [0, 1, 2, 4]])

@@ -9,7 +9,6 @@ import timm
 from huggingface_hub import ModelCard
 
 from timm_varchan import RGB, hub
-from timm_varchan.__main__ import main
 from timm_varchan.cards import Card, folder_card, usage, write_card
 
 ESTIMATE = {"value": 0.5, "low": 0.41, "high": 0.59}
@@ -121,13 +120,10 @@ def test_broken_files_are_told(folder, tmp_path):
     (folder / "results.json").unlink()
 
 
-def test_command(folder, capsys):
-    assert main(["card", str(folder), "--source", "hf-hub:a/b", "--license", "mit"]) == 0
-    assert capsys.readouterr().out.strip() == str(folder / "README.md")
-    text = (folder / "README.md").read_text()
+def test_a_card_names_licence_and_source(folder):
+    text = write_card(folder, source="hf-hub:a/b", license="mit").read_text()
     assert "license: mit" in text
     assert "hf-hub:a/b" in text
-    assert main(["card", str(folder / "no")]) == 1
 
 
 def test_other_licences_have_a_name():

@@ -577,7 +577,7 @@ def test_robustness_is_the_mean_over_sizes_of_means_over_sets():
     assert robustness([r for r in results if r.size == 4]) is None
 
 
-def test_an_expected_error_foretells_the_loss_by_rank():
+def test_unexplained_variance_foretells_the_loss_by_rank():
     results = weighted_results(4, orders=["in order"])
     losses = [-r.correct.mean() for r in results]
     assert foretold(results, losses) == pytest.approx(1.0)

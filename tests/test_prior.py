@@ -254,18 +254,18 @@ def test_the_default_follows_what_is_known():
     assert Mixer(channel_stats=S2).prior_name == "spectral"  # no correlation
 
 
-def test_expected_error_is_zero_for_what_is_there_and_falls_with_every_channel():
+def test_unexplained_variance_is_zero_for_what_is_there_and_falls_with_every_channel():
     mixer = Mixer(S2, S2, channel_stats=correlated(S2))
     for there in itertools.combinations(range(0, 13, 3), 2):
-        error = np.array(mixer.expected_error(S2.take(there)))
+        error = np.array(mixer.unexplained_variance(S2.take(there)))
         assert np.array_equal(error[list(there)], np.zeros(2))
-        more = np.array(mixer.expected_error(S2.take([*there, 11])))
+        more = np.array(mixer.unexplained_variance(S2.take([*there, 11])))
         assert (more <= error + 1e-3).all()
         assert ((error >= 0) & (error <= 1.01)).all()
-    assert mixer.expected_error(S2) == [0.0] * 13
+    assert mixer.unexplained_variance(S2) == [0.0] * 13
 
 
-def test_expected_error_is_what_a_prediction_misses():
+def test_unexplained_variance_is_what_a_prediction_misses():
     channel_stats = correlated(S2)
     root = np.linalg.cholesky(np.array(channel_stats.correlation))
     pixels = root @ np.random.default_rng(0).normal(size=(13, 200_000))
@@ -275,11 +275,11 @@ def test_expected_error_is_what_a_prediction_misses():
     x = torch.tensor(pixels[there], dtype=torch.float32).reshape(1, 3, 400, 500)
     predicted = mixer(x)[0].flatten(1).numpy()
     missed = ((predicted - pixels) ** 2).mean(1)
-    np.testing.assert_allclose(missed, mixer.expected_error(S2.take(there)), atol=0.02)
+    np.testing.assert_allclose(missed, mixer.unexplained_variance(S2.take(there)), atol=0.02)
 
 
-def test_expected_error_without_knowledge_is_no_number():
-    assert all(math.isnan(e) for e in Mixer().expected_error([Channel("VV")]))
-    assert Mixer().expected_error("RGB") == [0, 0, 0]
+def test_unexplained_variance_without_knowledge_is_no_number():
+    assert all(math.isnan(e) for e in Mixer().unexplained_variance([Channel("VV")]))
+    assert Mixer().unexplained_variance("RGB") == [0, 0, 0]
     with pytest.raises(ValueError, match="name them"):
-        Mixer().expected_error("anonymous")
+        Mixer().unexplained_variance("anonymous")

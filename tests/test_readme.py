@@ -50,7 +50,7 @@ def test_the_python_runs_word_for_word(tmp_path, monkeypatch):
     before = model(images)
     names = {"model": model, "loader": [images]}
     exec("import timm_varchan\n" + plain, names)
-    shares = names["timm_varchan"].expected_error(model, "B02+B04+B08")
+    shares = names["timm_varchan"].unexplained_variance(model, "B02+B04+B08")
     assert 0 < shares["B03"] < 1
     assert shares["B08"] < 1e-6
     names["timm_varchan"].set_channels(model, "B02+B03+B04+B08")

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from timm_varchan.models import (
         adapt,
         estimate_bn_buffers,
-        expected_error,
         register_model,
         set_channels,
         share,
+        unexplained_variance,
     )
     from timm_varchan.stems import DWGMixer, Stem, register_stem
 
@@ -39,7 +39,6 @@ __all__ = [
     "__version__",
     "adapt",
     "estimate_bn_buffers",
-    "expected_error",
     "fill_missing",
     "fold",
     "measure_channels",
@@ -48,6 +47,7 @@ __all__ = [
     "register_stem",
     "set_channels",
     "share",
+    "unexplained_variance",
 ]
 
 #: Where each public name lives; what is not listed lives in `models`.

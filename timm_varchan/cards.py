@@ -151,10 +151,7 @@ def folder_card(
     config, results = read_config(folder, str(folder)), _read_results(folder / RESULTS)
     cfg = config.get("pretrained_cfg") or {}
     architecture, img_size = str(config["architecture"]), int(cfg["input_size"][-1])
-    if "input" in config:
-        spec = InputSpec.from_dict(config["input"])
-    else:
-        spec = InputSpec.of(channels=config.get("channels"), class_names=config.get("label_names"))
+    spec = InputSpec.from_dict(config["input"]) if "input" in config else InputSpec()
     channels = spec.channels if len(spec.channels) else ChannelSet.anonymous(cfg["input_size"][0])
     divided = f"divided by {channels.value_scale:g}, then " if channels.value_scale else ""
     details: dict[str, Any] = {

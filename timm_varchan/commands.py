@@ -302,7 +302,7 @@ class PictureFlags:
 
     output: str = "stem.png"  # picture to write
     sets: tuple[str, ...] = ()  # channel sets to compare, as RGB GB B
-    limit: int = 3  # images to show
+    limit: int = 2  # images to show, of several classes
 
 
 @dataclass(frozen=True, kw_only=True)

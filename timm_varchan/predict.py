@@ -17,7 +17,7 @@ from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
-from timm_varchan.models import expected_error, has_stems, share, stems
+from timm_varchan.models import has_stems, share, stems, unexplained_variance
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def missing_channels(model: nn.Module, channels: ChannelSet) -> str | None:
     """
     if not has_stems(model) or stems(model)[0].channels == ANONYMOUS or channels.is_anonymous:
         return None
-    fractions = expected_error(model, channels)
+    fractions = unexplained_variance(model, channels)
     poor = {name: value for name, value in fractions.items() if value >= _POOR}
     if not poor:
         return None

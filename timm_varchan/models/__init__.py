@@ -4,10 +4,10 @@ from timm_varchan.models import rrdb as rrdb  # isort: skip  # before the twins,
 from timm_varchan.models.adapt import (
     adapt,
     choose_virtual_channels,
-    expected_error,
     has_stems,
     set_channels,
     stems,
+    unexplained_variance,
 )
 from timm_varchan.models.dwg_twins import register_model
 from timm_varchan.models.share import estimate_bn_buffers, share
@@ -16,10 +16,10 @@ __all__ = [
     "adapt",
     "choose_virtual_channels",
     "estimate_bn_buffers",
-    "expected_error",
     "has_stems",
     "register_model",
     "set_channels",
     "share",
     "stems",
+    "unexplained_variance",
 ]

@@ -418,7 +418,7 @@ class Mixer(nn.Module):
         return rows, named, count
 
     @torch.jit.unused
-    def expected_error(self, channels: ChannelSetLike) -> list[float]:
+    def unexplained_variance(self, channels: ChannelSetLike) -> list[float]:
         """The part of each virtual channel's variance that these channels do not explain.
 
         Args:
@@ -432,9 +432,11 @@ class Mixer(nn.Module):
         """
         chosen = ChannelSet.parse(channels)
         if not len(chosen):
-            raise UserError("The expected error needs to know the channels; name them.")
+            raise UserError(
+                "What channels explain depends on which they are; name them."
+            )
         with torch.device("cpu"):
-            error = self._prior_of(chosen).expected_error(torch.ones(1, len(chosen)))
+            error = self._prior_of(chosen).unexplained_variance(torch.ones(1, len(chosen)))
         return error[0].tolist()
 
     def _prior_of(self, channels: ChannelSet) -> Prior:

@@ -302,7 +302,7 @@ class Prior:
         small = mixed.abs().sum(1, keepdim=True) <= MAX_BORROWED
         return system.per_plane(mixed, count), possible & (small | ~system.borrowed)
 
-    def expected_error(self, count: Tensor) -> Tensor:
+    def unexplained_variance(self, count: Tensor) -> Tensor:
         """The share of each virtual channel's variance that the present channels do not explain.
 
         Args:

@@ -61,10 +61,10 @@ from timm_varchan.models import (
     adapt,
     choose_virtual_channels,
     estimate_bn_buffers,
-    expected_error,
     has_stems,
     set_channels,
     stems,
+    unexplained_variance,
 )
 from timm_varchan.results import Evaluated
 from timm_varchan.training.checkpoint import Checkpoints, Progress, check_folder, claim_folder
@@ -833,7 +833,7 @@ class Judged:
         if mode != "named":
             return None
         told = self.data.channels.take(indices)
-        error = statistics.fmean(expected_error(self.model, told).values())
+        error = statistics.fmean(unexplained_variance(self.model, told).values())
         return error if math.isfinite(error) else None
 
     def _bn_buffers(
