@@ -11,13 +11,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.models import _registry
+from timm.utils import reparameterize_model
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval, parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import timm_varchan
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.models import stems
 from timm_varchan.stems import Stem
+from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
 
 def twin(name="dwg_test_resnet", **kwargs):
@@ -306,3 +311,234 @@ def test_a_copy_of_a_masked_model():
     model = twin()
     timm_varchan.set_channels(model, "RGB", present=torch.tensor([[True, False, True]]))
     same(copy.deepcopy(model), model, torch.randn(1, 3, 32, 32))
+
+
+def test_a_refused_mask_changes_nothing():
+    model = twin("dwg_crossvit_9_240")  # two stems
+    timm_varchan.set_channels(model, "RGB")
+    x = torch.randn(2, 3, 240, 240)
+    before = model(x)
+    bad = torch.tensor([[True, False, True, True], [False] * 4])
+    for channels, present in (("R+G+B+NIR", bad), ("R+G+B+NIR", bad[:, :3]), ("RGB", bad[:1, :2])):
+        with pytest.raises(ValueError, match=r"no channel at all|one column for each channel"):
+            timm_varchan.set_channels(model, channels, present=present)
+        assert {str(m.channels) for m in stems(model)} == {"RGB"}
+        torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_views_have_the_masks_of_their_forward(reentrant):
+    model, x = twin(), torch.randn(2, 3, 32, 32)
+    masks = [torch.tensor(m).bool() for m in ([[1, 0, 0], [1, 1, 0]], [[0, 1, 1], [0, 0, 1]])]
+
+    def gradient(run, backward):
+        model.zero_grad()
+        answers = []
+        for mask in masks:
+            timm_varchan.set_channels(model, "RGB", present=mask)
+            answers.append(run(x.clone().requires_grad_()).square().sum())
+        backward(answers)
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    def one_by_one(answers):
+        for answer in answers:
+            answer.backward()
+
+    def again(leaf):
+        return checkpoint(model, leaf, use_reentrant=reentrant)
+
+    for backward in (one_by_one, lambda answers: (answers[0] * answers[1]).backward()):
+        torch.testing.assert_close(gradient(again, backward), gradient(model, backward))
+    answer = again(x.clone().requires_grad_())
+    for _ in range(20):
+        timm_varchan.set_channels(model, "RGB", present=masks[0])
+    with pytest.raises(ValueError, match="share"):
+        answer.sum().backward()
+
+
+def test_equal_masks_are_solved_once():
+    bands = ChannelSet.parse([400.0 + 9.375 * i for i in range(64)])
+    model = twin()
+    timm_varchan.set_channels(model, bands)
+    kinds = torch.rand(4, 64) < 0.7
+    solved = []
+    solve = torch.linalg.solve
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.linalg, "solve", lambda a, b: (solved.append(len(a)), solve(a, b))[1])
+        timm_varchan.set_channels(model, bands, present=kinds.repeat_interleave(50, 0))
+    assert 0 < sum(solved) <= 4
+    x = torch.randn(4, 64, 32, 32)
+    many = model(x.repeat_interleave(50, 0))
+    timm_varchan.set_channels(model, bands, present=kinds)
+    torch.testing.assert_close(many[::50], model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("virtual", ["RGB", "R+G+B+NIR"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("stride", (1, 1)), ("padding", (3, 3)), ("dilation", (2, 2))]
+)
+def test_numbers_set_on_the_first_layer_hold(virtual, name, value):
+    base = timm.create_model("resnet18", num_classes=3).eval()
+    model = twin("dwg_resnet18", virtual_channels=virtual)
+    model.load_state_dict(base.state_dict())
+    for one in (base, model):
+        setattr(one.conv1, name, value)
+        assert getattr(one.conv1, name) == value
+    assert getattr(model.conv1.bank, name) == value
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).shape, base(x).shape)
+        timm_varchan.set_channels(model, "G+B")
+        assert model.conv1(x[:, :2]).shape == base.conv1(x).shape
+
+
+def tensors_of(kind, conv):
+    """A change that other programs make to the weight of a convolution."""
+    if kind == "assigned":
+        conv.weight = nn.Parameter(conv.weight.detach() * 2)
+        conv.bias = nn.Parameter(torch.ones(conv.out_channels))
+    elif kind == "parametrised":
+        parametrizations.weight_norm(conv)
+        with torch.no_grad():
+            conv.parametrizations.weight.original0.mul_(2)
+    elif kind == "replaced by a parametrisation":
+        parametrizations.weight_norm(conv)
+        with torch.no_grad():
+            conv.parametrizations.weight.original0.mul_(2)
+        parametrize.remove_parametrizations(conv, "weight")
+    elif kind == "pruned":
+        prune.ln_structured(conv, "weight", 0.5, n=2, dim=0)
+    elif kind == "pruned for good":
+        prune.ln_structured(conv, "weight", 0.5, n=2, dim=0)
+        prune.remove(conv, "weight")
+
+
+TENSORS = ("assigned", "parametrised", "replaced by a parametrisation", "pruned", "pruned for good")
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_weights_changed_under_the_name_of_the_first_layer(kind):
+    base = timm.create_model("resnet18", num_classes=3).eval()
+    model = timm.create_model("dwg_resnet18", num_classes=3).eval()
+    model.load_state_dict(base.state_dict())
+    for one in (base, model):
+        tensors_of(kind, one.conv1)
+    x = torch.randn(2, 3, 64, 64)
+    same(model, base, x)
+    same(model, base, x)
+    timm_varchan.set_channels(model, "BGR")
+    torch.testing.assert_close(model(x.flip(1)), base(x), rtol=1e-3, atol=1e-3)
+    model.conv1(x).sum().backward()
+    assert all(p.grad is not None for p in model.conv1.parameters())
+    if kind in ("assigned", "pruned for good", "replaced by a parametrisation"):
+        same(copy.deepcopy(model), model, x)
+
+
+def test_convolution_and_normalisation_are_fused():
+    model = twin("dwg_resnet18")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+    timm_varchan.set_channels(model, "G+B")
+    x = torch.randn(2, 2, 64, 64)
+    expected = model(x)
+    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-4)
+    anchored = twin("dwg_resnet18", virtual_channels="R+G+B+NIR")
+    with pytest.raises(ValueError, match=r"stem\.bank\.weight and stem\.anchors\.weight"):
+        fuse_conv_bn_eval(anchored.conv1, anchored.bn1)
+    with pytest.raises(ValueError, match=r"for 4 channels.*adapt"):
+        model.conv1.weight = nn.Parameter(torch.zeros(64, 4, 7, 7))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["repvit_m0_9", "efficientvit_m0", "tiny_vit_5m_224", "shvit_s1"])
+@pytest.mark.parametrize("virtual", ["RGB", "R+G+B+NIR"])
+def test_layers_that_fuse_themselves_keep_the_stem(name, virtual):
+    model = twin(f"dwg_{name}", virtual_channels=virtual)
+    size = 224 if name in ("efficientvit_m0", "tiny_vit_5m_224") else 64
+    fused = reparameterize_model(model)
+    assert len(stems(fused)) == 1
+    for channels in ("RGB", "R+NIR"):
+        x = torch.randn(1, len(ChannelSet.parse(channels)), size, size)
+        for one in (model, fused):
+            timm_varchan.set_channels(one, channels)
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_plain_weights_for_other_channels_name_the_cure():
+    plain = timm.create_model("test_resnet", num_classes=3, in_chans=13)
+    bands = ChannelSet.parse("eurosat")
+    for kwargs in ({}, {"virtual_channels": bands}):
+        model = twin(**kwargs)
+        with pytest.raises(ValueError, match=r"for 13 channels.*adapt"):
+            model.load_state_dict(plain.state_dict())
+    adapted = timm_varchan.adapt(plain, virtual_channels=bands)
+    assert adapted(torch.randn(2, 13, 32, 32)).shape == (2, 3)
+    unnamed = twin(virtual_channels=ChannelSet.anonymous(13))
+    unnamed.load_state_dict(
+        timm.create_model("test_resnet", num_classes=3, in_chans=13).state_dict()
+    )
+
+
+def test_the_first_layer_keeps_its_name_in_traced_features():
+    feature_extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = twin("dwg_resnet18")
+    timm_varchan.set_channels(model, "B02+B08")
+    assert feature_extraction.get_graph_node_names(model)[1][:3] == ["x", "conv1", "bn1"]
+    x = torch.randn(2, 2, 64, 64)
+    extractor = feature_extraction.create_feature_extractor(model, ["conv1"]).eval()
+    torch.testing.assert_close(extractor(x)["conv1"], model.conv1(x))
+
+
+class DeviceReads(TorchDispatchMode):
+    """Counts what makes a program wait for its device: numbers read, shapes that hang on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().split("::")[1].split(".")[0]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if any(t.device.type == "meta" for t in tensors):
+            moved = name == "_to_copy" and (kwargs or {}).get("device") == torch.device("cpu")
+            if moved or name in (
+                "_local_scalar_dense",
+                "nonzero",
+                "equal",
+                "_unique2",
+                "unique_dim",
+            ):
+                self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("aug", sorted(CHANNEL_AUGS))
+def test_a_training_step_reads_nothing_from_the_device(aug):
+    model = twin(device="meta").train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    with DeviceReads() as reads:
+        for step in range(2):
+            x = torch.empty(4, 3, 32, 32, device="meta")
+            key = DrawKey(0, 0, step)
+            view = draw_channels(aug, x, RGB, key, identity="named", full_share=0.5)
+            view.tell(model)
+            loss = nn.functional.cross_entropy(model(view.planes), x.new_zeros(4, dtype=torch.long))
+            loss.backward()
+            optimiser.step()
+    assert reads.found == []
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_backbones_that_forget_their_channels_say_so(nested):
+    class Config:
+        backbone = "dwg_test_resnet"
+
+    class Detector:
+        backbone_config = Config()
+
+    model = twin()
+    model.config = Detector() if nested else Config()
+    with pytest.warns(UserWarning, match=r"not the channels GB.*register_model"):
+        timm_varchan.set_channels(model, "GB")

@@ -7,7 +7,7 @@ resumed run draws what the uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.models import has_stems, set_channels
+from timm_varchan.stems.mixer import sent
 
 __all__ = [
     "CHANNEL_AUGS",
@@ -79,20 +80,27 @@ class SetView:
             `(B, len(indices), H, W)`.
         """
         if self.order == "in order":
-            return x[:, self.indices]
+            return _take(x, self.indices)
         rows = [
             seeded_rng("plane order", self.seed, position).sample(self.indices, len(self.indices))
             for position in positions[: len(x)]
         ]
-        place = torch.tensor(rows, device=x.device)
+        place = sent(torch.tensor(rows), x.device)
         return x.gather(1, place[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+
+
+def _take(x: Tensor, indices: Sequence[int]) -> Tensor:
+    """These planes of a batch, without waiting for its device (which an index by a list does)."""
+    if list(indices) == list(range(x.shape[1])):
+        return x
+    return x.index_select(1, sent(torch.tensor(indices), x.device))
 
 
 def _named(model: nn.Module, x: Tensor, view: SetView, positions: range) -> Tensor:
     """The model is told the channels; shuffled, the planes move together with their names."""
     order = view.reordered()
     set_channels(model, view.channels.take(order))
-    return model(x[:, order])
+    return model(_take(x, order))
 
 
 def _anonymous(model: nn.Module, x: Tensor, view: SetView, positions: range) -> Tensor:
@@ -106,9 +114,9 @@ def _mask(model: nn.Module, x: Tensor, view: SetView, positions: range) -> Tenso
 
     Source: how ChannelViT, arXiv:2309.16108, tests models of a fixed number of channels.
     """
-    masked = torch.zeros_like(x)
-    masked[:, view.indices] = view.planes(x, positions) * (x.shape[1] / len(view.indices))
-    return model(masked)
+    place = sent(torch.tensor(view.indices), x.device)
+    scaled = view.planes(x, positions) * (x.shape[1] / len(view.indices))
+    return model(torch.zeros_like(x).index_copy(1, place, scaled))
 
 
 Mode = Callable[[nn.Module, Tensor, SetView, range], Tensor]
@@ -173,7 +181,7 @@ MANY_CHANNELS, MANY_FULL_SHARE = 5, 0.5
 
 
 def full_share_for(num_channels: int) -> float:
-    """The share of images that training shows whole, beyond those of hierarchical sampling."""
+    """The fraction of images that training shows whole, beyond those of hierarchical sampling."""
     return MANY_FULL_SHARE if num_channels >= MANY_CHANNELS else 0.0
 
 
@@ -187,7 +195,8 @@ def _shuffle(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -
 
     Source: the reference report's channel shuffling (Chia-Ming Lee, Deep Learning Assignment II).
     """
-    order = key.uniform("shuffle", len(x), x.shape[1]).argsort(1).to(x.device)
+    order = key.uniform("shuffle", len(x), x.shape[1]).argsort(1)
+    order = sent(order, x.device)
     return View(x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:])), ANONYMOUS)
 
 
@@ -205,7 +214,7 @@ def _hcs(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> Vi
     """Hierarchical channel sampling: one subset a step, the same on every process."""
     step = DrawKey(key.seed, key.epoch, key.step)
     indices = _presence(1, x.shape[1], step, full_share)[0].nonzero()[:, 0].tolist()
-    return View(x[:, indices], channels.take(indices))
+    return View(_take(x, indices), channels.take(indices))
 
 
 def _hcs_sample(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
@@ -221,7 +230,7 @@ def _hcs_mask(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) 
     step = DrawKey(key.seed, key.epoch, key.step)
     present = _presence(1, x.shape[1], step, full_share)[0]
     scale = present * (x.shape[1] / present.sum())
-    return View(x * scale.to(x)[:, None, None], channels)
+    return View(x * sent(scale.to(x.dtype), x.device)[:, None, None], channels)
 
 
 #: By the name that `--channel-aug` takes.
@@ -253,7 +262,7 @@ def draw_channels(
         channels: What they are.
         key: What the draw depends on.
         identity: `named` or `anonymous`: whether the model is told the names.
-        full_share: Share of images (of steps, where one subset is drawn for all) with all channels.
+        full_share: Fraction of images (of steps, where one subset is drawn for all) that show all.
 
     Returns:
         The planes and what to tell the model.

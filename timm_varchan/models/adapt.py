@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ def set_channels(
 
     The choice is part of the model's construction arguments, so saving keeps it, also through
     wrappers that keep a `config.model_args` (transformers). A copy made before (EMA) does not hear
-    of it. For several sets at the same time see `share`.
+    of it. For several sets at the same time, as in threads, give each a copy by `share`.
 
     Args:
         model: A model with at least one stem.
@@ -76,11 +77,13 @@ def set_channels(
             no identity; None, the default rule: an input with exactly as many channels as the
             model's default set (RGB) is that set, any other count is anonymous; or a
             sequence of `ChannelSet`, one a sample, for a mixed batch.
-        present: `(B, C)`, bool: which of the channels each sample of the next batch has. What
-            stands in the other planes is ignored, NaN too. None: all of them.
+        present: `(B, C)`, bool, best on the CPU: which of the channels each sample of the batches
+            to come has. What stands in the other planes is ignored, NaN too. None: all of them,
+            also where masks were given before.
 
     Raises:
-        UserError: The model has no stem, or its stem cannot serve these channels.
+        UserError: The model has no stem, or its stem cannot serve these channels; nothing is
+            changed then.
     """
     mixers = stems(model)
     before = mixers[0].channels
@@ -90,12 +93,24 @@ def set_channels(
     current = mixers[0].channels
     if isinstance(current, tuple) or (present is not None and current == before):
         return
+    forgetful: dict[str, str] = {}
     for module in model.modules():
         if isinstance(getattr(module, "_model_args", None), dict):
             _record(module, current, mixers[0])
         config: Any = getattr(module, "config", None)
         if hasattr(config, "model_args"):  # transformers' TimmWrapper
             config.model_args = _with_channels(config.model_args or {}, current)
+        backbone = getattr(getattr(config, "backbone_config", config), "backbone", None)
+        if isinstance(backbone, str):
+            forgetful[backbone] = type(module).__name__
+    if forgetful and current is not None:
+        (backbone, kind), *_ = forgetful.items()
+        warnings.warn(
+            f"{kind} saves the name of its backbone ({backbone}) and not the channels {current}: "
+            f"set them again after from_pretrained, or give the backbone a name of its own by "
+            f"timm_varchan.register_model(name, {backbone!r}, channel_set=...).",
+            stacklevel=2,
+        )
 
 
 def _with_channels(arguments: Mapping[str, Any], channels: ChannelSet | None) -> dict[str, Any]:

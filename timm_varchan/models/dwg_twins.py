@@ -156,6 +156,7 @@ def _build_twin(
     channel_names: tuple[str, ...] = (),
     virtual_channels: ChannelSetLike | None = None,
     channel_stats: ChannelSetLike | None = None,
+    statistics: ChannelSetLike | None = None,
     prior: str | None = None,
     prior_scale: str = "plain",
     stem: str = "dwg",
@@ -179,6 +180,7 @@ def _build_twin(
             which start at zero beside pretrained weights and at random otherwise. Other channels:
             the bank is built for them by the base's own `in_chans=`.
         channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`.
+        statistics: The same by its other name.
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
@@ -224,7 +226,7 @@ def _build_twin(
     words = {"channel_names": channel_names} if channel_names and stem == "dwg" else {}
     adapt(
         model, stem, channels=channel_set, in_chans=in_chans, virtual_channels=virtual_channels,
-        channel_stats=channel_stats, prior=prior, prior_scale=prior_scale,
+        channel_stats=channel_stats or statistics, prior=prior, prior_scale=prior_scale,
         **words,
     )  # fmt: skip
     if not pretrained:
