@@ -138,3 +138,12 @@ def test_the_rule_for_virtual_channels():
     stains = ChannelSet.parse([timm_varchan.Channel(n, mean=0.1, std=0.2) for n in ("DNA", "ER")])
     assert choose_virtual_channels(stains).names == ("DNA", "ER")
     assert str(choose_virtual_channels(ChannelSet.anonymous(5))) == "RGB"
+
+
+def test_weights_alone_fit_the_same_virtual_channels():
+    wide = timm.create_model("dwg_test_resnet", virtual_channels=ANCHORED)
+    plain = timm.create_model("dwg_test_resnet")
+    for ours, theirs in ((wide, plain), (plain, wide)):
+        with pytest.raises(RuntimeError, match=r"same, or keep whole models by timm_varchan.hub"):
+            ours.load_state_dict(theirs.state_dict())
+    wide.load_state_dict(wide.state_dict())

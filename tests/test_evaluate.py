@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 import pytest
-from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
 from timm_varchan import hub
 from timm_varchan.__main__ import main
 from timm_varchan.evaluation import paired_difference
 from timm_varchan.results import markdown_page
-from timm_varchan.training import EvaluateConfig, SetupError, evaluate, run
+from timm_varchan.training import EvaluateConfig, evaluate, run
 from timm_varchan.training.checkpoint import Progress
 
 MANY = dataclasses.replace(
@@ -166,7 +166,7 @@ def test_the_command_tests_where_training_did_not_look(tmp_path, arrays, capsys)
 )
 def test_what_cannot_be_evaluated_is_refused_before_training(tmp_path, arrays, changes, message):
     config = dataclasses.replace(MANY, dataset=arrays, output_dir=str(tmp_path), **changes)
-    with pytest.raises(SetupError, match=message):
+    with pytest.raises(REFUSED, match=message):
         run(config)
 
 
@@ -175,9 +175,9 @@ def test_a_baseline_of_other_images_is_refused(trained, arrays):
         model=str(trained["twin"].folder / "model"), dataset=f"{arrays}/train", workers=0,
         baseline=str(trained["plain"].folder),
     )  # fmt: skip
-    with pytest.raises(SetupError, match="of other images"):
+    with pytest.raises(REFUSED, match="of other images"):
         evaluate(config)
-    with pytest.raises(SetupError, match="no predictions"):
+    with pytest.raises(REFUSED, match="no predictions"):
         evaluate(dataclasses.replace(config, baseline="nowhere"))
 
 
@@ -232,5 +232,5 @@ def test_a_scale_from_a_file_of_channels_is_saved(tmp_path):
     )  # fmt: skip
     outcome = run(config)
     assert hub.load(outcome.folder / "model").channels.value_scale == 10_000
-    with pytest.raises(SetupError, match="not by 255"):
+    with pytest.raises(REFUSED, match="not by 255"):
         run(dataclasses.replace(config, value_scale=255.0, output_dir=str(tmp_path / "other")))

@@ -1,5 +1,6 @@
 """`python -m timm_varchan run`: other people's programs meet the twins."""
 
+import resource
 import subprocess
 import sys
 
@@ -57,3 +58,25 @@ def test_what_is_not_there_is_told_in_one_line(folder, capsys):
         assert main(["run", *words]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert text in line
+
+
+def test_help_of_every_command_is_quick_and_needs_no_torch(capsys):
+    from timm_varchan.__main__ import COMMANDS, main
+
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    code = "import sys; from timm_varchan.__main__ import main\ntry: main(sys.argv[1:])\n"
+    code += "finally: assert not {'torch', 'timm'} & set(sys.modules)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for command in COMMANDS:
+        assert command in shown
+        done = subprocess.run(
+            [sys.executable, "-c", code, command, "--help"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "usage: timm-varchan" in done.stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 3 * len(COMMANDS)
+    assert main(["fly"]) == 1
+    assert "There is no command fly" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import timm
 import torch
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
-from tiny_runs import TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import REFUSED, TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
 from torch.utils.data import DataLoader
 
 import timm_varchan
@@ -23,7 +23,6 @@ from timm_varchan.training import (
     EvaluateConfig,
     Interrupted,
     NonFiniteLossError,
-    SetupError,
     TrainConfig,
     evaluate,
     run,
@@ -308,25 +307,25 @@ def test_the_saved_model_has_the_results(finished, tmp_path):
     assert {
         s["baseline"]["difference"]["difference"] for s in again.results["evaluation"]["sets"]
     } == {0}
-    with pytest.raises(SetupError, match="holds a training run"):
+    with pytest.raises(REFUSED, match="holds a training run"):
         evaluate(dataclasses.replace(config, output=str(finished.folder)))
-    with pytest.raises(SetupError, match="of other images"):
+    with pytest.raises(REFUSED, match="of other images"):
         evaluate(dataclasses.replace(config, limit=20))
 
 
 def test_another_run_in_the_same_folder_is_refused(finished):
     config = dataclasses.replace(TINY, output_dir=str(finished.folder))
-    with pytest.raises(SetupError, match="--resume auto"):
+    with pytest.raises(REFUSED, match="--resume auto"):
         run(config)
-    with pytest.raises(SetupError, match=r"lr 0.002 -> 0.5"):
+    with pytest.raises(REFUSED, match=r"lr 0.002 -> 0.5"):
         run(dataclasses.replace(config, lr=0.5, resume="auto"))
 
 
 def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SetupError, match=r"not empty and holds no run.*--output-dir"):
+    with pytest.raises(REFUSED, match=r"not empty and holds no run.*--output-dir"):
         run(dataclasses.replace(TINY, output_dir=str(tmp_path)))
-    with pytest.raises(SetupError, match=r"cannot be written.*--output-dir"):
+    with pytest.raises(REFUSED, match=r"cannot be written.*--output-dir"):
         run(dataclasses.replace(TINY, output_dir=str(tmp_path / "file" / "run")))
 
 
@@ -343,7 +342,7 @@ def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_before_training(tmp_path, changes, message):
-    with pytest.raises(SetupError, match=message):
+    with pytest.raises(REFUSED, match=message):
         run(dataclasses.replace(TINY, output_dir=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
 

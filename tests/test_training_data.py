@@ -13,7 +13,7 @@ import timm
 import torch
 from PIL import Image
 from test_training import interrupt_at
-from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 from torch.utils.data import DataLoader
 
 import timm_varchan
@@ -23,7 +23,6 @@ from timm_varchan.hub import save
 from timm_varchan.training import (
     EvaluateConfig,
     Interrupted,
-    SetupError,
     TrainConfig,
     evaluate,
     run,
@@ -83,7 +82,7 @@ def test_names_that_nobody_knows(config):
 
 
 def test_unknown_names_are_refused_with_the_cure(config):
-    with pytest.raises(SetupError, match=r"'DNA'.*DNA@461nm, or DNA= without"):
+    with pytest.raises(REFUSED, match=r"'DNA'.*DNA@461nm, or DNA= without"):
         run(dataclasses.replace(config, channels="DNA+ER+RNA+AGP+Mito"))
 
 
@@ -118,7 +117,7 @@ def test_a_model_of_some_planes_is_tested_on_whole_files(config, tmp_path):
 
 
 def test_what_cannot_be_used_is_refused(config):
-    with pytest.raises(SetupError, match="'B99'"):
+    with pytest.raises(REFUSED, match="'B99'"):
         run(dataclasses.replace(config, use="B99"))
     with pytest.raises(ValueError, match="leave --streaming out"):
         TrainConfig(streaming=True, epoch_images=8, use="R")
@@ -177,9 +176,9 @@ def test_other_data_than_the_models_is_refused(tmp_path):
     config = EvaluateConfig(
         model=str(tmp_path / "m"), output=str(tmp_path / "run"), channels="RG", workers=0
     )
-    with pytest.raises(SetupError, match="3 classes, the data 10"):
+    with pytest.raises(REFUSED, match="3 classes, the data 10"):
         evaluate(config)
-    with pytest.raises(SetupError, match="no"):
+    with pytest.raises(REFUSED, match="no"):
         evaluate(dataclasses.replace(config, model=str(tmp_path / "nothing")))
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +189,7 @@ def test_no_twin_of_a_twin_is_suggested(tmp_path):
     config = dataclasses.replace(
         TINY, model=f"local-dir:{tmp_path / 'm'}", channels=None, output_dir=str(tmp_path / "run")
     )
-    with pytest.raises(SetupError, match="Choose --adapt") as error:
+    with pytest.raises(REFUSED, match="Choose --adapt") as error:
         run(config)
     assert "dwg_" not in str(error.value)
 
@@ -329,7 +328,7 @@ def test_streamed_runs_train_and_resume(shards, tmp_path, monkeypatch, workers):
         with pytest.raises(Interrupted):
             run(config)
     forget_accelerate()
-    with pytest.raises(SetupError, match=r"another run \(workers"):
+    with pytest.raises(REFUSED, match=r"another run \(workers"):
         run(dataclasses.replace(config, workers=1))
     forget_accelerate()
     resumed = run(config)
@@ -345,7 +344,7 @@ def test_what_a_stream_cannot_do_is_refused(shards, tmp_path):
     config = dataclasses.replace(
         TINY, dataset="synthetic", streaming=True, epoch_images=40, output_dir=str(tmp_path)
     )
-    with pytest.raises(SetupError):
+    with pytest.raises(REFUSED):
         run(config)
 
 

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import TINY, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
 import timm_varchan
 from timm_varchan.commands import train_config
@@ -18,7 +18,6 @@ from timm_varchan.models.adapt import stems
 from timm_varchan.training import (
     RECIPES,
     EvaluateConfig,
-    SetupError,
     TrainConfig,
     evaluate,
     run,
@@ -76,7 +75,7 @@ def test_recipes_train(tmp_path, name):
 
 
 def test_stochastic_depth_that_a_model_lacks_is_refused(tmp_path):
-    with pytest.raises(SetupError, match="Add --drop-path 0"):
+    with pytest.raises(REFUSED, match="Add --drop-path 0"):
         runs(tmp_path, {"model": "dwg_densenet121", "drop_path": 0.1})
 
 
@@ -131,7 +130,7 @@ def test_bfloat16_is_used(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in fp16")
 def test_fp16_that_would_be_float32_is_refused(tmp_path):
-    with pytest.raises(SetupError, match="fp16 was asked for, but on a CPU"):
+    with pytest.raises(REFUSED, match="fp16 was asked for, but on a CPU"):
         runs(tmp_path, {"mixed_precision": "fp16"})
 
 
@@ -193,7 +192,7 @@ def test_only_the_chosen_part_moves(part):
 
 
 def test_a_plain_model_has_no_stem_to_train(tmp_path):
-    with pytest.raises(SetupError, match="--train-only head"):
+    with pytest.raises(REFUSED, match="--train-only head"):
         runs(
             tmp_path,
             {
@@ -241,9 +240,9 @@ def test_statistics_of_every_set_are_estimated_on_training_images(tmp_path):
     assert history(mixed) == history(own)
     assert [s.to_json() for s in mixed.sets] != [s.to_json() for s in own.sets]
     plain = {"model": "test_resnet", "channel_aug": "none"}
-    with pytest.raises(SetupError, match="--eval-statistics needs"):
+    with pytest.raises(REFUSED, match="--eval-statistics needs"):
         runs(tmp_path / "plain", {**plain, "eval_statistics": 8, "eval_modes": ("mask",)})
-    with pytest.raises(SetupError, match="--eval-modes named need"):
+    with pytest.raises(REFUSED, match="--eval-modes named need"):
         runs(tmp_path / "plain", plain)
 
 
@@ -269,7 +268,7 @@ def test_every_epoch_tells_of_several_channel_sets(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SetupError, match="pip install wandb"):
+    with pytest.raises(REFUSED, match="pip install wandb"):
         runs(tmp_path, {"trackers": ("wandb",)})
 
 

@@ -8,10 +8,10 @@ import shutil
 from collections import namedtuple
 
 import pytest
-from tiny_runs import TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import REFUSED, TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
 
 from timm_varchan.__main__ import main
-from timm_varchan.training import CheckpointError, SetupError, run
+from timm_varchan.training import CheckpointError, run
 from timm_varchan.training import checkpoint as checkpoint_module
 from timm_varchan.training.checkpoint import Checkpoints, Progress, damage, read_progress
 
@@ -144,7 +144,7 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
     config = dataclasses.replace(TINY, output_dir=str(tmp_path / "run"))
-    with pytest.raises(SetupError, match=r"need about \d+ MiB, but 1 MiB are free .*--output-dir"):
+    with pytest.raises(REFUSED, match=r"need about \d+ MiB, but 1 MiB are free .*--output-dir"):
         run(config)
     assert not (tmp_path / "run").exists()
 
@@ -185,5 +185,5 @@ def test_checkpoints_of_another_number_of_images_are_refused(finished, tmp_path)
     mark = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**mark, "batch_size": 4}))
     config = dataclasses.replace(STEPS, output_dir=str(folder), resume="auto", batch_size=4)
-    with pytest.raises(SetupError, match="8 images an update, this run has 4"):
+    with pytest.raises(REFUSED, match="8 images an update, this run has 4"):
         run(config)

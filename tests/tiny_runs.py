@@ -5,7 +5,11 @@ import dataclasses
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from timm_varchan.errors import UserError
 from timm_varchan.training import TrainConfig
+
+#: What a user can cure: one line, and nothing was trained.
+REFUSED = (UserError, OSError)
 
 TINY = TrainConfig(
     channels="RG", limit=30, img_size=16, workers=0, epochs=2, batch_size=8, eval_batch_size=16,

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a model for any number of channels, then test it on channel sets",
     "evaluate": "accuracy on channel sets: which channels matter, what is lost without",
     "predict": "classify image files, or a large scene into a map",
+    "preview": "a picture of what training would read, and what speaks against it",
     "look": "a picture of what the first layer makes of images",
     "measure": "mean, deviation and correlation of the channels of data",
     "channels": "products whose planes have a name, as Sentinel-2",

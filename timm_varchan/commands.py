@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from timm_varchan.channels import ChannelSet
-    from timm_varchan.data import ImageSplit
+    from timm_varchan.data import ImageData, ImageSplit
     from timm_varchan.hub import SavedModel
 
 _UNREADABLE = 3
@@ -124,13 +124,10 @@ def train(words: Sequence[str]) -> int:
     _log()
     with needs("train"):
         from timm_varchan.results import markdown_page
-        from timm_varchan.training.checkpoint import CheckpointError
         from timm_varchan.training.report import closing
-        from timm_varchan.training.train import Interrupted, NonFiniteLossError, run
+        from timm_varchan.training.train import Interrupted, run
     try:
         outcome = run(config)
-    except (NonFiniteLossError, CheckpointError) as error:
-        raise UserError(str(error)) from error
     except Interrupted as stopped:
         if os.environ.get("RANK", "0") == "0":
             again = ["timm-varchan", "train", "--resume", "auto", "--output-dir", config.output_dir]
@@ -494,13 +491,15 @@ def push(flags: Push) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredFlags:
-    """What is measured, and where to."""
+class SourceFlags:
+    """The data and how they are read."""
 
     #: folder, Parquet or list file, or hub name
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     channels: str | None = None  # planes of the files, as GB or B02+B08
     new_names: bool = False  # take a name that nobody knows for a channel
+    #: which files are one image, as "{image}_w{channel}.tif"; none: every file
+    planes: str | None = None
     value_scale: float | None = None  # divide stored numbers by this, as 10000
     no_data: Literal["refuse", "mean", "predict", "keep"] = "refuse"  # pixels without data
     no_data_value: float | None = None  # a stored number that means no data
@@ -508,35 +507,66 @@ class MeasuredFlags:
     label_column: str | None = None  # column of the labels
     train_split: str | None = None  # what the source calls its training split
     skip_corrupt: bool = False  # leave out images that cannot be read
+
+    def load(self) -> ImageData:
+        """The data."""
+        from timm_varchan.channels import ChannelSet
+        from timm_varchan.data import load_data
+
+        given = {f.name: getattr(self, f.name) for f in fields(SourceFlags)}
+        source, split, new = (given.pop(name) for name in ("data", "train_split", "new_names"))
+        if self.channels is not None:
+            given["channels"] = ChannelSet.parse(self.channels, new_names=new)
+        return load_data(source, splits={} if split is None else {"train": split}, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFlags:
+    """How much is measured, and where to."""
+
     num_images: int = 1000  # images to look at
     output: str | None = None  # JSON file to write, for train --channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(MeasuredFlags):
+class Measure(MeasuredFlags, SourceFlags):
     """Mean, deviation and correlation of the channels of data, once for all runs."""
 
 
 def measure(flags: Measure) -> int:
     """Measure, print, write."""
-    from timm_varchan.channels import ChannelSet, write_channels
-    from timm_varchan.data import load_data, measure_split
+    from timm_varchan.channels import write_channels
+    from timm_varchan.data import measure_split
 
-    said = flags.channels and ChannelSet.parse(flags.channels, new_names=flags.new_names)
-    data = load_data(
-        flags.data, channels=said, value_scale=flags.value_scale,
-        no_data=flags.no_data, no_data_value=flags.no_data_value,
-        image_column=flags.image_column, label_column=flags.label_column,
-        splits={} if flags.train_split is None else {"train": flags.train_split},
-        skip_corrupt=flags.skip_corrupt,
-    )  # fmt: skip
-    split = next(iter(data.splits.values()))
+    split = next(iter(flags.load().splits.values()))
     measured, invalid = measure_split(split, flags.num_images)
     for channel, fraction in zip(measured, invalid, strict=True):
         without = f"  no data in {fraction:.2%}" if fraction else ""
         print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}{without}")
     if flags.output:
         print(write_channels(measured, flags.output))
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewFlags:
+    """Where to."""
+
+    output: str = "preview.png"  # picture to write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview(PreviewFlags, SourceFlags):
+    """A picture of what training would read, and what speaks against it."""
+
+
+def preview(flags: Preview) -> int:
+    """Look, print, draw."""
+    from timm_varchan.data.preview import preview_data
+    from timm_varchan.plots import plot_preview
+
+    found = preview_data(flags.load())
+    print("\n".join((found.title, *found.lines, str(plot_preview(found, flags.output)))))
     return 0
 
 
@@ -577,6 +607,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "export": (Export, export),
     "fold": (Fold, fold),
     "push": (Push, push),
+    "preview": (Preview, preview),
     "measure": (Measure, measure),
     "channels": (Products, channels),
 }

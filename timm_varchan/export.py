@@ -35,13 +35,7 @@ _CAUSE_LENGTH = 200
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of the written file with the model, on random input.
-
-    Args:
-        shape: `(B, C, H, W)` of the input.
-        difference: Largest absolute difference of the outputs.
-        scale: Largest absolute output of the model.
-    """
+    """One comparison with the model on random input of a shape: largest difference and output."""
 
     shape: tuple[int, ...]
     difference: float
@@ -55,14 +49,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """What was written, with the comparisons, all within the tolerance.
 
-    Args:
-        path: The file.
-        num_channels: How many channels it takes; None for any number.
-        img_size: Height and width that it takes, in pixels; None for any that the backbone takes.
-        fixed_because: Why height and width are fixed, None where they are not.
-        checks: The comparisons, all within the tolerance.
+    `num_channels` and `img_size` (height and width, in pixels) are None where the file takes any.
     """
 
     path: Path

@@ -239,15 +239,10 @@ def _describe(model: nn.Module, mixer: Mixer, channels: ChannelSet, plain: bool)
 
 @dataclass(frozen=True)
 class FoldChange:
-    """What folding changed, measured on `num_images` images.
+    """What folding changed on `num_images` images: logits, first classes and, by labels, accuracy.
 
-    Args:
-        max_logit: Largest absolute change of a logit; mean_logit is the mean.
-        logit_std: Standard deviation of the model's own logits, to compare with.
-        agreement: Share of images with the same first class.
-        accuracy: Share of images that the model has right, folded_accuracy that the folded one has;
-            None without labels.
-        difference: Folded minus the model's accuracy, with interval and p-value.
+    `logit_std` is the standard deviation of the model's own logits, to compare with; `agreement`
+    the fraction of images with the same first class.
     """
 
     num_images: int
@@ -290,12 +285,6 @@ def measure_change(
         batches: Normalised batches `(B, C, H, W)`, other ones than those of the calibration, and
             their labels `(B,)` or None.
         channels: The channel set.
-
-    Returns:
-        The change of logits, first classes and, with labels, accuracy.
-
-    Raises:
-        UserError: No images.
     """
     from timm_varchan.evaluation import paired_difference, predicted_classes  # of an extra
 

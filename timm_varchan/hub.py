@@ -66,12 +66,7 @@ _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A loaded model and what an image must be like to enter it.
-
-    Args:
-        model: The model, in evaluation mode.
-        spec: Channels of the data that it was trained on, image size, crop, class names, ...
-    """
+    """A loaded model, in evaluation mode, and what an image must be like to enter it."""
 
     model: nn.Module
     spec: InputSpec
@@ -82,14 +77,7 @@ class SavedModel:
         return self.spec.channels
 
     def select(self, spec: str) -> ChannelSet:
-        """Read a channel set as people write it; the data's own channels keep their statistics.
-
-        Args:
-            spec: As `ChannelSet.parse` takes it, and names that only this model's data has.
-
-        Raises:
-            UserError: Unknown or doubled names.
-        """
+        """Read a channel set as people write it; names may be those that only this data has."""
         return ChannelSet.parse(spec, own=self.channels)
 
 
@@ -269,15 +257,7 @@ def _data_config(model: nn.Module, spec: InputSpec) -> dict[str, Any]:
 
 
 def check_img_size(model: nn.Module, img_size: int | None) -> None:
-    """Refuse images of a size that the backbone does not take, before anything is read.
-
-    Args:
-        model: A classifier, not wrapped.
-        img_size: Height and width, in pixels; None: not said.
-
-    Raises:
-        UserError: Names the sizes that fit.
-    """
+    """Refuse images of a size that the backbone does not take; names the sizes that fit."""
     first = next(model.parameters())
     if img_size is None or first.is_meta or not first.numel():  # divided among processes
         return

@@ -309,6 +309,14 @@ class Stem(nn.Module):
                 own = getattr(self, name)
                 for key, value in ({} if own is None else own.state_dict()).items():
                     state_dict[f"{prefix}{name}.{key}"] = value
+        own = None if self.anchors is None else self.anchors.weight.shape
+        given = state_dict.get(f"{prefix}anchors.weight")
+        if mixed and own != (None if given is None else given.shape):
+            args[-1].append(
+                f"the weights of {prefix.rstrip('.')} are of a twin with other virtual_channels=. "
+                f"Create this one with the same, or keep whole models by timm_varchan.hub.save and "
+                f"load."
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check_weight(self, weight: Tensor | None, prefix: str) -> None:

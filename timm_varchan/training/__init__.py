@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         Interrupted,
         NonFiniteLossError,
         Outcome,
-        SetupError,
         evaluate,
         run,
     )
@@ -24,7 +23,6 @@ __all__ = [
     "Interrupted",
     "NonFiniteLossError",
     "Outcome",
-    "SetupError",
     "TrainConfig",
     "evaluate",
     "run",

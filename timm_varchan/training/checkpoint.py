@@ -49,21 +49,15 @@ _FREE_FIELDS = (
 )  # fmt: skip
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint could not be written."""
 
 
 @dataclass
 class Progress:
-    """How far training is.
+    """How far training is: epochs done, updates (`step`) in the one after them, updates in all.
 
-    Args:
-        epoch: Epochs done.
-        step: Updates done in the epoch after them.
-        updates: Updates done altogether.
-        history: One entry an epoch, as in `summary.csv`.
-        images_per_update: Images an update over all processes.
-        num_processes: How many processes.
+    `history` has an entry an epoch, as in `summary.csv`.
     """
 
     epoch: int = 0

@@ -83,6 +83,8 @@ class DataFlags:
     channels: str | None = None
     #: let --channels say names that nobody knows: they are learned; or name=, name@461nm
     new_names: bool = False
+    #: which files are one image, as "{image}_w{channel}.tif"; none: every file
+    planes: str | None = None
     use: str | None = None  # only these channels of the images, as B04+B03+B02
     img_size: Count | None = None  # height and width; the saved model's, 64 to train
     crop_pct: Fraction | None = None  # fraction kept in evaluation; the saved model's, else 1

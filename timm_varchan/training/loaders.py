@@ -55,13 +55,7 @@ Loader = DataLoader[tuple[Tensor, int]]
 
 
 class EpochSampler(Sampler[int]):
-    """Images in an order that depends on seed and epoch alone.
-
-    Args:
-        num_images: Size of the data.
-        seed: Of the order.
-        num_drawn: How many of them an epoch has, others in every epoch; all by default.
-    """
+    """So many images, all by default, in an order that depends on seed and epoch alone."""
 
     def __init__(self, num_images: int, seed: int, num_drawn: int | None = None) -> None:
         self.num_images, self.seed, self.epoch = num_images, seed, 0
@@ -81,12 +75,7 @@ class EpochSampler(Sampler[int]):
 
 
 class StreamLoader:
-    """Batches of a stream on this process's device; every process reads a share of its own.
-
-    Args:
-        loader: Of an `ImageStream`.
-        device: Where batches go.
-    """
+    """Batches of an `ImageStream` on this process's device; each process reads its own share."""
 
     def __init__(self, loader: DataLoader[Any], device: torch.device) -> None:
         self._loader, self._device = loader, device
@@ -109,13 +98,10 @@ class StreamLoader:
 
 
 def epoch_batches(loader: Any, epoch: int, done: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches of an epoch after so many.
+    """The batches of an epoch after so many that are done.
 
-    Args:
-        loader: A `StreamLoader`, or what the accelerator prepared. It is told the epoch itself,
-            since it tells its sampler whenever it is iterated: left to itself it counts from 0.
-        epoch: Order and augmentation hang on it.
-        done: Batches of this process to leave out.
+    What the accelerator prepared is told the epoch itself, since it tells its sampler whenever it
+    is iterated: left to itself it counts from 0.
     """
     loader.set_epoch(epoch)
     if isinstance(loader, StreamLoader):
@@ -158,7 +144,7 @@ def load_run_data(
         else:
             fraction = config.validation_fraction
             data = load_data(
-                config.dataset, spec, seed=config.data_seed,
+                config.dataset, spec, seed=config.data_seed, planes=config.planes,
                 validation_fraction=0.1 if fraction is None else fraction, **common,
             )  # fmt: skip
     if guess and not len(spec.channels):

@@ -11,8 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -68,9 +67,8 @@ from timm_varchan.models import (
 )
 from timm_varchan.results import Evaluated
 from timm_varchan.training.checkpoint import Checkpoints, Progress, check_folder, claim_folder
-from timm_varchan.training.config import EvaluateConfig, EvaluationFlags, TrainConfig
+from timm_varchan.training.config import MARK, EvaluateConfig, EvaluationFlags, TrainConfig
 from timm_varchan.training.loaders import (
-    Loader,
     StreamLoader,
     epoch_batches,
     eval_loader,
@@ -86,7 +84,6 @@ __all__ = [
     "Interrupted",
     "NonFiniteLossError",
     "Outcome",
-    "SetupError",
     "Trainer",
     "evaluate",
     "run",
@@ -103,20 +100,12 @@ _FIXED_COUNT_AUGS = ("none", "shuffle", "hcs-mask")
 _AVERAGE = "average."
 
 
-class SetupError(UserError):
-    """A run that cannot begin: data, model, flags or folder are not right."""
-
-
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss became infinite or NaN."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Training was asked to stop and has saved a checkpoint.
-
-    Args:
-        number: Of the signal.
-    """
+    """A signal of this `number` asked training to stop, and a checkpoint is saved."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -143,52 +132,42 @@ class Outcome:
 def run(config: TrainConfig) -> Outcome:
     """Train and evaluate as configured, in the processes that the launcher started.
 
-    Args:
-        config: What to do.
-
     Returns:
         What came of it, on every process; the files are written by the main process.
 
     Raises:
-        SetupError: Data, model, folder or launcher are not right; nothing was trained.
+        UserError: Data, model, folder or launcher are not right, nothing was trained and no folder
+            made; or a checkpoint cannot be written, or the loss is no number.
+        OSError: Files that cannot be read.
         Interrupted: A signal came and a checkpoint is saved.
-        NonFiniteLossError: The loss became infinite or NaN.
-        CheckpointError: A checkpoint cannot be written; the disk is full.
     """
-    with _curable():
-        check_trackers(config)
-        accelerator = create_accelerator(config)
+    check_trackers(config)
+    accelerator = create_accelerator(config)
     try:
-        with _curable():
-            trainer, progress = set_up(config, accelerator)
-        progress = trainer.fit(progress)
-        return trainer.finish(progress)
+        trainer, progress = set_up(config, accelerator)
+        return trainer.finish(trainer.fit(progress))
     finally:
         accelerator.end_training()
 
 
 def evaluate(config: EvaluateConfig) -> Outcome:
-    """Evaluate a saved model on channel sets, in the processes that the launcher started.
-
-    Raises:
-        SetupError: Data, model, folder or baseline are not right.
-    """
+    """Judge a saved model on channel sets; raises as `run` does."""
     accelerator = Accelerator()
+    folder = None if config.output is None else Path(config.output)
+    if folder is not None and (folder / MARK).exists():
+        raise UserError(f"{folder} holds a training run. Choose another --output.")
     try:
-        with _curable():
-            saved = load(config.model)
-            folder = None if config.output is None else Path(config.output)
-            if folder is not None and (folder / "run.json").exists():
-                raise UserError(f"{folder} holds a training run. Choose another --output.")
-            data = load_judged(config, saved, accelerator)
-            model = saved.model.to(accelerator.device)
-            check_img_size(model, data.spec.img_size)
-            judged = Judged(config, accelerator, model, data)
-            judged.check()
-            baseline = _baseline(config, data)
-            if accelerator.is_main_process:
-                logger.info("%s", opening(config, data, model, accelerator))
-        evaluated = judged.evaluate(baseline)
+        saved = load(config.model)
+        data = load_judged(config, saved, accelerator)
+        model = saved.model.to(accelerator.device)
+        check_img_size(model, data.spec.img_size)
+        judge = Judge(config, accelerator, model, data)
+        baseline = None if config.baseline is None else Predictions.load(config.baseline)
+        if baseline is not None:
+            _, split = evaluation_split(data)
+            baseline.check(data.class_names, split.labels(), split.fingerprint())
+        _say(accelerator, "%s", opening(config, data, model, accelerator))
+        evaluated = judge.evaluate(baseline)
         results = build_results(config, data, accelerator, evaluated, model=model)
         if folder is not None and accelerator.is_main_process:
             write_run(results, evaluated, data, folder)
@@ -198,39 +177,11 @@ def evaluate(config: EvaluateConfig) -> Outcome:
         accelerator.end_training()
 
 
-def _baseline(config: EvaluateConfig, data: ImageData) -> Predictions | None:
-    """The answers of `--baseline`, of the same images and classes."""
-    if config.baseline is None:
-        return None
-    found = Predictions.load(config.baseline)
-    _, split = evaluation_split(data)
-    found.check(data.class_names, split.labels(), split.fingerprint())
-    return found
-
-
-@contextmanager
-def _curable() -> Iterator[None]:
-    """What a user can cure before anything is trained; all else is a fault and keeps its traceback.
-
-    Raises:
-        SetupError: In place of a `UserError` or an `OSError`.
-    """
-    try:
-        yield
-    except (UserError, OSError) as error:
-        raise SetupError(str(error)) from error
-
-
 # Set-up -------------------------------------------------------------------------------------------
 
 
 def set_up(config: TrainConfig, accelerator: Accelerator) -> tuple[Trainer, Progress]:
-    """Everything that training needs, at the beginning or where a checkpoint left it.
-
-    Raises:
-        UserError: Wrong data, model, flags or folder; the folder is as it was.
-        OSError: Files that cannot be read.
-    """
+    """Everything that training needs, at the beginning or where a checkpoint left it."""
     check_sharding(config, accelerator)
     check_folder(config, accelerator)
     set_seed(config.seed)
@@ -240,9 +191,9 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> tuple[Trainer, Prog
     given, config = config, replace(config, batch_size=batch_size)
     _say(accelerator, "Building %s.", config.model)
     model = build_model(config, data)
-    Judged(config, accelerator, model, data).check()
-    trainer, progress = _prepare(config, accelerator, model, data, loader)
-    accelerator.wait_for_everyone()
+    Judge(config, accelerator, model, data)
+    trainer = Trainer(config, accelerator, data, model, loader)
+    progress = trainer.resume()
     if accelerator.is_main_process:
         claim_folder(given)
         logger.info("%s", opening(config, data, model, accelerator))
@@ -255,61 +206,13 @@ def _say(accelerator: Accelerator, text: str, *values: object) -> None:
         logger.info(text, *values)
 
 
-def _prepare(
-    config: TrainConfig, accelerator: Accelerator, model: nn.Module, data: ImageData, loader: Any
-) -> tuple[Trainer, Progress]:
-    """What moves the weights: optimizer, schedule, wrappers; and where to begin.
-
-    Raises:
-        UserError: A part that the model lacks, a full disk, a checkpoint of another run.
-    """
-    tell_all_channels(model, data.channels, config.channel_identity)
-    choose_trained(model, config.train_only)
-    checkpoints = Checkpoints(config.folder / "checkpoints")
-    # Weights, two moments of them, an average.
-    copies = 3 if config.ema_decay is None else 4
-    checkpoints.check_space(copies * sum(p.numel() * p.element_size() for p in model.parameters()))
-    validation: Any = eval_loader(config, data.validation, data.spec) if data.validation else None
-    # accelerate's wrappers must hold the model that they are given: the average comes after them.
-    optimizer = _optimizer(config, model)
-    if config.compile:
-        model.compile()
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if not isinstance(loader, StreamLoader):
-        loader = accelerator.prepare_data_loader(loader)
-    if validation is not None:
-        validation = accelerator.prepare_data_loader(validation)
-    average = None
-    if config.ema_decay is not None:
-        average = ModelEmaV3(unwrap_model(model), decay=config.ema_decay, use_warmup=True)
-    scheduler, _ = create_scheduler_v2(
-        optimizer, sched=config.sched, num_epochs=config.epochs, min_lr=config.min_lr,
-        warmup_lr=config.lr / 100, warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
-        step_on_epochs=False, updates_per_epoch=len(loader) // config.grad_accum_steps,
-    )  # fmt: skip
-    mixup = Mixup(
-        config.mixup, config.cutmix, label_smoothing=config.smoothing,
-        num_classes=len(data.class_names),
-    )  # fmt: skip
-    sets = spread(plan_sets(data.channels, seed=config.seed), max(2, config.val_max_sets))
-    # From here on only what differs between processes anyway (dropout) draws from generators.
-    set_seed(config.seed, device_specific=True)
-    trainer = Trainer(
-        config, accelerator, data, model, optimizer, scheduler, loader, validation,
-        validation_sets=sets[: max(1, config.val_max_sets)], checkpoints=checkpoints,
-        log=RunLog(accelerator, config), mixup=mixup if config.mixes else None, average=average,
-        class_weights=_class_weights(config, data, accelerator.device),
-    )  # fmt: skip
-    return trainer, trainer.resume()
-
-
 def _class_weights(config: TrainConfig, data: ImageData, device: torch.device) -> Tensor | None:
-    """Weights of the classes that make their sums equal, of mean 1 over the images."""
+    """Weights that give every class the same sum over the images, of mean 1 over them."""
     if config.class_weights == "none" or data.train is None:
         return None
-    counts, classes = Counter(data.train.labels()), len(data.class_names)
-    images = sum(counts.values())
-    weights = [images / (len(counts) * counts[i]) if counts[i] else 0.0 for i in range(classes)]
+    counts = Counter(data.train.labels())
+    even = sum(counts.values()) / len(counts)
+    weights = [even / counts[i] if counts[i] else 0.0 for i in range(len(data.class_names))]
     return torch.tensor(weights, device=device)
 
 
@@ -397,7 +300,7 @@ def _twin_arguments(
 def _words(channels: ChannelSet, known: tuple[str, ...] = ()) -> dict[str, Any]:
     """Names without a wavelength, of which a stem learns a code: those that it has come first."""
     words = [c.name for c in channels if c.name is not None and c.wavelength_nm is None]
-    names = known + tuple(word for word in words if word not in known)
+    names = tuple(dict.fromkeys((*known, *words)))
     return {"channel_names": names} if names else {}
 
 
@@ -409,11 +312,7 @@ def _channel_stats(channels: ChannelSet) -> dict[str, Any]:
 
 
 def choose_trained(model: nn.Module, part: str) -> None:
-    """Leave only a part of a model trainable.
-
-    Args:
-        model: A timm model or twin, not wrapped.
-        part: `all`; `head`: the classifier; `stem`: what mixes the channels, its kernels apart.
+    """Leave only a part of a model trainable: `all`, its `head`, or the mixer of its `stem`.
 
     Raises:
         UserError: The model has no such part.
@@ -431,8 +330,7 @@ def choose_trained(model: nn.Module, part: str) -> None:
             f"{type(model).__name__} has no {part} to train alone. Choose another model (a dwg_ "
             f"twin has a stem), or --train-only {other}."
         )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model.requires_grad_(False)
     for module in found:
         module.requires_grad_(True)
 
@@ -447,52 +345,77 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         raise UserError(f"--opt {config.opt}: {error}") from error
 
 
-@dataclass
 class Trainer:
-    """One run: everything that it needs, prepared by the accelerator.
+    """One run: what moves the weights, prepared by the accelerator.
 
     Args:
         config: What to do; its batch is one that the training images fill.
         accelerator: On which devices.
         data: Images, channels and how they are read.
         model: The classifier.
-        optimizer: Its optimizer.
-        scheduler: A timm scheduler in updates, or None; not prepared, each process steps its own.
         loader: Normalised training batches with all channels, `grad_accum_steps` an update.
-        validation: Batches to test on after every epoch, or None.
-        validation_sets: The channel sets of these tests, all channels first.
-        checkpoints: Where they go.
-        log: Hears of every epoch.
-        mixup: Mixes images and labels, or None.
-        average: Of weights and BatchNorm statistics over the updates, or None; its decay rises, so
-            that short runs average too. It is tested and saved in the model's place.
-        class_weights: Of the loss, or None.
+
+    Raises:
+        UserError: A part that the model lacks, a full disk, an unknown optimizer.
     """
 
-    config: TrainConfig
-    accelerator: Accelerator
-    data: ImageData
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    loader: Loader | StreamLoader
-    validation: Loader | None
-    validation_sets: Sequence[PlannedSet]
-    checkpoints: Checkpoints
-    log: RunLog
-    mixup: Mixup | None = None
-    average: ModelEmaV3 | None = None
-    class_weights: Tensor | None = None
-    #: Loss, correct and seen images of the epoch's steps so far, on this process.
-    _sums: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._sums = torch.zeros(3, device=self.accelerator.device)
-
-    @property
-    def channels(self) -> ChannelSet:
-        """All channels of the data."""
-        return self.data.channels
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: ImageData,
+        model: nn.Module,
+        loader: Any,
+    ) -> None:
+        self.config, self.accelerator, self.data, self.channels = (
+            config,
+            accelerator,
+            data,
+            data.channels,
+        )
+        tell_all_channels(model, data.channels, config.channel_identity)
+        choose_trained(model, config.train_only)
+        self.checkpoints = Checkpoints(config.folder / "checkpoints")
+        # Weights, two moments of them, an average.
+        copies = 3 if config.ema_decay is None else 4
+        self.checkpoints.check_space(
+            copies * sum(p.numel() * p.element_size() for p in model.parameters())
+        )
+        # accelerate's wrappers must hold the model that they are given: the average comes after.
+        optimizer = _optimizer(config, model)
+        if config.compile:
+            model.compile()
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.loader, self.validation = loader, None
+        if not isinstance(loader, StreamLoader):
+            self.loader = accelerator.prepare_data_loader(loader)
+        if data.validation is not None:
+            batches: Any = eval_loader(config, data.validation, data.spec)
+            self.validation = accelerator.prepare_data_loader(batches)
+        sets = spread(plan_sets(data.channels, seed=config.seed), max(2, config.val_max_sets))
+        self.validation_sets = sets[: max(1, config.val_max_sets)]
+        #: Of weights and buffers over the updates; its decay rises, so that short runs average too.
+        self.average: ModelEmaV3 | None = None
+        if config.ema_decay is not None:
+            self.average = ModelEmaV3(
+                unwrap_model(self.model), decay=config.ema_decay, use_warmup=True
+            )
+        # In updates, and not prepared: each process steps its own.
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimizer, sched=config.sched, num_epochs=config.epochs, min_lr=config.min_lr,
+            warmup_lr=config.lr / 100, warmup_epochs=min(config.warmup_epochs, config.epochs - 1),
+            step_on_epochs=False, updates_per_epoch=len(self.loader) // config.grad_accum_steps,
+        )  # fmt: skip
+        self.mixup = Mixup(
+            config.mixup, config.cutmix, label_smoothing=config.smoothing,
+            num_classes=len(data.class_names),
+        )  # fmt: skip
+        self.class_weights = _class_weights(config, data, accelerator.device)
+        self.log = RunLog(accelerator, config)
+        #: Loss, correct and seen images of the epoch's steps so far, on this process.
+        self._sums = torch.zeros(3, device=accelerator.device)
+        # From here on only what differs between processes anyway (dropout) draws from generators.
+        set_seed(config.seed, device_specific=True)
 
     @property
     def best_model(self) -> nn.Module:
@@ -525,20 +448,7 @@ class Trainer:
     # Epoch ----------------------------------------------------------------------------------------
 
     def fit(self, progress: Progress) -> Progress:
-        """Train until the last epoch.
-
-        Args:
-            progress: Where to begin.
-
-        Returns:
-            The progress at the end.
-
-        Raises:
-            Interrupted: A signal came; a checkpoint is saved.
-            NonFiniteLossError: The loss is no number; names the step, the channels and the last
-                good checkpoint.
-            CheckpointError: A checkpoint cannot be written.
-        """
+        """Train from where the progress stands until the last epoch."""
         self.log.start()
         with StepWatch(self.accelerator) as watch:
             try:
@@ -639,7 +549,7 @@ class Trainer:
         # Dropout and stochastic depth too depend on the step alone, not on what was drawn before.
         torch.manual_seed(seeded_rng("step", *vars(key).values()).getrandbits(63))
         targets, smoothing = labels, config.smoothing
-        if self.mixup is not None:
+        if config.mixes:
             (x, targets), smoothing = mix(self.mixup, x, labels, key), 0.0
         share = config.full_share
         view = draw_channels(
@@ -684,7 +594,7 @@ class Trainer:
         """Evaluate the chosen model on the channel sets and write everything that stays."""
         config, accelerator = self.config, self.accelerator
         model, taken = self._chosen(progress)
-        evaluated = Judged(config, accelerator, model, self.data).evaluate(None)
+        evaluated = Judge(config, accelerator, model, self.data).evaluate(None)
         results = build_results(
             config, self.data, accelerator, evaluated, model=model, progress=progress, taken=taken
         )
@@ -749,14 +659,18 @@ class Trainer:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A model and the images that it is judged by.
+class Judge:
+    """Judges a model by the test images of its data, else validation, else training.
 
     Args:
         config: How: channel sets, modes, orders, batch, seed.
         accelerator: On which devices.
         model: The classifier, not wrapped.
-        data: Its test images, else validation, else training.
+        data: The images.
+
+    Raises:
+        UserError: An evaluation that the model cannot do: no images; channels that the data lacks,
+            fewer sets than sizes; modes or buffers that need a stem; no images for buffers.
     """
 
     config: TrainConfig | EvaluateConfig
@@ -764,13 +678,7 @@ class Judged:
     model: nn.Module
     data: ImageData
 
-    def check(self) -> None:
-        """Refuse an evaluation that the model cannot do, before it takes time.
-
-        Raises:
-            UserError: No images; channels that the data lacks, fewer sets than sizes; modes or
-                buffers that need a stem; no images for buffers.
-        """
+    def __post_init__(self) -> None:
         flags: EvaluationFlags = self.config
         evaluation_split(self.data)
         try:
@@ -899,12 +807,7 @@ def warn_not_finite(counts: Mapping[str, int], accelerator: Accelerator) -> None
 
 
 def train_mode(model: nn.Module, part: str) -> None:
-    """Training mode; where only a part is trained, the rest keeps its statistics and drops nothing.
-
-    Args:
-        model: Wrapped or not.
-        part: As `choose_trained` took it.
-    """
+    """Training mode; what `choose_trained` left out keeps its statistics and drops nothing."""
     model.train()
     if part == "all":
         return
@@ -914,17 +817,7 @@ def train_mode(model: nn.Module, part: str) -> None:
 
 
 def mix(mixup: Mixup, x: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix as the key draws it, all planes of an image in the same way.
-
-    Args:
-        mixup: timm's, which draws from NumPy's global generator.
-        x: `(B, C, H, W)`, mixed in place.
-        labels: `(B,)`.
-        key: What the draw depends on.
-
-    Returns:
-        The images, and targets `(B, num_classes)`.
-    """
+    """Images mixed in place as the key draws it, and targets `(B, num_classes)`."""
     state = np.random.get_state()
     np.random.seed(seeded_rng("mixup", *vars(key).values()).getrandbits(32))
     try:
@@ -934,11 +827,7 @@ def mix(mixup: Mixup, x: Tensor, labels: Tensor, key: DrawKey) -> tuple[Tensor, 
 
 
 class StepClock:
-    """Adds up the time that a loop waits for its loader, beside the time that it takes.
-
-    On an accelerator the work runs on while the loop asks for the next batch: a share of the
-    loader near 0 says that the device never waits for images.
-    """
+    """Adds up the time that a loop waits for its loader, beside the time that it takes."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -997,15 +886,7 @@ class StepWatch:
         self._heard, self.number = True, number
 
     def after_step(self, loss: Tensor, where: str) -> None:
-        """Note a step's loss; look at that of the step before.
-
-        Args:
-            loss: The loss on this process.
-            where: The step and its channels, for the error.
-
-        Raises:
-            NonFiniteLossError: The step before had a loss that is no number.
-        """
+        """Note a step's loss, and refuse that of the step before if it is no number."""
         loss = loss.detach().float()
         heard = torch.full_like(loss, float(self._heard))
         flags = torch.stack([(~loss.isfinite()).float(), heard, loss])
@@ -1135,11 +1016,7 @@ def _is_sharded(accelerator: Accelerator) -> bool:
 
 
 def check_sharding(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Refuse what needs all weights on every process, where none has them.
-
-    Raises:
-        UserError: Names the flag.
-    """
+    """Refuse what needs all weights on every process, where none has them."""
     if _is_sharded(accelerator) and config.ema_decay is not None:
         raise UserError(
             "--ema-decay needs all weights on every process, which ZeRO-3 and FSDP divide. Add "
@@ -1153,10 +1030,7 @@ def whole_model(
 ) -> nn.Module:
     """The trained model, unwrapped, with all its weights on every process.
 
-    Args:
-        accelerator: Prepared the model.
-        model: The trained model.
-        build: Makes an equal one with other weights, which takes them up if they are divided.
+    Where they are divided, a model that `build` makes takes them up.
     """
     if not _is_sharded(accelerator):
         return unwrap_model(model)
