@@ -61,6 +61,7 @@ def test_python_calls_know_them(model):
     assert stems(twin)[0].channels == ChannelSet.parse("ER=+DNA@461nm")
     timm_varchan.set_channels(model, "ER+DNA")
     torch.testing.assert_close(model(x), twin(x))
+    assert timm_varchan.fold(model, "ER+DNA", [x])(x).shape == (2, 2)
     assert unexplained_variance(model, "ER+DNA")["AGP"] > unexplained_variance(model, "AGP")["AGP"]
     plain = timm.create_model("test_resnet", num_classes=2)
     adapted = timm_varchan.adapt(

@@ -20,6 +20,7 @@ from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import needs
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, share, stems
+from timm_varchan.models.adapt import parse_channels
 
 __all__ = ["Check", "Exported", "export"]
 
@@ -103,6 +104,8 @@ def export(
         for package in ("onnx", "onnxruntime", "onnxscript") if path.suffix == ".onnx" else ():
             importlib.import_module(package)
     model, counts = _for_channels(model, channels)
+    if channels is not None and spec is None:
+        channels = parse_channels(model, channels)
     spec = InputSpec.of(spec, channels=channels, **fields)
     sizes, because = _sizes(model, counts[-1], spec.img_size, dynamic_size)
     text = json.dumps(replace(spec, img_size=sizes[0][0]).to_dict())

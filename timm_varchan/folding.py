@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.models import share
-from timm_varchan.models.adapt import TWIN_ARGUMENTS
+from timm_varchan.models.adapt import TWIN_ARGUMENTS, parse_channels
 from timm_varchan.stems import Mixer, Stem
 from timm_varchan.stems.stem import put_layer
 
@@ -80,7 +80,7 @@ def fold(
             the content without calibration images, or a first layer that is no convolution of the
             channels (a space-to-depth).
     """
-    wanted = ChannelSet.parse(channels)
+    wanted = parse_channels(model, channels)
     if not len(wanted):
         raise UserError(f"The set {wanted} has no count. Give ChannelSet.anonymous(n).")
     folded = copy.deepcopy(share(model, wanted).eval())
@@ -288,7 +288,7 @@ def measure_change(
     """
     from timm_varchan.evaluation import paired_difference, predicted_classes  # of an extra
 
-    twin, folded = share(model, ChannelSet.parse(channels)).eval(), folded.eval()
+    twin, folded = share(model, channels).eval(), folded.eval()
     before, after, labels = [], [], []
     for x, label in batches:
         before.append(twin(x).float())

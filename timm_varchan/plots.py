@@ -30,6 +30,7 @@ from timm_varchan.evaluation import (
     summarise_sizes,
 )
 from timm_varchan.models import share
+from timm_varchan.models.adapt import parse_channels
 from timm_varchan.products import plane_near
 from timm_varchan.stems import Stem
 
@@ -539,7 +540,7 @@ def plot_stem(
     Raises:
         UserError: No images, no stem, a stem without mixing coefficients.
     """
-    whole = ChannelSet.parse(channels)
+    whole = parse_channels(model, channels)
     if images.dim() != 4 or not len(images) or images.shape[1] != len(whole):
         raise UserError(
             f"The images have shape {tuple(images.shape)}, but the channels are {whole} "

@@ -142,6 +142,12 @@ def _mixer_arguments(mixer: Mixer) -> dict[str, Any]:
     return arguments
 
 
+def parse_channels(model: nn.Module, spec: ChannelSetLike) -> ChannelSet:
+    """A channel set as people write it, with the names that a model knows, if it has a stem."""
+    own = stems(model)[0].own_channels() if has_stems(model) else []
+    return ChannelSet.parse(spec, own=own)
+
+
 def unexplained_variance(model: nn.Module, channels: ChannelSetLike) -> dict[str, float]:
     """What a set of channels lacks, before anything is run.
 

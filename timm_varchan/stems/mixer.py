@@ -231,7 +231,7 @@ class Mixer(nn.Module):
         if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
             known = self._told.known
         else:
-            parsed = _parse_channels(channels, self._own_channels)
+            parsed = _parse_channels(channels, self.own_channels)
             self._check_channels(parsed)
             known = self._know(parsed)
         there = known.index >= 0
@@ -320,7 +320,7 @@ class Mixer(nn.Module):
         return Told(known, (len(which), rows.shape[1]) if mixed else None, tables, which)
 
     @torch.jit.ignore
-    def _own_channels(self) -> list[Channel]:
+    def own_channels(self) -> list[Channel]:
         """Channels that this mixer knows by name, those with statistics last."""
         sets = [self.virtual_channels, self.default_channels, *self._sets(self.channels)]
         sets += [] if self.measured is None else [self.measured]
@@ -430,7 +430,7 @@ class Mixer(nn.Module):
         Raises:
             UserError: Channels without a count.
         """
-        chosen = ChannelSet.parse(channels)
+        chosen = ChannelSet.parse(channels, own=self.own_channels())
         if not len(chosen):
             raise UserError(
                 "What channels explain depends on which they are; name them."
