@@ -2,7 +2,8 @@
 
     python bench/sweep.py --output bench/results/twins-timm1.0.31.csv
     python bench/sweep.py --tools factory --output tools.csv                        # all of them
-    python bench/sweep.py --tools factory script trace --one-per-family --output tools.csv
+    python bench/sweep.py --tools save --output saved.csv                           # all of them
+    python bench/sweep.py --tools factory script trace local --one-per-family --output tools.csv
 
 Architectures with at most `--max-params` million parameters run for real, with one image; larger
 ones on the meta device, which checks shapes alone. Rows already in the file are not repeated, so an
@@ -10,7 +11,9 @@ interrupted sweep goes on where it stopped. Backbones of free input size run at 
 96, 128, 192 px and their own size that they take, the others at their own size.
 
 `--tools` tries instead, on the meta device, what other programs do: `device=` of the factory,
-`torch.jit.script` and `torch.fx.symbolic_trace`; the last two count where the base passes.
+`torch.jit.script` and `torch.fx.symbolic_trace`; the last two count where the base passes; `save`:
+the twin's state dict loaded as its pretrained weights; `local`: saved to a folder and loaded by
+`local-dir:`, with real weights.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import argparse
 import contextlib
 import csv
 import gc
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -26,6 +30,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.layers import set_scriptable
+from timm.models import save_for_hf
 from torch import nn
 from tqdm import tqdm
 
@@ -36,7 +41,7 @@ COLUMNS = (
     "model", "base_params", "stem_params", "device", "img_size", "channels", "outcome", "reason",
     "seconds",
 )  # fmt: skip
-TOOLS = ("factory", "script", "trace")
+TOOLS = ("factory", "script", "trace", "save", "local")
 
 
 def sizes(model: nn.Module) -> list[int]:
@@ -100,10 +105,40 @@ def _on_meta(name: str) -> nn.Module:
     return model
 
 
+def _from_weights(name: str, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A model without memory that was given these weights as pretrained ones."""
+    overlay = {"state_dict": state, "url": "", "hf_hub_id": None, "custom_load": False}
+    return timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay=overlay, device="meta", prior="spectral"
+    )
+
+
+def _same_weights(model: nn.Module, again: nn.Module) -> None:
+    """Refuse another set of weights, other shapes, or (where there are any) other values."""
+    ours, theirs = model.state_dict(), again.state_dict()
+    different = set(ours) ^ set(theirs) or {
+        key
+        for key, value in ours.items()
+        if value.shape != theirs[key].shape
+        or (value.device.type != "meta" and not torch.equal(value, theirs[key]))
+    }
+    if different:
+        raise RuntimeError(f"weights differ after loading: {sorted(different)[:3]}")
+
+
 def _use(tool: str, name: str) -> None:
     """Do to a model what other programs do; raises what they would see."""
-    if tool == "factory":
-        _on_meta(name)
+    if tool in ("factory", "save"):
+        model = _on_meta(name)
+        if tool == "save":
+            _same_weights(model, _from_weights(name, model.state_dict()))
+        return
+    if tool == "local":
+        with tempfile.TemporaryDirectory() as folder:
+            model = timm.create_model(name, num_classes=3)
+            save_for_hf(model, folder, safe_serialization=True)
+            again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        _same_weights(model, again)
         return
     with set_scriptable(tool == "script"):
         model = _on_meta(name).eval()

@@ -4,11 +4,13 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d, pad_same
 from torch import nn
 
+import timm_varchan
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
 from timm_varchan.stems import STEMS, DWGMixer, Mixer, Stem, make_stem
 from timm_varchan.stems.dwg import fourier_features
@@ -465,3 +467,25 @@ def test_print_names_the_channels():
     assert "channels=B02+B08" in repr(mixer)
     mixer.set_channels((RGB, RGB))
     assert "channels=2 sets" in repr(mixer)
+
+
+def test_a_stem_of_ones_own():
+    class Doubled(Mixer):
+        def coefficients(self, x):
+            return 2 * super().coefficients(x)
+
+    timm_varchan.register_stem("doubled", Doubled)
+    try:
+        x = torch.randn(1, 3, 32, 32)
+        base = timm.create_model("test_resnet", num_classes=3).eval()
+        model = timm.create_model("dwg_test_resnet", num_classes=3, stem="doubled").eval()
+        model.load_state_dict(base.state_dict())
+        torch.testing.assert_close(model(x), base(2 * x))
+        with pytest.raises(ValueError, match="'doubled' already"):
+            timm_varchan.register_stem("doubled", Doubled)
+    finally:
+        del STEMS["doubled"]
+    with pytest.raises(ValueError, match="is no class of"):
+        timm_varchan.register_stem("number", int)
+    with pytest.raises(ValueError, match="Unknown stem 'doubled'"):
+        make_stem("doubled", nn.Conv2d(3, 4, 3))

@@ -102,7 +102,7 @@ def set_channels(
             config.model_args = _with_channels(config.model_args or {}, current)
         backbone = getattr(getattr(config, "backbone_config", config), "backbone", None)
         if isinstance(backbone, str):
-            forgetful[backbone] = type(module).__name__
+            forgetful.setdefault(backbone, type(module).__name__)
     if forgetful and current is not None:
         (backbone, kind), *_ = forgetful.items()
         warnings.warn(
