@@ -25,6 +25,7 @@ from timm_varchan.data import (
 )
 from timm_varchan.data.preview import order_problem
 from timm_varchan.errors import UserError
+from timm_varchan.views import DrawKey, draw_channels
 
 CLASSES = ("forest", "river")
 
@@ -363,3 +364,16 @@ def test_a_preview_says_what_training_would_see(tmp_path):
     picture(tmp_path / "bad" / "b" / "0.png", 9)
     (tmp_path / "bad" / "b" / "0.png").write_bytes(b"no image")
     assert "would refuse" in "\n".join(preview_data(load_data(str(tmp_path / "bad"))).lines)
+
+
+def test_absent_planes_are_absent_channels_in_training():
+    x = torch.randn(64, 3, 4, 4)
+    x[:32, 1] = torch.nan
+    x[5] = torch.nan
+    channels = ChannelSet((Channel("a"), Channel("b"), Channel("c")))
+    for aug in ("hcs-sample", "none"):
+        view = draw_channels(aug, x, channels, DrawKey(0, 0, 0), identity="named", has_absent=True)
+        assert view.planes.isfinite().all()
+        assert view.present.any(1).all()
+        assert not view.present[:32, 1][torch.arange(32) != 5].any()
+        assert view.present[32:].all() == (aug == "none")

@@ -401,11 +401,13 @@ def fold(flags: Fold) -> int:
     from timm_varchan.folding import fold as folding
     from timm_varchan.folding import measure_change
 
+    if Path(flags.output).resolve() == Path(flags.model.removeprefix("local-dir:")).resolve():
+        raise UserError(f"The output {flags.output} is the model itself: name another folder.")
     saved = flags.load()
     wanted = saved.select(flags.channels)
     train = test = None
     if flags.data:
-        from timm_varchan.data import load_data
+        from timm_varchan.data import load_data, load_fingerprints, unseen
 
         # Without a network it takes long until the hub refuses what is no path.
         if not (flags.data == "synthetic" or "/" in flags.data or Path(flags.data).exists()):
@@ -415,6 +417,10 @@ def fold(flags: Fold) -> int:
             )
         data = load_data(flags.data, saved.spec, limit=flags.limit, skip_corrupt=flags.skip_corrupt)
         train, test = data.train, data.validation or data.test
+        trained = load_fingerprints(flags.model.removeprefix("local-dir:")).get("train")
+        compared = test or train
+        if trained is not None and compared is not None:
+            test = unseen(compared, trained, flags.data)
     images = None if train is None else (x for x, _ in _batches(train, saved.spec, wanted))
     folded = folding(saved.model, wanted, images)
     measured = test or train
@@ -517,7 +523,8 @@ class SourceFlags:
         source, split, new = (given.pop(name) for name in ("data", "train_split", "new_names"))
         if self.channels is not None:
             given["channels"] = ChannelSet.parse(self.channels, new_names=new)
-        return load_data(source, splits={} if split is None else {"train": split}, **given)
+        splits = {} if split is None else {"train": split}
+        return load_data(source, splits=splits, allow_absent=True, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

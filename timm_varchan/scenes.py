@@ -289,6 +289,10 @@ def predict_scene(
         raise UserError("Nothing says the image size. Give img_size=, such as 64.")
     if output.suffix.lower() not in (".tif", ".tiff", ".csv"):
         raise UserError(f"The output is {output}; it must end in .tif or .csv.")
+    for name in (output.name, f"{output.stem}_probability{output.suffix}", f"{output.stem}.png"):
+        place, own = output.with_name(name), Path(str(scene))
+        if place.exists() and own.exists() and place.samefile(own):
+            raise UserError(f"The output {output} would be written over the scene: name another.")
     tile = tile or img_size
     stride = stride or max(1, tile // 2)
     if tile < 1 or stride < 1 or tile % stride:

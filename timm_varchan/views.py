@@ -253,6 +253,7 @@ def draw_channels(
     *,
     identity: str,
     full_share: float = 0.0,
+    has_absent: bool = False,
 ) -> View:
     """Augment the channels of a batch.
 
@@ -263,11 +264,19 @@ def draw_channels(
         key: What the draw depends on.
         identity: `named` or `anonymous`: whether the model is told the names.
         full_share: Fraction of images (of steps, where one subset is drawn for all) that show all.
+        has_absent: Whether planes that an image does not have are NaN: its other channels are
+            drawn from then (`hcs-sample`, `none`).
 
     Returns:
         The planes and what to tell the model.
     """
     view = CHANNEL_AUGS[name](x, channels, key, full_share)
+    if has_absent:
+        there = ~x.flatten(2).isnan().any(2).cpu()
+        drawn = there if view.present is None else there & view.present
+        present = torch.where(drawn.any(1, keepdim=True), drawn, there)
+        present |= ~present.any(1, keepdim=True)  # mixed of images that have no channel in common
+        view = View(view.planes.nan_to_num(), view.channels, present)
     if identity == "named" and not channels.is_anonymous:
         return view
     told = ANONYMOUS if view.present is None else channels.without_identity()

@@ -118,6 +118,9 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self._rows = list(range(len(labels))) if rows is None else list(rows)
         self._labels = [int(labels[row]) for row in self._rows]
         self.skipped = tuple(skipped)
+        self.lacks_files = (
+            False  # whether some images have no file for a channel, and none fills it
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -285,15 +288,15 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         split: The images.
         transform: From `(C, H, W)` to what the model takes; draws from torch's default generator.
         seed: Of the augmentation.
-        keep_absent: Leave planes that an image does not have NaN: `timm_varchan.views` takes them
-            for absent channels. Without it they are what the transform makes of them, the mean.
+        keep_absent: Leave planes NaN whose files an image does not have, where such images are
+            not filled: `draw_channels` takes them for absent. Otherwise they become the mean.
     """
 
     def __init__(
         self, split: ImageSplit, transform: nn.Module, seed: int = 0, keep_absent: bool = False
     ) -> None:
         self.split, self.transform, self._seed = split, transform, seed
-        self._keep_absent = keep_absent
+        self.keep_absent = keep_absent and split.lacks_files
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -311,7 +314,7 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         image, label = self.split[index]
         key = seeded_rng("augment", self._seed, int(self._epoch), index).getrandbits(63)
         x = seeded_transform(self.transform, image, key)
-        if self._keep_absent and image.is_floating_point() and bool(image[:, 0, 0].isnan().any()):
+        if self.keep_absent and image.is_floating_point() and bool(image[:, 0, 0].isnan().any()):
             x[image.flatten(1).isnan().all(1)] = torch.nan
         return x, label
 
@@ -486,6 +489,7 @@ def data_of(
         good = [row for row in range(len(reader)) if row not in problems]
         skipped = [reader.where(row, problem) for row, problem in problems.items()]
         made[split] = ImageSplit(reader, indices[split], rows=good, skipped=skipped)
+        made[split].lacks_files = bool(missing) and spec.no_data not in FILLED
     return ImageData(spec=reader.spec, name=tables.name, **made)
 
 
@@ -772,7 +776,9 @@ def cached(split: ImageSplit, *, num_copies: int = 1) -> ImageSplit:
         kept = _stacked(looked_at[0], len(split), counted(images))
     finally:
         threads.shutdown(cancel_futures=True)
-    return ImageSplit(_Kept(split, kept), split.labels(), skipped=split.skipped)
+    made = ImageSplit(_Kept(split, kept), split.labels(), skipped=split.skipped)
+    made.lacks_files = split.lacks_files
+    return made
 
 
 def _stacked(first: Tensor, count: int, images: Iterator[Tensor]) -> Tensor | list[Tensor]:

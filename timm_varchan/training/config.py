@@ -96,6 +96,7 @@ class DataFlags:
     limit: int | None = None  # at most so many images a split, as many of each class
     image_column: str | None = None  # column of the images
     label_column: str | None = None  # column of the labels
+    preview: bool = False  # write preview.png: what training sees of the data
     train_split: str | None = None  # what the source calls its training split
     validation_split: str | None = None  # what it calls its validation split
     test_split: str | None = None  # what it calls its test split

@@ -142,10 +142,11 @@ def load_run_data(
         if streaming:
             data = stream_data(config.dataset, spec, **common)
         else:
-            fraction = config.validation_fraction
+            trains, fraction = isinstance(config, TrainConfig), config.validation_fraction
             data = load_data(
                 config.dataset, spec, seed=config.data_seed, planes=config.planes,
-                validation_fraction=0.1 if fraction is None else fraction, **common,
+                validation_fraction=(0.1 if trains else 0.0) if fraction is None else fraction,
+                allow_absent=getattr(config, "channel_aug", "hcs-sample") == "hcs-sample", **common,
             )  # fmt: skip
     if guess and not len(spec.channels):
         data = _with_names(data, accelerator)
@@ -278,7 +279,9 @@ def train_loader(
     if config.cache:
         split = cached(split, num_copies=accelerator.num_processes)
     loader = DataLoader(
-        TransformedSplit(split, transform, config.seed),
+        TransformedSplit(
+            split, transform, config.seed, keep_absent=config.channel_aug == "hcs-sample"
+        ),
         batch_size=batch_size,
         sampler=EpochSampler(len(split), config.seed, count // images * images),
         drop_last=True,

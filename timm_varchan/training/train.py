@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from timm_varchan.channels import ANONYMOUS, RGB, ChannelSet, seeded_rng
-from timm_varchan.data import ImageData
+from timm_varchan.data import ImageData, preview_data
 from timm_varchan.errors import UserError
 from timm_varchan.evaluation import (
     DEFAULT_BUDGET,
@@ -196,6 +196,10 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> tuple[Trainer, Prog
     progress = trainer.resume()
     if accelerator.is_main_process:
         claim_folder(given)
+        if config.preview:
+            from timm_varchan.plots import plot_preview  # matplotlib is slow to import
+
+            plot_preview(preview_data(data), Path(config.output_dir) / "preview.png")
         logger.info("%s", opening(config, data, model, accelerator))
     return trainer, progress
 
@@ -555,6 +559,7 @@ class Trainer:
         view = draw_channels(
             config.channel_aug, x, self.channels, key, identity=config.channel_identity,
             full_share=full_share_for(len(self.channels)) if share is None else share,
+            has_absent=getattr(getattr(self.loader, "dataset", None), "keep_absent", False),
         )  # fmt: skip
         view.tell(self.model)
         planes = view.planes
