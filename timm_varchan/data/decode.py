@@ -74,6 +74,8 @@ class Planes:
     def __post_init__(self) -> None:
         if self.names.channels and len(self.names.channels) != len(self.image):
             object.__setattr__(self, "names", self.names._replace(channels=()))
+        if self.has_alpha and self.names.last_is_a_band:
+            object.__setattr__(self, "has_alpha", False)
 
     @property
     def labels(self) -> tuple[Channel, ...]:
@@ -281,7 +283,7 @@ def _pillow(data: Any, max_pixels: int) -> Planes:
             zeros = len(data) - len(bytes(data).rstrip(b"\0"))
             # A flat lower part comes out as zeros too, in the lossy kind, but in few of them.
             is_lossy = b"VP8 " in bytes(data[:4096])
-            _refuse_cut(zeros > (max(64, len(data) // 10) if is_lossy else 8))
+            _refuse_cut(zeros > (max(64, math.prod(picture.size) // 4000) if is_lossy else 8))
         upright: Image.Image = picture
         if picture.getexif().get(ExifTags.Base.Orientation) is not None:
             upright = ImageOps.exif_transpose(picture)
@@ -516,6 +518,7 @@ def _as_tagged(
         planes, valid = colours, None if valid is None else np.asarray(valid.all(0, keepdims=True))
     extra = np.atleast_1d(tags.get(_EXTRA_SAMPLES, ()))
     has_alpha = len(extra) > 0 and int(extra[-1]) in _ALPHA and len(planes) > 1
+    has_alpha = has_alpha and not about.names.last_is_a_band
     if has_alpha and _GEO_KEYS in tags:
         # GDAL calls the fourth of four bands of 8 bits alpha, whatever it is.
         has_alpha = _is_mask(planes[-1])

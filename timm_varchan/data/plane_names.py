@@ -57,6 +57,12 @@ class PlaneNames(NamedTuple):
     scaling: Scaling | None = None  # factor and offset of every plane, (C, 1, 1)
     no_data: str | None = None  # the number that stands for no data, as a .aux.xml has it
 
+    @property
+    def last_is_a_band(self) -> bool:
+        """Whether the last plane has a name that is not alpha's."""
+        last = self.channels[-1] if self.channels else Channel()
+        return not last.is_anonymous and not re.search(r"alpha|^a$", last.name or "", re.I)
+
 
 NO_NAMES = PlaneNames()
 

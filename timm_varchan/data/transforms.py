@@ -226,8 +226,8 @@ def eval_transform(
 
 # Random operations on planes: RandAugment and TrivialAugment --------------------------------------
 #
-# They come after the normalisation, so that strengths (-1..1) are in standard deviations of a
-# channel and mean the same for photographs of 8 bits and for reflectances; 0 is a channel's mean.
+# They come after the normalisation, so that strengths are in standard deviations
+# and mean the same for photographs and for reflectances; 0 is every channel's mean.
 
 Operation = Callable[[Tensor, float], Tensor]
 
