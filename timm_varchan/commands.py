@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 import yaml
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from timm_varchan.errors import UserError, needs
-from timm_varchan.input_spec import InputSpec
+from timm_varchan.input_spec import InputSpec, PixelFlags
 from timm_varchan.training.config import (
     MARK,
     RECIPES,
@@ -183,20 +183,14 @@ class ModelFlags:
     model: Positional[Annotated[str, arg(metavar="MODEL")]]
     pretrained: bool = True  # --no-pretrained: random weights, to try something out
     img_size: int | None = None  # height and width in pixels
-    value_scale: float | None = None  # divide stored numbers by this
-    #: pixels without data: refuse the file, put the mean there, predict, keep
-    no_data: Literal["refuse", "mean", "predict", "keep"] | None = None
-    no_data_value: float | None = None  # a stored number that means no data
 
     def load(self) -> SavedModel:
         """The saved model, its input as the flags say."""
         from timm_varchan import hub
 
         saved = hub.load(self.model, pretrained=self.pretrained)
-        said = {
-            k: getattr(self, k) for k in ("img_size", "value_scale", "no_data", "no_data_value")
-        }
-        saved = replace(saved, spec=InputSpec.of(saved.spec, **said))
+        said = self.said if isinstance(self, PixelFlags) else {}
+        saved = replace(saved, spec=InputSpec.of(saved.spec, img_size=self.img_size, **said))
         hub.check_img_size(saved.model, self.img_size)
         return saved
 
@@ -227,7 +221,7 @@ class AnswerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(AnswerFlags, ImageFlags, ModelFlags):
+class Predict(AnswerFlags, PixelFlags, ImageFlags, ModelFlags):
     """Classify image files into lines or a table, or one large scene into a map."""
 
 
@@ -303,7 +297,7 @@ class PictureFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look(PictureFlags, ImageFlags, ModelFlags):
+class Look(PictureFlags, PixelFlags, ImageFlags, ModelFlags):
     """A picture of what the first layer makes of images."""
 
 
@@ -313,6 +307,7 @@ def look(flags: Look) -> int:
 
     from timm_varchan.data import Reading
     from timm_varchan.evaluation import parse_sets, spread
+    from timm_varchan.models import has_stems
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
@@ -320,24 +315,24 @@ def look(flags: Look) -> int:
     spec = InputSpec.of(saved.spec, channels=flags.channels)
     assert spec.img_size is not None  # which every loaded model has
     files = spread(find_images(flags.files), flags.limit)  # of several classes
-    reader = ImageFiles(
-        files, Reading(spec), (flags.mean, flags.std), (spec.img_size, spec.crop_pct)
-    )
-    names, images = [], []
-    for file, image, *_ in (reader[i] for i in range(len(files))):
+    reading = Reading(spec, partial=has_stems(saved.model))
+    reader = ImageFiles(files, reading, (flags.mean, flags.std), (spec.img_size, spec.crop_pct))
+    names: list[str] = []
+    images: list[torch.Tensor] = []
+    shown = spec.channels
+    for file, image, there in (reader[i] for i in range(len(files))):
         if isinstance(image, str):
             print(f"{file}: not read, {image}", file=sys.stderr)
+        elif images and there != shown:
+            print(f"{file}: left out, it has {there}, {names[0]} {shown}", file=sys.stderr)
         else:
+            shown = there
             names.append(file.name)
             images.append(image)
     if not images:
         raise UserError("None of the files could be read.")
-    sets = parse_sets(spec.channels, " ".join(flags.sets)) if flags.sets else None
-    print(
-        plot_stem(
-            saved.model, torch.stack(images), spec.channels, flags.output, sets=sets, names=names
-        )
-    )
+    sets = parse_sets(shown, " ".join(flags.sets)) if flags.sets else None
+    print(plot_stem(saved.model, torch.stack(images), shown, flags.output, sets=sets, names=names))
     return _UNREADABLE if len(images) < len(files) else 0
 
 
@@ -351,7 +346,7 @@ class ExportedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(ExportedFlags, ModelFlags):
+class Export(ExportedFlags, PixelFlags, ModelFlags):
     """Write ONNX or torch.export, compared with the model first."""
 
 
@@ -391,7 +386,7 @@ class FoldedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold(FoldedFlags, ModelFlags):
+class Fold(FoldedFlags, PixelFlags, ModelFlags):
     """A plain timm model for one channel set."""
 
 
@@ -506,9 +501,6 @@ class SourceFlags:
     new_names: bool = False  # take a name that nobody knows for a channel
     #: which files are one image, as "{image}_w{channel}.tif"; none: every file
     planes: str | None = None
-    value_scale: float | None = None  # divide stored numbers by this, as 10000
-    no_data: Literal["refuse", "mean", "predict", "keep"] = "refuse"  # pixels without data
-    no_data_value: float | None = None  # a stored number that means no data
     image_column: str | None = None  # column of the images
     label_column: str | None = None  # column of the labels
     train_split: str | None = None  # what the source calls its training split
@@ -521,6 +513,7 @@ class SourceFlags:
 
         given = {f.name: getattr(self, f.name) for f in fields(SourceFlags)}
         source, split, new = (given.pop(name) for name in ("data", "train_split", "new_names"))
+        given |= self.said if isinstance(self, PixelFlags) else {}
         if self.channels is not None:
             given["channels"] = ChannelSet.parse(self.channels, new_names=new)
         splits = {} if split is None else {"train": split}
@@ -536,7 +529,7 @@ class MeasuredFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(MeasuredFlags, SourceFlags):
+class Measure(MeasuredFlags, PixelFlags, SourceFlags):
     """Mean, deviation and correlation of the channels of data, once for all runs."""
 
 
@@ -563,7 +556,7 @@ class PreviewFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preview(PreviewFlags, SourceFlags):
+class Preview(PreviewFlags, PixelFlags, SourceFlags):
     """A picture of what training would read, and what speaks against it."""
 
 

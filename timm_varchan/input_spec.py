@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.errors import UserError
 
-__all__ = ["MAX_PIXELS", "NO_DATA", "InputSpec"]
+__all__ = ["MAX_PIXELS", "NO_DATA", "InputSpec", "PixelFlags"]
 
 #: What can be done about pixels that hold no data.
 NO_DATA = ("refuse", "mean", "predict", "keep")
 #: Width times height of the largest image that is read: 3 GiB as RGB of 8 bits.
 MAX_PIXELS = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFlags:
+    """How stored numbers are read; by default as the saved model says."""
+
+    #: divide stored numbers by this, such as 10000; by default by their type's largest
+    value_scale: float | None = None
+    value_offset: float | None = None  # add this before; -1000 for Sentinel-2 since 2022
+    #: pixels without data: refuse (by default), put the mean there, predict, keep
+    no_data: Literal["refuse", "mean", "predict", "keep"] | None = None
+    no_data_value: float | None = None  # a stored number that means no data
+    max_pixels: int | None = None  # width times height of the largest image; 2**30
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """These fields, for `InputSpec.of`."""
+        return {field.name: getattr(self, field.name) for field in fields(PixelFlags)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,8 +48,8 @@ _SAY_WHICH = "Say which is which with --train-split, --validation-split and --te
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 #: What lies beside images without being meant as one.
 _DOCUMENTS = frozenset(
-    {"", ".msk", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".xml", ".html", ".pdf", ".py", ".ipynb",
-     ".log", ".db", ".ini", ".parquet", *TABLE_SUFFIXES}
+    {"", ".msk", ".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".xml", ".html", ".pdf", ".py",
+     ".ipynb", ".log", ".db", ".ini", ".parquet", *TABLE_SUFFIXES}
 )  # fmt: skip
 _PICTURES = frozenset({"image", "images", "img", "imgs", "photos", "input", "inputs"})
 _MASKS = frozenset(

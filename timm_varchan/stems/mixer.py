@@ -432,9 +432,7 @@ class Mixer(nn.Module):
         """
         chosen = ChannelSet.parse(channels, own=self.own_channels())
         if not len(chosen):
-            raise UserError(
-                "What channels explain depends on which they are; name them."
-            )
+            raise UserError("What channels explain depends on which they are; name them.")
         with torch.device("cpu"):
             error = self._prior_of(chosen).unexplained_variance(torch.ones(1, len(chosen)))
         return error[0].tolist()

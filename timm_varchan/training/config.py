@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from timm_varchan.errors import UserError
+from timm_varchan.input_spec import PixelFlags
 
 __all__ = ["MARK", "RECIPES", "DataFlags", "EvaluateConfig", "EvaluationFlags", "TrainConfig"]
 
@@ -88,11 +89,6 @@ class DataFlags:
     use: str | None = None  # only these channels of the images, as B04+B03+B02
     img_size: Count | None = None  # height and width; the saved model's, 64 to train
     crop_pct: Fraction | None = None  # fraction kept in evaluation; the saved model's, else 1
-    #: divide stored numbers by this, such as 10000; by default by their type's largest
-    value_scale: float | None = None
-    #: pixels that hold no data; the saved model's, else refuse
-    no_data: Literal["refuse", "mean", "predict", "keep"] | None = None
-    no_data_value: float | None = None  # a stored number that means no data
     limit: int | None = None  # at most so many images a split, as many of each class
     image_column: str | None = None  # column of the images
     label_column: str | None = None  # column of the labels
@@ -218,7 +214,14 @@ class RunFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    RunFlags, EvaluationFlags, SpeedFlags, TrainingFlags, ModelFlags, AugmentationFlags, DataFlags
+    RunFlags,
+    EvaluationFlags,
+    SpeedFlags,
+    TrainingFlags,
+    ModelFlags,
+    AugmentationFlags,
+    PixelFlags,
+    DataFlags,
 ):
     """Train a model for any number of channels, then test it on every channel set."""
 
@@ -278,7 +281,7 @@ class ComparedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationFlags, DataFlags, ComparedFlags):
+class EvaluateConfig(EvaluationFlags, PixelFlags, DataFlags, ComparedFlags):
     """Accuracy on channel sets: which channels matter, and what is lost without them."""
 
     def __post_init__(self) -> None:

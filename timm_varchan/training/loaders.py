@@ -32,7 +32,7 @@ from timm_varchan.data import (
 )
 from timm_varchan.errors import UserError
 from timm_varchan.hub import SavedModel
-from timm_varchan.input_spec import InputSpec
+from timm_varchan.input_spec import InputSpec, PixelFlags
 from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
 from timm_varchan.training.config import DataFlags, EvaluateConfig, TrainConfig
@@ -147,6 +147,7 @@ def load_run_data(
                 config.dataset, spec, seed=config.data_seed, planes=config.planes,
                 validation_fraction=(0.1 if trains else 0.0) if fraction is None else fraction,
                 allow_absent=getattr(config, "channel_aug", "hcs-sample") == "hcs-sample", **common,
+                partial=not guess and config.channels is None,
             )  # fmt: skip
     if guess and not len(spec.channels):
         data = _with_names(data, accelerator)
@@ -158,11 +159,13 @@ def load_run_data(
 
 def wanted_spec(config: DataFlags, spec: InputSpec) -> InputSpec:
     """What the flags say of the input, and where they say nothing what is known of it."""
-    names = ("img_size", "crop_pct", "value_scale", "no_data", "no_data_value")
     channels: ChannelSet | None = None
     if config.channels is not None:
         channels = ChannelSet.parse(config.channels, own=spec.channels, new_names=config.new_names)
-    return InputSpec.of(spec, channels=channels, **{name: getattr(config, name) for name in names})
+    said = config.said if isinstance(config, PixelFlags) else {}
+    return InputSpec.of(
+        spec, channels=channels, img_size=config.img_size, crop_pct=config.crop_pct, **said
+    )
 
 
 def load_judged(config: EvaluateConfig, saved: SavedModel, accelerator: Accelerator) -> ImageData:
