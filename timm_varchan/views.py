@@ -71,13 +71,6 @@ class SetView:
         """The planes that are there, permuted anew for every image where the view is shuffled.
 
         The permutation depends on the image's place in the data alone, not on batches or processes.
-
-        Args:
-            x: `(B, C, H, W)`.
-            positions: Places of the images in the data.
-
-        Returns:
-            `(B, len(indices), H, W)`.
         """
         if self.order == "in order":
             return _take(x, self.indices)

@@ -169,17 +169,11 @@ class ConvRecurrence(nn.Module):
     the same map at every step. Separable convolutions: arXiv:1610.02357.
 
     Args:
-        dim: Channels of the map.
         steps: How often the state is renewed, at least 1.
         kernel_size: Of the convolutions of the state, odd.
         gating: Key of `GATINGS`.
         separable: Depthwise followed by 1x1 instead of whole convolutions.
         act_layer: Activation of the candidate.
-        device: Of the parameters.
-        dtype: Of the parameters.
-
-    Raises:
-        UserError: No steps, an even kernel, or an unknown gating.
     """
 
     def __init__(
@@ -260,13 +254,6 @@ class RRDB(nn.Module):
         separable: Whether the recurrence's convolutions are depthwise and 1x1.
         stem_stride: Of the first convolution; 4 makes 224 px cost what 112 px cost with 2.
         norm_layer: timm's name of the normalisation; "" for none, as in ESRGAN.
-        act_layer: timm's name of the activation.
-        num_classes: 0 for none.
-        in_chans: Channels of the image.
-        global_pool: timm's name of the pooling before the classifier; "" for none.
-        drop_rate: Dropout before the classifier.
-        device: Of the parameters.
-        dtype: Of the parameters.
     """
 
     def __init__(

@@ -55,15 +55,13 @@ class DWGMixer(Mixer):
     (there a fixed C and one mixture an image; here one mixture a channel).
 
     Args:
-        virtual_channels: What the K planes of the kernel bank stand for.
-        default_channels: The set an input with as many channels is taken for.
         channel_names: Names without a wavelength (stains, polarisations) that the model learns a
             code for.
         width: D, the hidden width.
         gain: Factor of the residual, which sets how fast it leaves zero: an optimizer moves every
             weight by about its learning rate, whatever the size of the coefficients.
         num_frequencies: Fourier frequencies of the wavelength code.
-        **kwargs: `prior`, `channel_stats`, `prior_scale`, `device` and `dtype` of `Mixer`.
+        **kwargs: Of `Mixer`, as the channels.
     """
 
     #: What a plane's mean and root mean square are clamped to: no finite input may give NaN.

@@ -209,18 +209,7 @@ class Mixer(nn.Module):
         channels: ChannelsLike | Sequence[ChannelSet],
         present: Tensor | None = None,
     ) -> None:
-        """Say which channels the input has from now on.
-
-        Args:
-            channels: A channel set in any form that `ChannelSet.parse` takes; `"anonymous"`; None
-                for the default rule; or a sequence of `ChannelSet`, one a sample, whose planes
-                come first in that sample (what stands in further planes is ignored).
-            present: `(B, C)`, bool: which of the channels each sample of the batch has; what stands
-                in the other planes is ignored. None: all.
-
-        Raises:
-            UserError: Channels that this mixer cannot tell apart, or a mask that does not fit.
-        """
+        """Say which channels the input has from now on, see `timm_varchan.set_channels`."""
         self.tell(self.plan(channels, present))
 
     @torch.jit.ignore
@@ -329,17 +318,7 @@ class Mixer(nn.Module):
         return [*words, *(channel for channel_set in sets for channel in channel_set)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix.
-
-        Args:
-            x: `(B, C, H, W)`.
-
-        Returns:
-            `(B, K, H, W)`.
-
-        Raises:
-            UserError: The input does not fit the channel set.
-        """
+        """Mix `(B, C, H, W)` to `(B, K, H, W)`; an input that does not fit is a UserError."""
         x = self.checked(x)
         weights = self.coefficients(x).to(x.dtype)
         B, C, H, W = x.shape
@@ -355,24 +334,13 @@ class Mixer(nn.Module):
         return x
 
     def coefficients(self, x: Tensor) -> Tensor:
-        """The mixing coefficients `a[b, c, k]`.
-
-        Args:
-            x: `(B, C, H, W)`.
-
-        Returns:
-            `(B or 1, C, K)`: how much of channel c goes to virtual channel k.
-        """
+        """The mixing coefficients `(B or 1, C, K)`: how much of each channel goes where."""
         return self.tables(x)["prior"]
 
     def tables(self, x: Tensor) -> dict[str, Tensor]:
         """What the coefficients need to know of the channels of an input, by name.
 
-        Args:
-            x: `(B, C, H, W)`; its contents do not matter.
-
-        Returns:
-            `prior` `(S, C, K)`, `present` `(S, C, 1)` and what subclasses add.
+        `prior` `(S, C, K)`, `present` `(S, C, 1)` and what subclasses add.
         """
         if torch.jit.is_scripting():
             return self.described(x)
@@ -404,9 +372,6 @@ class Mixer(nn.Module):
 
         An `if` on the number of channels would be frozen by export and compilation.
 
-        Args:
-            x: `(B, C, H, W)`.
-
         Returns:
             Place of each channel `(C,)`; whether the tables apply `()` (else the fallback does);
             the number of channels `()`.
@@ -421,14 +386,7 @@ class Mixer(nn.Module):
     def unexplained_variance(self, channels: ChannelSetLike) -> list[float]:
         """The part of each virtual channel's variance that these channels do not explain.
 
-        Args:
-            channels: A channel set.
-
-        Returns:
-            K fractions: 0 where the channel itself is there, NaN where nothing is known of it.
-
-        Raises:
-            UserError: Channels without a count.
+        K fractions: 0 where the channel itself is there, NaN where nothing is known of it.
         """
         chosen = ChannelSet.parse(channels, own=self.own_channels())
         if not len(chosen):

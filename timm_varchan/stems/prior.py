@@ -245,14 +245,9 @@ class Prior:
                     self.distance[n, k] = 1.0  # another name for it: after the channel itself
 
     def solve(self, count: Tensor) -> Tensor:
-        """The coefficients.
+        """How much of each plane of a channel goes to each virtual channel, `(B, N, K)`, float64.
 
-        Args:
-            count: `(B, N)`, how many planes there are of each channel.
-
-        Returns:
-            `(B, N, K)`, float64: how much of each plane of a channel goes to each virtual channel;
-            0 for absent channels.
+        For the counts `(B, N)` of planes of each channel; 0 for absent ones.
         """
         count = count.double()
         there = (count > 0)[:, :, None]
@@ -275,12 +270,6 @@ class Prior:
 
         The prediction of the others from it would be paler and tinted, which costs a network more
         than a gray image does. `zero` stays what it says.
-
-        Args:
-            count: `(B, N)`, how many planes there are of each channel.
-
-        Returns:
-            `(B, N, K)`, float64.
         """
         count = count.double()
         if self.kind == "zero":
@@ -303,13 +292,9 @@ class Prior:
         return system.per_plane(mixed, count), possible & (small | ~system.borrowed)
 
     def unexplained_variance(self, count: Tensor) -> Tensor:
-        """The share of each virtual channel's variance that the present channels do not explain.
+        """The part of each virtual channel's variance that the channels do not explain, `(B, K)`.
 
-        Args:
-            count: `(B, N)`, how many planes there are of each channel.
-
-        Returns:
-            `(B, K)`: 0 where the channel itself is there; NaN where nothing is known of it.
+        0 where the channel itself is there; NaN where nothing is known of it.
         """
         count = count.double()
         planes = self.solve(count)

@@ -112,13 +112,7 @@ class Stem(nn.Module):
         self.num_bank: int = mixer.num_virtual - (0 if anchors is None else anchors.in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix, then convolve.
-
-        Raises:
-            UserError: The input does not fit the channel set.
-            RuntimeError: From the convolution: another floating-point type than its weights have,
-                or fewer pixels than its kernel.
-        """
+        """Mix, then convolve."""
         x = self.mixer(x)
         if self.anchors is None:
             return self.bank(x)
@@ -214,18 +208,9 @@ class Stem(nn.Module):
 
     @torch.jit.ignore
     def generated_kernels(self, x: Tensor) -> Tensor:
-        """The kernels that the stem applies to the channels of an input.
+        """The kernels `(B or 1, out, C, kh, kw)` that the stem applies to the channels of an input.
 
-        For looking at and for tests; the forward pass never makes them.
-
-        Args:
-            x: `(B, C, H, W)`.
-
-        Returns:
-            `(B or 1, out, C, kh, kw)`, with `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`.
-
-        Raises:
-            UserError: The bank is not a single convolution.
+        `W[b, :, c] = sum_k a[b, c, k] bank[:, k]`; to look at, the forward pass never makes them.
         """
         if not isinstance(self.bank, nn.Conv2d):
             raise UserError(
@@ -396,11 +381,7 @@ def effective_weight(conv: nn.Conv2d) -> Tensor:
 
 
 def like_bank(bank: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """A convolution without bias that answers in the bank's shape, all zero.
-
-    Raises:
-        UserError: A bank with groups, whose output belongs to some of its channels.
-    """
+    """A convolution without bias that answers in the bank's shape, all zero."""
     if bank.groups != 1 or bank.padding_mode != "zeros":
         raise UserError(
             f"Further virtual channels need an ordinary first convolution, not one with "
