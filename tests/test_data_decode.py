@@ -13,8 +13,10 @@ from PIL import Image
 
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import read_image
-from timm_varchan.data.decode import decode
+from timm_varchan.data.decode import Reading, decode
+from timm_varchan.data.plane_names import channels_of, label_of, satellite_of
 from timm_varchan.errors import ImageError, UserError
+from timm_varchan.input_spec import InputSpec
 
 THIRTEEN = ChannelSet.anonymous(13)
 
@@ -78,20 +80,6 @@ def test_gray_becomes_rgb_and_alpha_is_dropped(rng):
     near_infrared = tiff_bytes(rgba, photometric="rgb", extrasamples=[0])
     with pytest.raises(ValueError, match="4 planes"):
         read_image(near_infrared, "RGB")
-
-
-def test_a_palette_becomes_rgb(rng):
-    file = io.BytesIO()
-    array = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(array).convert("P").save(file, "PNG")
-    assert read_image(file.getvalue(), "RGB").shape == (3, 6, 8)
-
-
-def test_value_scale_gives_reflectance():
-    array = np.full((2, 4, 4), 5000, dtype=np.uint16)
-    image = read_image(npy_bytes(array), "B04+B08", value_scale=10000)
-    assert image.dtype == torch.float32
-    assert torch.equal(image, torch.full((2, 4, 4), 0.5))
 
 
 def test_wrong_number_of_planes_names_both(rng):
@@ -511,15 +499,6 @@ def test_alpha_of_a_geotiff_is_a_mask_or_a_band():
         read_image(tiff_bytes(array, extratags=geo, **options), "RGB")
 
 
-def test_metadata_of_microscopes_names_the_channels():
-    file = io.BytesIO()
-    array = np.zeros((3, 16, 17), np.uint16)
-    names = {"axes": "CYX", "Channel": {"Name": ["DNA", "red", "Mito"]}}
-    tifffile.imwrite(file, array, ome=True, metadata=names)
-    labels = decode(file.getvalue()).labels
-    assert [c.name for c in labels] == ["DNA", "R", "Mito"]
-
-
 def test_pictures_keep_what_pillow_shows():
     array = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     for orientation in range(1, 9):
@@ -530,3 +509,87 @@ def test_pictures_keep_what_pillow_shows():
                         pillow_bytes(array, "WEBP", exif=exif, lossless=True)):  # fmt: skip
             np.testing.assert_array_equal(decode(encoded).image, expected)
     assert decode(imagecodecs.png_encode(array.astype(np.uint16) * 257)).image.max() > 255
+
+
+# What files call their planes, and what lies beside them
+
+BANDS, RED_FIRST = "B02+B03+B04+B08", [2, 1, 0, 3]
+WORDS = (
+    ["B4", "B3", "B2", "B8"], ["Band 4", "Band 3", "Band 2", "Band 8"],
+    ["B04_10m", "B03_10m", "B02_10m", "B08_10m"], ["red", "green", "blue", "NIR"],
+    ["S2A x B04", "S2A x B03", "S2A x B02", "S2A x B08"],
+    ["665 nm", "560 nm", "0.49 um", "842 nm"], ["R", "G", "B", "N"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("names", WORDS)
+@pytest.mark.parametrize("kind", ["ome", "imagej", "gdal"])
+def test_planes_are_found_by_what_a_file_calls_them(names, kind):
+    truth = np.random.default_rng(0).integers(1, 3000, (4, 8, 9)).astype(np.uint16)
+    items = "".join(
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">{n}</Item>'
+        for i, n in enumerate(names)
+    )
+    xml = f"<GDALMetadata>{items}</GDALMetadata>"
+    options = {
+        "ome": {"ome": True, "metadata": {"axes": "CYX", "Channel": {"Name": names}}},
+        "imagej": {"imagej": True, "metadata": {"axes": "CYX", "Labels": names}},
+        "gdal": {"metadata": None, "extratags": [(42112, "s", 0, xml, True)]},
+    }[kind]
+    encoded = tiff_bytes(truth[RED_FIRST], photometric="minisblack", **options)
+    assert np.array_equal(read_image(encoded, BANDS).numpy(), truth)
+    reading = Reading(InputSpec.of(channels="eurosat"), partial=True)
+    part, channels = reading.part(reading.decode(encoded))
+    assert str(channels) == BANDS
+    assert np.array_equal(part.numpy(), truth)
+    for wrong in ("B05+B06+B07+B11", "eurosat"):
+        with pytest.raises(UserError, match=r"the file calls its planes .*--channels"):
+            read_image(encoded, wrong)
+
+
+def test_a_satellites_tag_says_what_a_number_means():
+    bands = ["B2", "B3", "B4", "B5"]
+    landsat = channels_of(bands, (), satellite_of("SPACECRAFT_ID LANDSAT_8"))
+    assert [c.name for c in landsat] == ["L8_B2", "L8_B3", "L8_B4", "L8_B5"]
+    assert [c.name for c in channels_of(bands)] == ["B02", "B03", "B04", "B05"]
+    assert label_of("SR_B5").wavelength_nm == 865
+    assert label_of("CD8+PE, x").name == "CD8-PE-x"
+    assert channels_of(["Band 1", "Band 2"]) == ()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+@pytest.mark.parametrize("padded", [True, False])
+def test_an_end_that_never_arrived_is_told(share, padded):
+    y, x = np.mgrid[:96, :96]
+    noise = np.random.default_rng(0).integers(0, 20, (96, 96, 3))
+    colour = (np.stack([y, x, (y + x) // 2], -1) + noise).astype(np.uint8)
+    files = [pillow_bytes(colour, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "JPEG2000")]
+    files += [pillow_bytes(colour, "WEBP", lossless=True)]
+    files += [imagecodecs.jpeg2k_encode(colour.astype(np.uint16) * 9, level=0, codecformat="jp2")]
+    files += [
+        tiff_bytes(colour, photometric="rgb", compression=c, rowsperstrip=24)
+        for c in ("zlib", "lzw", "packbits", "zstd", "jpeg", "webp")
+    ]
+    for encoded in files:
+        decode(encoded)
+        cut = encoded[: int(len(encoded) * share)]
+        with pytest.raises(ImageError):
+            decode(cut.ljust(len(encoded), b"\0") if padded else cut)
+
+
+def test_numbers_that_the_caller_explains(tmp_path):
+    array = np.full((2, 4, 6), 5000, np.uint16)
+    array[:, :, :3] = 0
+    scaled = read_image(npy_bytes(array), "B04+B08", value_scale=10000, value_offset=-1000)
+    assert scaled[0, 0].tolist() == pytest.approx([-0.1] * 3 + [0.4] * 3)
+    filled = read_image(npy_bytes(array), "B04+B08", no_data="mean", no_data_value=0)
+    assert filled.isnan().float().mean() == 0.5
+    file = tmp_path / "a.png"
+    file.write_bytes(pillow_bytes(array[0], "PNG"))
+    (tmp_path / "a.png.msk").write_bytes(tiff_bytes((array[0] > 0).astype(np.uint8) * 255))
+    assert read_image(file, "G", no_data="mean").isnan().float().mean() == 0.5
+    with pytest.raises(UserError, match=r"limit of 20 .*--max-pixels"):
+        read_image(file, "G", max_pixels=20)
+    opaque = np.full((8, 8, 4), 255, np.uint8)
+    with pytest.raises(UserError, match="alpha"):
+        read_image(pillow_bytes(opaque, "PNG"), "R+G+B+NIR")
