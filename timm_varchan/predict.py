@@ -218,20 +218,18 @@ class ImageFiles(Dataset[Seen]):
 
     def _transform(self, channels: ChannelSet) -> nn.Module:
         """The transform for these channels; refuses channels without statistics."""
-        if channels not in self._transforms:
-            self._transforms[channels] = self._made(channels)
-        return self._transforms[channels]
-
-    def _made(self, channels: ChannelSet) -> nn.Module:
-        mean, std = self.stats
+        known, (mean, std) = channels, self.stats
+        if known in self._transforms:
+            return self._transforms[known]
         if (mean is None) != (std is None):
             raise UserError("Only one of mean and std came. Give both or neither.")
         if mean is not None and std is not None:
             means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
             channels = channels.with_stats(means, stds)
-        return eval_transform(
+        self._transforms[known] = eval_transform(
             self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.spec.no_data
         )
+        return self._transforms[known]
 
 
 def _run(

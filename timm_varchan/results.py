@@ -139,17 +139,15 @@ def headline(results: Mapping[str, Any]) -> str:
     data, evaluation = results["data"], results["evaluation"]
     whole, most = evaluation["sets"][0], evaluation["most_frequent"]
     value, low, high = (100 * evaluation["accuracy"][key] for key in ("value", "low", "high"))
+    size = whole["size"]
+    channels = f"all {size} channels" if size > 1 else f"channel {whole['channels']}"
     return (
         f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}, on "
         f"{evaluation['num_images']:,} {evaluation['split']} images of {len(data['class_names'])} "
-        f"classes with {_all(whole)} ({whole['mode']}); always saying {most['class']}, the most "
+        f"classes with {channels} ({whole['mode']}); always saying {most['class']}, the most "
         f"frequent class, gives {100 * most['fraction']:.1f} %, chance "
         f"{100 * evaluation['chance']:.1f} %"
     )
-
-
-def _all(whole: Mapping[str, Any]) -> str:
-    return f"all {whole['size']} channels" if whole["size"] > 1 else f"channel {whole['channels']}"
 
 
 def _resolution(evaluation: Mapping[str, Any]) -> str:
@@ -178,10 +176,6 @@ def _points(difference: Mapping[str, float] | None) -> str:
         return ""
     value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
     return f"{value + 0.0:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:22]}..."
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -302,7 +296,7 @@ def _size_table(evaluation: Mapping[str, Any]) -> _Table:
         [
             str(s["size"]), f"{s['num_sets']} of {s['num_possible']:,}", f"{100 * s['mean']:.1f}",
             f"{100 * s['worst']:.1f} to {100 * s['best']:.1f}" if s["num_sets"] > 1 else "",
-            _short(s["worst_set"]) if s["num_sets"] > 1 else "",
+            s["worst_set"][:24] if s["num_sets"] > 1 else "",
         ]
         for s in spread(own, MAX_ROWS)
     ]  # fmt: skip
@@ -474,13 +468,7 @@ def _figure(one: WrongImage) -> str:
 def wrong_images(
     predictions: Predictions, images: ImageSplit, channels: ChannelSet
 ) -> list[WrongImage]:
-    """The images that all channels got wrong, the surest mistakes first, at most `MAX_WRONG`.
-
-    Args:
-        predictions: The answers; the first set is that of all channels.
-        images: The images, in the same order.
-        channels: What their planes are.
-    """
+    """The images that all channels got wrong, the surest mistakes first, at most `MAX_WRONG`."""
     found, names = [], [*predictions.class_names, "no answer"]
     wrong = np.flatnonzero(~predictions.right(0))
     sure = np.nan_to_num(predictions.probabilities[wrong, 0], nan=-1.0)

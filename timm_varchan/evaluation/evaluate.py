@@ -340,12 +340,7 @@ def predict_channel_sets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predictions of every view, with every batch loaded once.
 
-    Args:
-        model: As `evaluate_channel_sets` takes it, like the other arguments.
-        loader: Likewise.
-        views: What to predict.
-        accelerator: Likewise.
-        bn_buffers: Likewise.
+    The arguments are those of `evaluate_channel_sets`.
 
     Returns:
         Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
@@ -366,13 +361,8 @@ def validate_channel_sets(
 ) -> Validation:
     """Loss and accuracies of a model in training; its channels and mode are the same afterwards.
 
-    Args:
-        model: As `evaluate_channel_sets` takes it.
-        loader: Likewise.
-        channels: What the planes are.
-        sets: Which sets, all channels first.
-        mode: Key of `MODES`.
-        accelerator: Gathers over the processes; the forward passes are in its precision.
+    The arguments are those of `evaluate_channel_sets`, all channels first in `sets`; the forward
+    passes are in the accelerator's precision.
     """
     views = [SetView(channels, one.indices, mode, "in order") for one in sets]
     found = _predict(model, loader, views, accelerator=accelerator, validating=True)

@@ -40,17 +40,10 @@ class PlannedSet:
 
 
 def set_label(channels: ChannelSet, indices: Sequence[int]) -> str:
-    """The channels at these positions as text that no other set of the data has.
+    """The channels of the data at these positions as text that no other set of the data has.
 
     Channels that share their label with another one (doubled wavelengths) or have none are told
     apart by their number in the data, from 1: `#1+#3`, `850nm#2`.
-
-    Args:
-        channels: All channels of the data.
-        indices: Positions.
-
-    Returns:
-        The text.
     """
     labels = channels.labels
     shown = [
