@@ -143,7 +143,7 @@ def headline(results: Mapping[str, Any]) -> str:
     channels = f"all {size} channels" if size > 1 else f"channel {whole['channels']}"
     return (
         f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}, on "
-        f"{evaluation['num_images']:,} {evaluation['split']} images of {len(data['class_names'])} "
+        f"{evaluation['num_images']:,} images ({evaluation['split']}) of {len(data['class_names'])} "
         f"classes with {channels} ({whole['mode']}); always saying {most['class']}, the most "
         f"frequent class, gives {100 * most['fraction']:.1f} %, chance "
         f"{100 * evaluation['chance']:.1f} %"
@@ -341,7 +341,7 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
     if check is not None:
         said = "the same answer" if check["equal"] else "**ANOTHER answer**"
         notes.append(
-            f"Order: {said} with the planes in another order on {check['num_images']} images "
+            f"Order: {said} with the planes of {check['num_images']} images in another order "
             f"(logits of up to {check['scale']:.3g} differ by {check['difference']:.1g})."
         )
     if evaluation["foretold"] is not None:
