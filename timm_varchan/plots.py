@@ -380,7 +380,9 @@ def plot_bands(
     own = sorted(own, key=lambda pair: (-pair[1].value, pair[0].index))[:MAX_BANDS]
     heights = [1.0 + 0.22 * len(rows) for rows in (certain, own) if rows]
     figure = _figure(0.9 + sum(heights))
-    panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if heights:
+        grid = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
+        panels = list(grid[:, 0])
     if certain:
         _draw_losses(panels.pop(0), certain)
     if own:
