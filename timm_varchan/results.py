@@ -144,7 +144,8 @@ def headline(results: Mapping[str, Any]) -> str:
     return (
         f"accuracy {value:.1f} %, 95 % interval {low:.1f} to {high:.1f}, on "
         f"{evaluation['num_images']:,} images ({evaluation['split']}) of "
-        f"{len(data['class_names'])} classes with {channels} ({whole['mode']}); always saying {most['class']}, the most "
+        f"{len(data['class_names'])} classes with {channels} ({whole['mode']}); always saying "
+        f"{most['class']}, the most "
         f"frequent class, gives {100 * most['fraction']:.1f} %, chance "
         f"{100 * evaluation['chance']:.1f} %"
     )
