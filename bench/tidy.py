@@ -100,7 +100,7 @@ class Runs:
 
 
 def tidy(benchmark: Benchmark, name: str, folder: Path) -> pd.DataFrame:
-    """One row for each arm, way, question, reference and seed, and one for all seeds together."""
+    """One row for each arm, way, question, reference and seed, and one for all whole seeds."""
     runs, rows = Runs(benchmark, folder), []
     for arm_name, arm in benchmark.arms.items():
         training = training_of(folder, arm_name)
@@ -111,7 +111,8 @@ def tidy(benchmark: Benchmark, name: str, folder: Path) -> pd.DataFrame:
 def rows_of(runs: Runs, name: str, arm: Arm) -> Iterator[dict[str, Any]]:
     """The rows of an arm."""
     seeds = runs.seeds(name)
-    groups = [[seed] for seed in seeds] + ([seeds] if len(seeds) > 1 else [])
+    whole = [seed for seed in seeds if runs.folds(name, [seed]) == runs.folds(name, seeds[:1])]
+    groups = [[seed] for seed in seeds] + ([whole] if len(whole) > 1 else [])
     for way, question, group in itertools.product(arm.ways, runs.benchmark.questions, groups):
         folds = runs.folds(name, group)
         cell = runs.cell(f"{name}|{way}", question, group, folds)
