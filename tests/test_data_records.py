@@ -95,6 +95,24 @@ def test_a_pattern_says_which_files_are_an_image(tmp_path):
     assert len(load_data(str(tmp_path), planes="none", splits={"train": "."}).train) == 22
 
 
+@pytest.mark.parametrize(
+    ("words", "asked", "found"),
+    [
+        (("DNA", "laminin", "phase"), None, ("DNA", "laminin", "phase")),
+        (("laminin", "spectrin"), "spectrin=+laminin=", ("spectrin", "laminin")),
+        (("laminin", "spectrin"), None, (None,)),  # nothing says that these are channels
+    ],
+)
+def test_the_place_of_a_channels_word_holds_the_other_channels(tmp_path, words, asked, found):
+    for c in CLASSES:
+        for i in range(3):
+            for k, word in enumerate(words):
+                write_plane(tmp_path / c / f"A0{i}_s1_{word}.tif", k)
+    data = load_data(str(tmp_path), channels=asked)
+    assert data.channels.names == found
+    assert len(data.train) == 6 * len(words) // len(found)
+
+
 def test_channels_choose_among_the_files(tmp_path):
     root = layout(tmp_path / "bands", "{c}/scene {i}/B0{k}.tif")
     assert load_data(root, channels="B03+B01").train[0][0][:, 0, 0].tolist() == [300, 100]

@@ -405,7 +405,8 @@ def load_data(
             found: dict[str, Any] = {n: ImageSplit(r, labels) for n, (r, labels) in made.items()}
             data = ImageData(spec=spec, name=source, **found)
         else:
-            columns = Columns(image_column, label_column, planes)
+            asked = tuple(c.name for c in spec.channels if c.name is not None)
+            columns = Columns(image_column, label_column, planes, asked)
             tables = load_tables(source, splits or {}, columns=columns, cache_dir=cache_dir)
             data = data_of(
                 tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess, partial=partial,

@@ -78,11 +78,13 @@ class Columns(NamedTuple):
         label: The column of the labels.
         planes: Which files are one image, as `"{image}_w{channel}.tif"`; `"none"`: each is one.
             Found by the names without it.
+        channels: Names of the channels that are asked for, which names of files may say.
     """
 
     image: str | None = None
     label: str | None = None
     planes: str | None = None
+    channels: tuple[str, ...] = ()
 
 
 NO_COLUMNS = Columns()

@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _WORDS = (
     "red|green|blue|yellow|nir|swir1|swir2|rededge|dapi|hoechst|gfp|egfp|rfp|yfp|cfp|mcherry|cy3|"
-    "cy5|fitc|tritc|brightfield|phase|dna|er|rna|agp|mito"
+    "cy5|fitc|tritc|brightfield|phase|dna|er|rna|agp|mito|actin|tubulin|golgi"
 )
 _START = r"(?P<image>(?:.*/)?(?:[^/]*[_\-. ])?)"
 _END = r"(?=$|[_\-. ])"
@@ -52,7 +52,7 @@ Match = Callable[[str], "tuple[str, str] | None"]
 
 
 def put_together(
-    splits: Mapping[str, Files], pattern: str | None, folder: Path
+    splits: Mapping[str, Files], pattern: str | None, folder: Path, wanted: Sequence[str] = ()
 ) -> tuple[dict[str, Files], tuple[str, ...]]:
     """Rows of one file each as rows of one image each, where images are several files.
 
@@ -61,6 +61,7 @@ def put_together(
         pattern: Of the names: `{image}` and `{channel}`, `*` for anything; `"none"` for no
             grouping; None: as the names say, where they are plain.
         folder: What the paths start from.
+        wanted: Names of channels that are asked for: words that names may say.
 
     Returns:
         The rows with a tuple of paths each, and what the planes are called; no names where every
@@ -75,7 +76,7 @@ def put_together(
     paths = [p for rows in splits.values() for row in rows.paths for p in _each(row)]
     if pattern == "none" or not paths:
         return dict(splits), ()
-    match = _of_pattern(pattern) if pattern else _plain(paths, folder)
+    match = _of_pattern(pattern) if pattern else _plain(paths, folder, wanted)
     several = next(
         (row for rows in splits.values() for row in rows.paths if isinstance(row, tuple)), None
     )
@@ -194,11 +195,10 @@ def _of_pattern(pattern: str) -> Match:
     return match
 
 
-def _plain(paths: Sequence[str], folder: Path) -> Match | None:
+def _plain(paths: Sequence[str], folder: Path, wanted: Sequence[str]) -> Match | None:
     """How the names say image and channel, if they do so plainly: see `_is_plain`."""
     some = paths[:: max(1, len(paths) // 50)]
-    for compiled in _PLAIN:
-        match = _matcher(compiled)
+    for match in (*map(_matcher, _PLAIN), *_by_words(paths, wanted)):
         if sum(match(path) is not None for path in some) < 0.95 * len(some):
             continue
         groups: dict[str, set[str]] = {}
@@ -208,6 +208,35 @@ def _plain(paths: Sequence[str], folder: Path) -> Match | None:
         if _is_plain(groups) and _is_one_plane(folder / paths[0]):
             return match
     return None
+
+
+def _by_words(paths: Sequence[str], wanted: Sequence[str]) -> Iterator[Match]:
+    """Ways to take one part of the names for the channel, where words of channels stand in it.
+
+    The wanted channels' all, or known ones, two at least and half of what stands there.
+    """
+    asked = {re.sub(r"[\W_]+", "", name).lower() for name in wanted}
+    for place in (-1, -2, -3, -4, 0, 1, 2):
+        match = _at(place)
+        words = {found[1].lower() for path in paths if (found := match(path))}
+        known = sum(re.fullmatch(_WORDS, word) is not None for word in words)
+        if len(words) <= _MAX_PLANES and (
+            1 < len(asked) <= len(asked & words) or (known > 1 and 2 * known >= len(words))
+        ):
+            yield match
+
+
+def _at(place: int) -> Match:
+    def match(path: str) -> tuple[str, str] | None:
+        folder, slash, name = path.rpartition(".")[0].rpartition("/")
+        parts = re.split(r"([_\-. ])", name)
+        at = 2 * place if place >= 0 else 2 * place + 1
+        if not -len(parts) <= at < len(parts) or not parts[at]:
+            return None
+        channel, parts[at] = parts[at], ""
+        return folder + slash + _SAME.sub("", "".join(parts)), channel
+
+    return match
 
 
 def are_channels(names: Sequence[str]) -> bool:

@@ -139,7 +139,7 @@ def load_tables(
         found = _load_hub(name, splits, **options)
     if not all(isinstance(rows, Files) for rows in found.values()):
         return Tables(found, folder, name)
-    found, channels = put_together(found, columns.planes, folder)
+    found, channels = put_together(found, columns.planes, folder, columns.channels)
     return Tables(found, folder, name, planes=channels)
 
 
