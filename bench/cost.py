@@ -254,7 +254,7 @@ def plain_loop(config: TrainConfig, arch: str) -> list[float]:
                      img_size=config.img_size)  # fmt: skip
     assert data.train is not None
     split = TransformedSplit(
-        cached(data.train), train_transform(config.pixels, data.channels), config.seed
+        cached(data.train), train_transform(config.img_size, data.channels), config.seed
     )
     loader = DataLoader(
         split, config.batch_size, shuffle=True, drop_last=True, num_workers=config.workers,

@@ -343,7 +343,7 @@ def finish(
     if target.is_file():
         return target
     if arm.untrained:
-        save_untrained(folder / "model", Path(config.dataset), config.pixels)
+        save_untrained(folder / "model", Path(config.dataset), config.img_size)
     elif is_finished(folder):
         check_same(folder, config)
     elif trains:

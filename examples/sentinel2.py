@@ -1,7 +1,7 @@
 """Sentinel-2 bands on a backbone that was trained on RGB photographs.
 
 Every band is told by name; the kernels of the photographs serve the nearest colour from the start,
-and training (here ten steps on made-up reflectances) finds out what the infrared is good for.
+and training (here thirty steps on made-up reflectances) finds out what the infrared is good for.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
     model = timm.create_model("dwg_resnet18", pretrained=pretrained, num_classes=2)
     timm_varchan.set_channels(model, BANDS)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(10):
+    for step in range(30):
         x, labels = reflectances(16, 32)
         loss = F.cross_entropy(model(x), labels)
         optimiser.zero_grad()

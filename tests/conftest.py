@@ -113,7 +113,7 @@ def quick_pictures(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_saved", lambda figure, path: write_picture(path))
+        patch.setattr(plots, "_saved", lambda figure, path, *_: write_picture(path))
         yield
 
 

@@ -203,7 +203,7 @@ def test_splits_by_other_names_and_left_out(tmp_path, load):
     assert load(root).validation is None
     assert len(load(root, splits={"validation": "holdout"}).validation) == 4
     assert load(root, splits={"train": None, "test": "holdout"}).train is None
-    with pytest.raises(ValueError, match=r"no split 'dev'; it has train"):
+    with pytest.raises(ValueError, match=r"no split 'dev'; it has holdout, train"):
         load(root, splits={"validation": "dev"})
     with pytest.raises(ValueError, match="Unknown split training"):
         load(root, splits={"training": "train"})

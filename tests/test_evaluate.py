@@ -149,7 +149,7 @@ def test_the_command_tests_where_training_did_not_look(tmp_path, arrays, capsys)
     model = str(outcome.folder / "model")
     assert main(["evaluate", model, "--dataset", f"{arrays}/train", *common]) == 0
     text = capsys.readouterr().out
-    assert "on 6 validation images" in text
+    assert "on 6 images (validation)" in text
     assert f"| all 13   | {100 * expected:.1f}" in text
     forget_accelerate()
     assert main(["evaluate", model, "--dataset", f"{arrays}/val", *common]) == 0

@@ -111,7 +111,7 @@ def test_a_bare_environment_with_the_wheel_trains_by_all_its_names(tmp_path):
 def test_two_processes_that_ignore_each_other_are_refused(tmp_path):
     done = launched(TWO, [*TINY_ARGS, "--output-dir", str(tmp_path / "run")])
     assert done.returncode != 0
-    assert "the launcher started 2 processes, but each works on its own" in done.stderr
+    assert "launcher started 2 processes, but each works on its own" in done.stderr
     assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in done.stderr
     assert not (tmp_path / "run").exists()
 

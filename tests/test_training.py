@@ -276,7 +276,7 @@ def test_everything_is_written(finished):
     assert [line.split(",")[0] for line in lines[1:]] == ["1", "2"]
     text = (finished.folder / "results.md").read_text()
     assert "| RG " in text
-    assert "30 test images" in text
+    assert "30 images (test)" in text
 
 
 def test_results_are_json_and_hold_run_and_input(finished):

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 import timm_varchan
 from timm_varchan import Channel, ChannelSet, hub
-from timm_varchan.data import ImageStream, check_workers, stream_data
+from timm_varchan.data import ImageData, ImageStream, check_workers, stream_data
 from timm_varchan.hub import save
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.training import (
     EvaluateConfig,
     Interrupted,
@@ -194,20 +195,14 @@ def test_no_twin_of_a_twin_is_suggested(tmp_path):
     assert "dwg_" not in str(error.value)
 
 
-class Data:
-    """As much of `ImageData` as a model needs."""
-
-    def __init__(self, channels, class_names):
-        self.channels, self.class_names = channels, class_names
-
-
 def test_a_saved_model_takes_further_arguments_and_new_names(tmp_path):
     before = saved(tmp_path / "m", "dwg_test_resnet", STAINS, channel_names=("DNA", "ER"))
     config = dataclasses.replace(
         TINY, model=f"local-dir:{tmp_path / 'm'}", model_kwargs={"drop_rate": 0.25}
     )
     more = ChannelSet((*STAINS.channels, Channel("AGP"), Channel("NIR", wavelength_nm=842.0)))
-    model = build_model(config, Data(more, "abcde"))
+    spec = InputSpec(channels=more, class_names=tuple("abcde"), img_size=32)
+    model = build_model(config, ImageData(spec=spec, name="data"))
     assert model.drop_rate == 0.25
     assert model.num_classes == 5
     (mixer,) = timm_varchan.models.stems(model)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from timm_varchan.channels import ANONYMOUS, ChannelSet
 from timm_varchan.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["MAX_PIXELS", "NO_DATA", "InputSpec", "PixelFlags"]
 
@@ -94,6 +97,11 @@ class InputSpec:
         inherited = (known.channels.value_scale, known.channels.value_offset)
         if (channels.value_scale, channels.value_offset) in ((None, 0.0), inherited):
             # The files are on the scale that somebody says now, else on that of the specification.
+            if channels.mean and scale is not None and inherited[0] not in (None, scale):
+                logger.warning(
+                    "The channels were measured on numbers divided by %g; these files are read "
+                    "divided by %g.", inherited[0], scale,
+                )  # fmt: skip
             scale = inherited[0] if scale is None else scale
             offset = inherited[1] if offset is None else offset
             channels = replace(channels, value_scale=scale, value_offset=offset)
