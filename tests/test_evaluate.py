@@ -150,7 +150,7 @@ def test_the_command_tests_where_training_did_not_look(tmp_path, arrays, capsys)
     assert main(["evaluate", model, "--dataset", f"{arrays}/train", *common]) == 0
     text = capsys.readouterr().out
     assert "on 6 images (validation)" in text
-    assert f"| all 13   | {100 * expected:.1f}" in text
+    assert f"Accuracy {100 * expected:.1f} %" in text
     forget_accelerate()
     assert main(["evaluate", model, "--dataset", f"{arrays}/val", *common]) == 0
     assert "on 24 " in capsys.readouterr().out
