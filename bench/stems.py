@@ -195,7 +195,10 @@ class DofaMixer(KernelMixer):
     def kernels(self, x: Tensor, bank: Tensor) -> Tensor:
         """The kernels, `(S, out, C, kh, kw)`, generated once for each different set."""
         rows, _, _ = self.rows(x)
-        absent, which = torch.unique(self.present[:, rows] == 0, dim=0, return_inverse=True)
+        absent = self.present[:, rows] == 0
+        which = torch.zeros(1, dtype=torch.long, device=absent.device)
+        if len(absent) > 1:  # not of one, so that shapes can be computed on the meta device
+            absent, which = torch.unique(absent, dim=0, return_inverse=True)
         code = self.code[:, rows].expand(len(absent), -1, -1)
         embedded = code + self.embed(code)
         tokens = self.tokens.expand(len(code), -1, -1)

@@ -24,10 +24,12 @@ import report  # noqa: E402
 import run as bench  # noqa: E402
 import tables  # noqa: E402
 import tidy  # noqa: E402
+from complexity import count_complexity  # noqa: E402
 
 import timm_varchan  # noqa: E402
 from timm_varchan import ChannelSet, hub  # noqa: E402
 from timm_varchan.evaluation import wilson_interval  # noqa: E402
+from timm_varchan.models import stems  # noqa: E402
 from timm_varchan.training import TrainConfig  # noqa: E402
 
 TINY = {
@@ -179,6 +181,24 @@ def test_peers_are_saved_and_do_not_look_at_absent_planes(arm, tmp_path):
         loaded = hub.load(tmp_path / "m").model.eval()
         timm_varchan.set_channels(loaded, bands)
         torch.testing.assert_close(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["dynamic", "dofa"])
+def test_stems_that_make_whole_kernels_train_and_are_counted(name):
+    kwargs = {"width": 16, "num_tokens": 4, "feedforward": 32} if name == "dofa" else {}
+    model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3), name, **kwargs)
+    assert 0 < count_complexity(model, "BGR", img_size=32).stem_macs
+    timm_varchan.set_channels(model, "BGR")
+    mixer, x, labels = stems(model)[0], torch.randn(4, 3, 32, 32), torch.arange(4) % 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {key: value.detach().clone() for key, value in mixer.named_parameters()}
+    for _ in range(2):  # the attention's gradient is zero while the kernels are equal
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    still = [key for key, value in mixer.named_parameters() if torch.equal(value, before[key])]
+    assert not still
+    assert model(x).isfinite().all()
 
 
 @pytest.fixture
