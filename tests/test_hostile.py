@@ -246,9 +246,12 @@ def models(case):
 
 
 DEVICES = ["cpu", "cuda", "cuda:7", "mps", "xpu", "meta", "nonsense", ""]
+#: All that there are.
+NUM_DEVICE_CASES = len(DEVICES) * len(OWN_STEMS)
+device_cases = st.tuples(st.sampled_from(DEVICES), st.sampled_from(sorted(OWN_STEMS)))
 
 
-@prop(st.tuples(st.sampled_from(DEVICES), st.sampled_from(sorted(OWN_STEMS))), 20, 60)
+@prop(device_cases, NUM_DEVICE_CASES, NUM_DEVICE_CASES)
 def devices(case):
     """A device that is not there is torch's error, at once; meta computes shapes."""
     device, name = case
