@@ -122,8 +122,8 @@ def test_bfloat16_is_used(tmp_path, monkeypatch):
         return original(logits, *args, **kwargs)
 
     monkeypatch.setattr(training_train.F, "cross_entropy", watch)
-    # At 16 px the last stage sees 1 x 1, where the weight gradient of torch's own bfloat16
-    # convolution with stride 2 is wrong on CPUs with AMX: it holds what was in the memory before.
+    # At 16 px the last stage sees 1 x 1. There, with stride 2, torch's own bfloat16 convolution can
+    # give a weight gradient that holds what was in the memory before (seen on a Xeon with AMX).
     two = {"epochs": 2, "img_size": 32}
     whole, half = runs(tmp_path, two, {**two, "mixed_precision": "bf16"})
     assert torch.bfloat16 in seen
