@@ -157,7 +157,7 @@ def choose_splits(
     chosen = {split: name for split, name in splits.items() if name is not None}
     for name in chosen.values():
         if name not in found:
-            raise UserError(f"{source} has no split {name!r}; it has {', '.join(found)}.")
+            raise UserError(f"{source} has no split {name!r}; it has {', '.join(sorted(found))}.")
     for split in set(SPLIT_ALIASES) - set(splits):
         others = [name for name in found if name not in splits.values()]
         named = [[n for n in others if n.lower() == alias] for alias in SPLIT_ALIASES[split]]
@@ -172,7 +172,7 @@ def choose_splits(
         chosen["train"] = next(iter(found))
     if not chosen:
         raise UserError(
-            f"{source} has no split that is called like one; it has {', '.join(found)}. "
+            f"{source} has no split that is called like one; it has {', '.join(sorted(found))}. "
             f"{_SAY_WHICH}."
         )
     unused = sorted(set(found) - set(chosen.values()))
