@@ -144,9 +144,11 @@ def fits(mixer, spec, x):
 
 
 @prop(stem_cases, 100, 3000)
-def stems(case):
+def stems(case, monkeypatch):
     """Any shape, type and content, with any stem told any channel set."""
     name, spec, dtype, drawn = case
+    # On CPUs with AMX a plain convolution of tiny bfloat16 planes gives NaN in oneDNN (torch 2.14).
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", dtype != torch.bfloat16)
     torch.manual_seed(0)
     stem = make_stem(name, nn.Conv2d(3, 4, 3, stride=2, padding=1)).to(dtype)
     if name == "dwg":

@@ -303,10 +303,11 @@ def test_training_pushes(server, tmp_path):
     train += ["--output-dir", tmp_path / "run", "--push-to-hub"]
     failed = run(*train, "org/failing", env=env)
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("hf_train: Could not push to org/failing")
-    command = failed.stderr.strip().rpartition("repeat with: python ")[2]
+    assert failed.stderr.splitlines()[-1].startswith("error: Could not push to org/failing")
+    command = failed.stderr.strip().rpartition("repeat with: timm-varchan ")[2]
     assert (tmp_path / "run" / "results.json").exists()
-    again = run(*shlex.split(command.replace("org/failing", "org/name")), env=env)
+    words = shlex.split(command.replace("org/failing", "org/name"))
+    again = run("-m", "timm_varchan", *words, env=env)
     assert again.returncode == 0, again.stderr
     assert again.stdout.strip() == f"{hub_server.url}/org/name"
     assert hub_server.private["org/name"] in (True, "private")

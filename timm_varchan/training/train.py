@@ -189,6 +189,8 @@ def set_up(config: TrainConfig, accelerator: Accelerator) -> tuple[Trainer, Prog
     data = load_run_data(config, spec, accelerator)
     loader, batch_size = train_loader(config, data, accelerator)
     given, config = config, replace(config, batch_size=batch_size)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = replace(config, channels_last=False)  # it broadcasts contiguous weights alone
     _say(accelerator, "Building %s.", config.model)
     model = build_model(config, data)
     Judge(config, accelerator, model, data)
