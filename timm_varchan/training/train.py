@@ -565,10 +565,10 @@ class Trainer:
         )  # fmt: skip
         view.tell(self.model)
         planes = view.planes
-        if config.compile:
-            torch._dynamo.maybe_mark_dynamic(planes, 1)
         if config.channels_last:
             planes = planes.contiguous(memory_format=torch.channels_last)
+        if config.compile:
+            torch._dynamo.maybe_mark_dynamic(planes, 1)
         if self.scheduler is not None:
             self.scheduler.step_update(progress.updates)
         with self.accelerator.autocast():
