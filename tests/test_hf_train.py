@@ -83,31 +83,6 @@ def test_stopped_by_a_signal_and_resumed_with_the_printed_flags(tmp_path):
         assert (folder / name).exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_bare_environment_with_the_wheel_trains_by_all_its_names(tmp_path):
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "-w", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    bare, script = tmp_path / "bare", tmp_path / "hf_train.py"
-    subprocess.run([str(ROOT / "tests" / "bare_venv"), bare, wheel, "train"], check=True)
-    script.write_text((ROOT / "hf_train.py").read_text())
-    python, one = str(bare / "bin" / "python"), LAUNCHED_ONE[1:]
-    tiny = [*TINY_ARGS, "--epochs", "1", "--limit", "10", "--sets", "R"]
-    environ = {k: v for k, v in environment().items() if k != "PYTHONPATH"}
-    for number, command in enumerate((
-        [str(bare / "bin" / "timm-varchan"), "train"], [python, *one, str(script)],
-        [python, *one, "-m", "timm_varchan", "train"],
-    )):  # fmt: skip
-        folder = tmp_path / str(number)
-        done = subprocess.run(
-            [*command, *tiny, "--output-dir", str(folder)], cwd=tmp_path, env=environ, text=True,
-            capture_output=True, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert (folder / "results.html").is_file()
-
-
 def test_two_processes_that_ignore_each_other_are_refused(tmp_path):
     done = launched(TWO, [*TINY_ARGS, "--output-dir", str(tmp_path / "run")])
     assert done.returncode != 0

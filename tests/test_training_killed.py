@@ -26,8 +26,7 @@ def summary(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "workers"), [(1, "2"), (2, "0")])
 def test_killed_and_resumed_is_bit_equal(tmp_path, processes, workers):
     command, variables = (ONE, {}) if processes == 1 else (TWO, {"ACCELERATE_USE_CPU": "true"})
     size = ["--batch-size", "4"] if processes == 2 else []
