@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from conftest import wake
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import timm_varchan
 from timm_varchan.__main__ import main
@@ -58,6 +59,19 @@ def test_program_for_one_channel_set(model, tmp_path):
     twin = timm_varchan.share(model, "GB")
     torch.testing.assert_close(program(x), twin(x))
     assert InputSpec.from_dict(json.loads(extra["timm_varchan"])).channels.labels == ("G", "B")
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_one_set_goes_through_the_first_step_to_int8(is_trained, model, tmp_path):
+    plain = timm.create_model("dwg_test_resnet", num_classes=7).eval()
+    export(model if is_trained else plain, tmp_path / "m.onnx", channels="RGB", dynamic_size=False)
+    quant_pre_process(tmp_path / "m.onnx", tmp_path / "pre.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "pre.onnx")
+    assert session.get_inputs()[0].shape[0] == "batch"
+    x = torch.randn(2, 3, 160, 160)
+    answer = session.run(None, {"image": x.numpy()})[0]
+    expected = (model if is_trained else plain)(x).detach().numpy()
+    np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
 @pytest.mark.slow

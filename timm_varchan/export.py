@@ -17,7 +17,8 @@ from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet, ChannelSetLike
-from timm_varchan.errors import needs
+from timm_varchan.errors import UserError, needs
+from timm_varchan.folding import fold
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, share, stems
 from timm_varchan.models.adapt import parse_channels
@@ -108,17 +109,18 @@ def export(
         channels = parse_channels(model, channels)
     spec = InputSpec.of(spec, channels=channels, **fields)
     sizes, because = _sizes(model, counts[-1], spec.img_size, dynamic_size)
+    static = _folded(model) if len(counts) == 1 else model
     text = json.dumps(replace(spec, img_size=sizes[0][0]).to_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         new = Path(folder) / path.name
         try:
-            _write(model, new, counts, sizes, text)
+            _write(static, new, counts, sizes, text)
         except RuntimeError as error:
             if len(sizes) == 1:
                 raise
             sizes, because = sizes[:1], f"With dynamic ones {error}"
-            _write(model, new, counts, sizes, text)
+            _write(static, new, counts, sizes, text)
         checks = tuple(_checks(model, new, counts, sizes))
         failed = [check for check in checks if not check.passed]
         if failed:
@@ -161,6 +163,15 @@ def _for_channels(
     if isinstance(mixer.channels, ChannelSet) and len(mixer.channels):
         return model, (len(mixer.channels),)
     return model, CHECK_COUNTS if mixer.supports_anonymous else (len(mixer.default_channels),)
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    """The model without its stems, where their coefficients depend on the channels alone."""
+    channels = stems(model)[0].channels if has_stems(model) else None
+    try:
+        return fold(model, channels) if isinstance(channels, ChannelSet) else model
+    except UserError:  # they depend on the image, or stand before no convolution
+        return model
 
 
 def _sizes(
@@ -251,6 +262,7 @@ def _write_onnx(
         dynamic_shapes=(axes,),
         input_names=["image"],
         output_names=["logits"],
+        custom_translation_table={torch.ops.aten.linalg_vector_norm.default: _onnx_norm},
         verbose=False,
     )
     assert program is not None
@@ -260,6 +272,18 @@ def _write_onnx(
             if value.shape is not None and axis < len(value.shape) and axis in axes:
                 value.shape[axis] = name
     program.save(str(path))
+
+
+def _onnx_norm(
+    x: Any, ord: float = 2.0, dim: Sequence[int] = (), keepdim: bool = False, dtype: int = -1
+) -> Any:
+    """The norm of a plane in operators whose shapes onnxruntime can infer before int8.
+
+    Its `quant_pre_process` fails at ReduceL2 with a TypeError.
+    """
+    op = importlib.import_module("onnxscript").opset18
+    assert ord == 2.0, "the stem takes no other norm"
+    return op.Sqrt(op.ReduceSum(op.Mul(x, x), list(dim), keepdims=keepdim))
 
 
 def _checks(
