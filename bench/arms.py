@@ -58,7 +58,7 @@ class Arm:
             weights, `{channel_stats}` what was measured on the training images, and `{run:ARM}`
             the saved model of another arm of the same seed and fold.
         ways: Keys of `WAYS`: how it is tested.
-        own: Tested on the set of all its channels alone.
+        only_all: Tested on the set of all its channels alone.
         untrained: Nothing is trained: the classes of the data out of ImageNet's; of `config` only
             `img_size` counts.
         against: Arms that it is compared with on the same images: `ARM` or `ARM|WAY`, in which
@@ -67,7 +67,7 @@ class Arm:
 
     config: Mapping[str, Any]
     ways: tuple[str, ...] = ("trained",)
-    own: bool = False
+    only_all: bool = False
     untrained: bool = False
     against: tuple[str, ...] = ()
 
@@ -118,7 +118,7 @@ def experts(config: Config, channels: str) -> dict[str, Arm]:
     arms = {f"expert-{planes}": Arm(plain, ("trained", "zero", "mean", "measured"))}
     for indices in planes.subset_indices()[1:]:
         name = str(planes.take(indices))
-        arms[f"expert-{name}"] = Arm({**plain, "use": name, "sets": name}, own=True)
+        arms[f"expert-{name}"] = Arm({**plain, "use": name, "sets": name}, only_all=True)
     return arms
 
 
@@ -393,12 +393,12 @@ task2 = Benchmark(
     questions=every_subset("RGB"),
     split="first 25 classes",
     arms={
-        "resnet34": Arm({**TASK2, "model": "resnet34", "lr": 4e-3}, own=True),
+        "resnet34": Arm({**TASK2, "model": "resnet34", "lr": 4e-3}, only_all=True),
         "resnet34_stride1": Arm(
-            {**TASK2, "model": "resnet34_stride1", "lr": 4e-3}, own=True, against=("resnet34",)
+            {**TASK2, "model": "resnet34_stride1", "lr": 4e-3}, only_all=True, against=("resnet34",)
         ),
         **{
-            name: Arm({**TASK2, "model": name}, own=True, against=("resnet34",))
+            name: Arm({**TASK2, "model": name}, only_all=True, against=("resnet34",))
             for name in ("rrdb_small", "rrdb_rnn_small", "rrdb_rnn_base")
         },
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,44 +21,27 @@ __all__ = ["Complexity", "count_complexity"]
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model costs on one channel set.
+    """What a batch costs on one channel set; sizes are in 10^6 bytes.
 
     Args:
-        channels: The channel set as text.
-        num_channels: C.
-        img_size: Height and width of the input, in pixels.
-        batch_size: B; MACs, FLOPs and sizes are of the whole batch.
         params: Parameters of the model.
-        stem_params: Those of its first layers, mixer and kernel bank; None where timm does not say
-            which they are.
         macs: Multiply-adds of convolutions, matrix products and attention.
-        flops: Twice as many.
-        stem_macs: The share of the first layers.
         macs_per_added_channel: Growth with one more anonymous channel; None for models of a fixed
             number of channels and stems that take no anonymous ones.
+        stem_macs: The share of the first layers, mixer and kernel bank; None where timm does not
+            say which they are.
         forward_backward_mb: Size of the activations of all modules with parameters and of as many
-            gradients, in 10^6 bytes, as torchinfo defines it. Modules with both parameters and
-            children (timm's BatchNorm with activation) are counted too, which torchinfo misses;
-            what functions return (the convolution of a `KernelStem`) is in neither.
-        params_mb: Size of the parameters, in 10^6 bytes.
+            gradients, as torchinfo defines it. Modules with both parameters and children (timm's
+            BatchNorm with activation) are counted too, which torchinfo misses.
+        params_mb: Size of the parameters.
     """
 
-    channels: str
-    num_channels: int
-    img_size: int
-    batch_size: int
     params: int
-    stem_params: int | None
     macs: int
-    flops: int
-    stem_macs: int | None
     macs_per_added_channel: int | None
+    stem_macs: int | None
     forward_backward_mb: float
     params_mb: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        return asdict(self)
 
 
 def count_complexity(
@@ -97,24 +80,17 @@ def count_complexity(
     counts = _run(twin, shape, first)
     growth = None
     if mixers and all(mixer.supports_anonymous for mixer in mixers):
-        one, more = (
+        fewer, more = (
             _run(twin, (batch_size, count, img_size, img_size), first, anonymous=True).macs
             for count in (len(wanted), len(wanted) + 1)
         )
-        growth = more - one
+        growth = more - fewer
     parameters = list(model.parameters())
-    stem = {id(p): p.numel() for module in first for p in module.parameters()}
     return Complexity(
-        channels=str(wanted),
-        num_channels=len(wanted),
-        img_size=img_size,
-        batch_size=batch_size,
         params=sum(p.numel() for p in parameters),
-        stem_params=sum(stem.values()) if first else None,
         macs=counts.macs,
-        flops=2 * counts.macs,
-        stem_macs=counts.first_macs if first else None,
         macs_per_added_channel=growth,
+        stem_macs=counts.first_macs if first else None,
         forward_backward_mb=2 * counts.output_bytes / 1e6,
         params_mb=sum(p.numel() * p.element_size() for p in parameters) / 1e6,
     )

@@ -112,9 +112,9 @@ def ratios(steps: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
     Args:
         steps: Seconds of each round, by model.
     """
-    own, *baselines = steps
+    first, *baselines = steps
     return {
-        name: spread([a / b for a, b in zip(steps[own], steps[name], strict=True)])
+        name: spread([a / b for a, b in zip(steps[first], steps[name], strict=True)])
         for name in baselines
     }
 
@@ -159,14 +159,11 @@ def complexity(args: argparse.Namespace) -> Rows:
     found = {key: counted(*key) for key in wanted}
     rows = []
     for (name, count), cost in found.items():
-        growth = cost.macs_per_added_channel
-        if growth is None and name in MODELS:  # of a model built anew for each number
+        row = {"model": name, "channels": count, **dataclasses.asdict(cost)}
+        if cost.macs_per_added_channel is None and name in MODELS:  # built anew for each number
             few, many = found[name, COUNTS[0]], found[name, COUNTS[-1]]
-            growth = (many.macs - few.macs) / (COUNTS[-1] - COUNTS[0])
-        rows.append({"model": name, "channels": count, "params": cost.params, "macs": cost.macs,
-                     "macs_per_added_channel": growth, "stem_macs": cost.stem_macs,
-                     "forward_backward_mb": cost.forward_backward_mb,
-                     "params_mb": cost.params_mb})  # fmt: skip
+            row["macs_per_added_channel"] = (many.macs - few.macs) / (COUNTS[-1] - COUNTS[0])
+        rows.append(row)
     return rows
 
 
@@ -191,7 +188,7 @@ def peers_cost(args: argparse.Namespace) -> Rows:
             cost = count_complexity(model, given, img_size=args.img_size)
             row = {"model": name, "channels": count, "params": cost.params, "macs": cost.macs,
                    "ms": 1000 * spread(steps[name])["median"]}  # fmt: skip
-            ratio = ratios({name: steps[name], "own": steps["twin"]})["own"]
+            ratio = ratios({name: steps[name], "base": steps["twin"]})["base"]
             rows.append({**row, **with_interval("to_twin", ratio)})
     return rows
 
@@ -280,8 +277,8 @@ def plain_loop(config: TrainConfig, arch: str) -> list[float]:
     return speeds[1:]
 
 
-def own_loop(config: TrainConfig) -> list[float]:
-    """The same of hf_train.py's loop."""
+def package_loop(config: TrainConfig) -> list[float]:
+    """The same of the loop of `timm-varchan train`."""
     with tempfile.TemporaryDirectory() as folder:
         outcome = train(dataclasses.replace(config, output_dir=folder))
     return [entry["images_per_second"] for entry in outcome.results["training"]["history"][1:]]
@@ -297,9 +294,11 @@ def throughput(args: argparse.Namespace) -> Rows:
     as_is = dataclasses.replace(config, channel_aug="none")
     loops: dict[str, Callable[[], list[float]]] = {
         f"plain loop, {args.arch}": partial(plain_loop, config, args.arch),
-        f"hf_train.py, {args.arch}": partial(own_loop, dataclasses.replace(as_is, model=args.arch)),
-        f"hf_train.py, dwg_{args.arch}, channels as they are": partial(own_loop, as_is),
-        f"hf_train.py, dwg_{args.arch}, a set an image": partial(own_loop, config),
+        f"timm-varchan train, {args.arch}": partial(
+            package_loop, dataclasses.replace(as_is, model=args.arch)
+        ),
+        f"timm-varchan train, dwg_{args.arch}, channels as they are": partial(package_loop, as_is),
+        f"timm-varchan train, dwg_{args.arch}, a set an image": partial(package_loop, config),
     }
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(args.rounds):
@@ -308,9 +307,9 @@ def throughput(args: argparse.Namespace) -> Rows:
             print(f"round {number + 1}: {name}: {speeds[name][-1]:.1f} images/s", flush=True)
     first = next(iter(speeds.values()))
     return [
-        {"loop": name, "images_per_second": spread(own)["median"],
-         **with_interval("of_plain", spread([a / b for a, b in zip(own, first, strict=True)]))}
-        for name, own in speeds.items()
+        {"loop": name, "images_per_second": spread(each)["median"],
+         **with_interval("of_plain", spread([a / b for a, b in zip(each, first, strict=True)]))}
+        for name, each in speeds.items()
     ]  # fmt: skip
 
 
@@ -423,8 +422,8 @@ def read_formats(folder: Path, num_images: int, rounds: int) -> Rows:
         pairs = {"of_plain": ("plain", "ours"), "of_torchvision": ("torchvision", "augmented")}
         row: dict[str, Any] = {"format": name}
         row |= {k: spread([num_images / s for s in v])["median"] for k, v in steps.items()}
-        for column, (theirs, own) in pairs.items():  # the plain reader's time over ours
-            figures = ratios({theirs: steps[theirs], own: steps[own]})[own]
+        for column, (baseline, ours) in pairs.items():  # the plain reader's time over ours
+            figures = ratios({baseline: steps[baseline], ours: steps[ours]})[ours]
             row |= with_interval(column, figures)
         rows.append(row)
     return rows

@@ -77,13 +77,13 @@ def draw_channels_left(file: Path) -> Path | None:
     axes = figure.subplots()
     for label, (arm, way) in tables.LINES.items():
         cells = {n: found.get(arm, way, question) for n, question in tables.LEFT.items()}
-        known = {n: row for n, row in cells.items() if row is not None}
-        if not known:
+        points = {n: row for n, row in cells.items() if row is not None}
+        if not points:
             continue
         colour = COLOURS[label.split()[0]]
-        values = [100 * float(row["accuracy"]) for row in known.values()]
-        spread = [100 * float(row["sd_seeds"] or 0) for row in known.values()]
-        axes.errorbar(list(known), values, yerr=spread, color=colour, marker="o", markersize=9,
+        values = [100 * float(row["accuracy"]) for row in points.values()]
+        spread = [100 * float(row["sd_seeds"] or 0) for row in points.values()]
+        axes.errorbar(list(points), values, yerr=spread, color=colour, marker="o", markersize=9,
                       linewidth=4, capsize=6)  # fmt: skip
         x, y, side = (13, 90, "right") if "twin" in label else (4.5, 50, "left")
         axes.text(x, y, label, color=colour, fontsize=20, weight="bold", ha=side)

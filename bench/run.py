@@ -264,27 +264,27 @@ def met(folder: Path, way: Way, train: list[Any]) -> nn.Module:
     if way.prior is None:
         return saved.model
     virtual = saved.channels.standardised().without_correlation()
-    known = {"channel_stats": measure_channels(train, virtual)} if way.prior == "measured" else {}
+    stats = measure_channels(train, virtual) if way.prior == "measured" else None
     return timm_varchan.adapt(
-        saved.model, "prior", virtual_channels=virtual, prior=way.prior, **known
+        saved.model, "prior", virtual_channels=virtual, prior=way.prior, channel_stats=stats
     )
 
 
 def sets_of(
-    benchmark: Benchmark, planes: Sequence[int], *, own: bool
+    benchmark: Benchmark, planes: Sequence[int], *, only_all: bool
 ) -> dict[tuple[int, ...], tuple[int, ...]]:
     """The channel sets to test: positions in the data, and those among the model's planes.
 
     Args:
         benchmark: Whose questions.
         planes: The positions of the model's planes in the data.
-        own: Only the set of all of them.
+        only_all: Leave out the sets of some of them.
     """
     asked = (indices for sets in benchmark.questions.values() for indices in sets)
     return {
         indices: tuple(planes.index(i) for i in indices)
         for indices in asked
-        if set(indices) == set(planes) or (not own and set(indices) < set(planes))
+        if set(indices) == set(planes) or (not only_all and set(indices) < set(planes))
     }
 
 
@@ -323,15 +323,14 @@ def predict(benchmark: Benchmark, arm: Arm, folder: Path, dataset: Path) -> dict
         way = WAYS[name]
         model = met(folder / "model", way, few).to(memory_format=torch.channels_last)
         fixed = not timm_varchan.models.has_stems(model)
-        sets = sets_of(benchmark, planes, own=arm.own or fixed)
+        sets = sets_of(benchmark, planes, only_all=arm.only_all or fixed)
         mode = "mask" if fixed else way.mode
-        views = {s: SetView(saved.channels, s, mode, way.order) for s in sets.values()}
-        each = list(views.values())
+        each = [SetView(saved.channels, s, mode, way.order) for s in sets.values()]
         classes, found["labels"] = predict_channel_sets(
             model, batches, each, bn_buffers=estimated(model, each, few) if way.estimated else {}
         )
-        for indices, own in sets.items():
-            found[set_key(name, indices)] = classes[:, list(views).index(own)].astype(np.int16)
+        for number, indices in enumerate(sets):
+            found[set_key(name, indices)] = classes[:, number].astype(np.int16)
     return found
 
 

@@ -46,10 +46,10 @@ TOOLS = ("factory", "script", "trace", "save", "local")
 
 def sizes(model: nn.Module) -> list[int]:
     """Image sizes to try, in pixels, smallest first."""
-    own = max(model.pretrained_cfg["input_size"][-2:])
+    largest = max(model.pretrained_cfg["input_size"][-2:])
     if model.pretrained_cfg.get("fixed_input_size"):
-        return [own]
-    return [size for size in (96, 128, 192) if size < own] + [own]
+        return [largest]
+    return [size for size in (96, 128, 192) if size < largest] + [largest]
 
 
 def run(model: nn.Module, device: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 Row = Mapping[str, str]
@@ -14,8 +14,6 @@ Rows = Mapping[str, tuple[str, str]]
 
 FEW = ("RGB", "all but one", "one", "every set")
 MANY = ("all", "all but one", "RGB+NIR", "RGB", "one", "random")
-STAINS = ("brightfield+DNA+darkfield", *FEW[1:])
-EXPERTS = "expert-{set}"
 
 #: Plain timm as people train it today, and the twin: 13 bands, from ImageNet weights.
 UNTRAINED_13: Rows = {
@@ -141,57 +139,50 @@ def accuracies(
     name: str,
     rows: Rows,
     questions: Sequence[str],
-    minus: Mapping[str, tuple[str, str]] | None = None,
     show: Callable[[Row | None], str] = percent,
 ) -> str:
-    """Accuracy of arms on questions, and paired differences.
+    """Accuracy of arms on questions, in per cent.
 
     Args:
         name: The benchmark.
         rows: Which, by what they are called; those that were not run are left out.
-        questions: The columns, in per cent.
-        minus: Further columns, in points: reference and question by title.
+        questions: The columns.
         show: How an accuracy is written.
     """
     found, lines, used = Results(name), [], []
     for label, (arm, way) in rows.items():
         cells = [found.get(arm, way, question) for question in questions]
-        if not any(cells):
-            continue
-        used += [cell for cell in cells if cell]
-        gaps = [
-            "" if ref == f"{arm}|{way}" else points(found.get(arm, way, q, ref))
-            for ref, q in (minus or {}).values()
-        ]
-        lines.append([label, seeds_of(cells), *map(show, cells), *gaps])
-    return table(("", "seeds", *questions, *(minus or {})), lines) + conditions(used)
+        if any(cells):
+            used += [cell for cell in cells if cell]
+            lines.append([label, seeds_of(cells), *map(show, cells)])
+    return table(("", "seeds", *questions), lines) + conditions(used)
 
 
-def differences(name: str, own: tuple[str, str], rows: Rows, questions: Sequence[str]) -> str:
-    """One arm minus others, in points, paired by image."""
+def differences(name: str, rows: Rows, questions: Sequence[str], first: tuple[str, str]) -> str:
+    """The first arm minus others, in points, paired by image."""
     found, lines, used = Results(name), [], []
     for label, (arm, way) in rows.items():
         names = (arm, f"{arm}|{way}")
         cells = [
-            next((row for ref in names if (row := found.get(*own, q, ref))), None)
+            next((row for ref in names if (row := found.get(*first, q, ref))), None)
             for q in questions
         ]
-        if (arm, way) != own and any(cells):
+        if (arm, way) != first and any(cells):
             used += [cell for cell in cells if cell]
             lines.append([label, seeds_of(cells), *map(points, cells)])
     return table(("minus", "seeds", *questions), lines) + conditions(used)
 
 
-def gain(name: str, own: str, other: str, questions: Sequence[str]) -> str:
+def gain(name: str, questions: Sequence[str], first: str, second: str) -> str:
     """Two arms side by side, a row for each question."""
     found, lines, used = Results(name), [], []
     for question in questions:
-        row = found.get(own, "trained", question, other)
+        row = found.get(first, "trained", question, second)
         if row is None:
             continue
         used.append(row)
-        theirs = f"{100 * float(row['reference_accuracy']):.1f}"
-        lines.append([question, theirs, f"{100 * float(row['accuracy']):.1f}", points(row)])
+        each = [f"{100 * float(row[key]):.1f}" for key in ("reference_accuracy", "accuracy")]
+        lines.append([question, *each, points(row)])
     header = ("accuracy (%) on", "plain timm, trained with zeros", "twin", "gain in points")
     return table(header, lines) + conditions(used)
 
@@ -251,9 +242,9 @@ def beside(
     return table(("", *cells), zip(quantities, *cells.values(), strict=True))
 
 
-def task2_table() -> str:
+def task2_table(name: str) -> str:
     """Networks on RGB, and the share of ResNet34's accuracy that they reach."""
-    found, lines, used = Results("task2"), [], []
+    found, lines, used = Results(name), [], []
     costs = {row["model"]: row for row in read("complexity") if row["channels"] == "3"}
     for arm in NETWORKS:
         row, gap = (found.get(arm, "trained", "RGB", ref) for ref in (None, "resnet34"))
@@ -304,153 +295,108 @@ def ratio(key: str) -> Callable[[Row], str]:
     return show
 
 
-#: The tables by name: which results they need, and how they are made.
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "readme": (
-        "eurosat",
-        partial(accuracies, "eurosat", README, ("all", *MANY[2:]), show=short),
-    ),
-    "gain": ("eurosat", partial(gain, "eurosat", "twin", "tiled-zero", MANY)),
-    "thirteen": (
-        "eurosat", partial(accuracies, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, show=short)
-    ),
+#: The tables by name: how they are made, of which results, and what else that needs.
+TABLES: dict[str, tuple[Any, ...]] = {
+    "readme": (accuracies, "eurosat", README, ("all", *MANY[2:]), short),
+    "gain": (gain, "eurosat", MANY, "twin", "tiled-zero"),
+    "thirteen": (accuracies, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, short),
     "thirteen-minus": (
-        "eurosat", partial(differences, "eurosat", ("twin", "trained"),
-                           {**UNTRAINED_13, **TRAINED_13}, MANY)
+        differences, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, ("twin", "trained")
     ),
     "thirteen-untrained": (
-        "eurosat", partial(differences, "eurosat", ("tiled", "measured"),
-                           {"zeros": ("tiled", "zero")}, MANY)
+        differences, "eurosat", {"zeros": ("tiled", "zero")}, MANY, ("tiled", "measured")
     ),
-    "thirteen-more": ("eurosat", partial(accuracies, "eurosat", MORE_13, MANY, show=short)),
+    "thirteen-more": (accuracies, "eurosat", MORE_13, MANY, short),
     "transfer": (
-        "transfer",
-        partial(
-            accuracies, "transfer",
-            {
-                "zeros": ("lite0", "zero"), "mean of the others": ("lite0", "mean"),
-                "predicted from wavelengths (ours)": ("lite0", "spectral"),
-                "predicted, correlation measured (ours)": ("lite0", "measured"),
-                "zeros, BatchNorm estimated anew": ("lite0", "zero, estimated"),
-                "predicted, BatchNorm estimated anew": ("lite0", "measured, estimated"),
-            },
-            FEW, {"minus zeros: all but one": ("lite0|zero", "all but one")},
-        ),
+        accuracies, "transfer",
+        {
+            "zeros": ("lite0", "zero"), "mean of the others": ("lite0", "mean"),
+            "predicted from wavelengths (ours)": ("lite0", "spectral"),
+            "predicted, correlation measured (ours)": ("lite0", "measured"),
+            "zeros, BatchNorm estimated anew": ("lite0", "zero, estimated"),
+            "predicted, BatchNorm estimated anew": ("lite0", "measured, estimated"),
+        },
+        FEW,
     ),
-    "finetune": ("finetune", partial(accuracies, "finetune", RGB, FEW)),
+    "finetune": (accuracies, "finetune", RGB, FEW),
     "finetune-minus": (
-        "finetune", partial(differences, "finetune", ("twin", "trained"),
-                            {**RIVALS, "the expert of each set": (EXPERTS, "trained")}, FEW)
+        differences, "finetune", {**RIVALS, "the expert of each set": ("expert-{set}", "trained")},
+        FEW, ("twin", "trained"),
     ),
     "scratch": (
-        "scratch",
-        partial(
-            accuracies, "scratch",
-            {**RIVALS, "DOFA's mechanism": ("dofa", "trained"),
-             "ChannelViT's mechanism": ("channel-vit", "trained"),
-             "a plain transformer behind our stem": ("vit-twin", "trained")},
-            MANY, show=short,
-        ),
-    ),
-    "scratch-minus": (
-        "scratch", partial(differences, "scratch", ("twin", "trained"), RIVALS, MANY)
+        accuracies, "scratch",
+        {**RIVALS, "DOFA's mechanism": ("dofa", "trained"),
+         "ChannelViT's mechanism": ("channel-vit", "trained"),
+         "a plain transformer behind our stem": ("vit-twin", "trained")},
+        MANY, short,
     ),
     "stains": (
-        "stains",
-        partial(
-            accuracies, "stains",
-            {"plain timm, trained on all; absent ones are zero":
-                 ("expert-brightfield+DNA+darkfield", "zero"), **RIVALS},
-            STAINS,
-        ),
+        accuracies, "stains",
+        {"plain timm, trained on all; absent ones are zero":
+             ("expert-brightfield+DNA+darkfield", "zero"), **RIVALS},
+        ("brightfield+DNA+darkfield", *FEW[1:]),
     ),
     "flagship": (
-        "flagship",
-        partial(
-            beside, "flagship",
-            {
-                "plain timm": ("plain", "trained", "densenet121"),
-                "twin, never shuffled": ("none", "trained", "dwg_densenet121"),
-                "the same, not told the channels, in any order":
-                    ("none", "anonymous", "dwg_densenet121"),
-                "twin, trained shuffled, in any order":
-                    ("shuffle", "anonymous", "dwg_densenet121"),
-            },
-            PRINTED,
-        ),
+        beside, "flagship",
+        {
+            "plain timm": ("plain", "trained", "densenet121"),
+            "twin, never shuffled": ("none", "trained", "dwg_densenet121"),
+            "the same, not told the channels, in any order":
+                ("none", "anonymous", "dwg_densenet121"),
+            "twin, trained shuffled, in any order": ("shuffle", "anonymous", "dwg_densenet121"),
+        },
+        PRINTED,
     ),
-    "task2": ("task2", task2_table),
+    "task2": (task2_table, "task2"),
     "task2-beside-report": (
-        "task2",
-        partial(
-            beside, "task2",
-            {name: (name, "trained", name) for name in NETWORKS},
-            PRINTED_TASK2,
-        ),
+        beside, "task2", {name: (name, "trained", name) for name in NETWORKS}, PRINTED_TASK2
     ),
     "complexity": (
-        "complexity",
-        partial(
-            plain_table, "complexity",
-            {
-                "model": text("model"), "C": text("channels"),
-                "parameters (M)": number("params", 3, 1e6),
-                "multi-adds (G)": number("macs", 3, 1e9),
-                "forward/backward (MB)": number("forward_backward_mb", 2),
-                "M multi-adds a further channel": number("macs_per_added_channel", 2, 1e6),
-            },
-        ),
+        plain_table, "complexity",
+        {
+            "model": text("model"), "C": text("channels"),
+            "parameters (M)": number("params", 3, 1e6), "multi-adds (G)": number("macs", 3, 1e9),
+            "forward/backward (MB)": number("forward_backward_mb", 2),
+            "M multi-adds a further channel": number("macs_per_added_channel", 2, 1e6),
+        },
     ),
     "peers_cost": (
-        "peers_cost",
-        partial(
-            plain_table, "peers_cost",
-            {
-                "model": text("model"), "C": text("channels"), "parameters": number("params"),
-                "M multi-adds": number("macs", 1, 1e6), "time / twin": ratio("to_twin"),
-            },
-        ),
+        plain_table, "peers_cost",
+        {
+            "model": text("model"), "C": text("channels"), "parameters": number("params"),
+            "M multi-adds": number("macs", 1, 1e6), "time / twin": ratio("to_twin"),
+        },
     ),
     "latency": (
-        "latency",
-        partial(
-            plain_table, "latency",
-            {
-                "batch": text("batch"), "C": text("channels"), "twin (ms)": number("twin_ms", 1),
-                "timm (ms)": number("timm_ms", 1), "ratio to timm": ratio("to_timm"),
-                "ratio to the folded model": ratio("to_folded"),
-            },
-        ),
+        plain_table, "latency",
+        {
+            "model": text("model"), "batch": text("batch"), "C": text("channels"),
+            "twin (ms)": number("twin_ms", 1), "timm (ms)": number("timm_ms", 1),
+            "ratio to timm": ratio("to_timm"), "ratio to the folded model": ratio("to_folded"),
+        },
     ),
     "throughput": (
-        "throughput",
-        partial(
-            plain_table, "throughput",
-            {
-                "loop": text("loop"), "images/s": number("images_per_second", 1),
-                "of the plain loop": ratio("of_plain"),
-            },
-        ),
+        plain_table, "throughput",
+        {
+            "loop": text("loop"), "images/s": number("images_per_second", 1),
+            "of the plain loop": ratio("of_plain"),
+        },
     ),
     "loading": (
-        "loading",
-        partial(
-            plain_table, "loading",
-            {
-                "13 x 64 x 64, 16 bits": text("format"), "plain reader (images/s)": number("plain"),
-                "ours (images/s)": number("ours"), "of the plain reader": ratio("of_plain"),
-                "of torchvision's augmentation": ratio("of_torchvision"),
-            },
-        ),
+        plain_table, "loading",
+        {
+            "13 x 64 x 64, 16 bits": text("format"), "plain reader (images/s)": number("plain"),
+            "ours (images/s)": number("ours"), "of the plain reader": ratio("of_plain"),
+            "of torchvision's augmentation": ratio("of_torchvision"),
+        },
     ),
 }  # fmt: skip
-COST = ("complexity", "peers_cost", "latency", "throughput", "loading")
 
 
 def made(name: str) -> str:
     """A table, or the command that it waits for."""
-    results, make = TABLES[name]
+    make, results, *needed = TABLES[name]
     if read(results):
-        return make()
-    script = f"cost.py {results}" if results in COST else f"run.py {results} --data DATA"
+        return make(results, *needed)
+    script = f"cost.py {results}" if make is plain_table else f"run.py {results} --data DATA"
     return f"Not measured yet: `python bench/{script}`.\n"

@@ -88,10 +88,10 @@ class Runs:
                 arm, _, way = name.replace("{set}", str(channels.take(indices))).partition("|")
                 runs = [self.found.get((arm, seed, fold), {}) for fold in folds]
                 key = set_key(way or "trained", indices)
-                if not runs or not all(key in one for one in runs):
+                if not runs or not all(key in run for run in runs):
                     return None
-                by_set.append(np.concatenate([one[key] for one in runs]))
-                labels.append(np.concatenate([one["labels"] for one in runs]))
+                by_set.append(np.concatenate([run[key] for run in runs]))
+                labels.append(np.concatenate([run["labels"] for run in runs]))
             by_seed.append(np.stack(by_set))
         if any(not np.array_equal(labels[0], other) for other in labels):
             return None  # other images for each seed: there is no mean of an image
@@ -147,13 +147,13 @@ def figures(cell: Cell) -> dict[str, Any]:
     return row
 
 
-def compared(own: Cell, other: Cell) -> dict[str, Any]:
+def compared(cell: Cell, other: Cell) -> dict[str, Any]:
     """The paired difference over images, and the deviation of the difference between seeds."""
-    gap = paired_difference(own.right.mean(0), other.right.mean(0))
+    gap = paired_difference(cell.right.mean(0), other.right.mean(0))
     return {
         "reference_accuracy": other.right.mean(), "difference": gap.difference,
         "difference_low": gap.low, "difference_high": gap.high, "p": gap.p,
-        "sd_difference": deviation(own.right.mean(1) - other.right.mean(1)),
+        "sd_difference": deviation(cell.right.mean(1) - other.right.mean(1)),
     }  # fmt: skip
 
 

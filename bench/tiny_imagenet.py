@@ -39,7 +39,7 @@ def digest_all(digests: Iterable[str]) -> str:
 
 
 def read_rows(table: datasets.Dataset, classes: list[str]) -> list[Row]:
-    """The rows of the wanted classes, which are told by their WordNet number.
+    """The rows of the wanted classes, which are found by their WordNet number.
 
     Raises:
         ValueError: Columns or classes are missing.
@@ -71,17 +71,17 @@ def choose_validation(rows: list[Row], plan: Mapping[str, Any]) -> list[tuple[Ro
     Raises:
         ValueError: Some are not there.
     """
-    known = {name: row for row in rows if (name := row[1])}
-    known |= {digest(row[0])[:8]: row for row in rows}
+    by_key = {name: row for row in rows if (name := row[1])}
+    by_key |= {digest(row[0])[:8]: row for row in rows}
     chosen, missing = [], []
     for label, images in enumerate(plan["classes"].values()):
         for number, digits in (image.split(":") for image in images.split()):
             name = f"val_{number}.JPEG"
-            row = known.get(digits) or known.get(name)
+            row = by_key.get(digits) or by_key.get(name)
             if row is None or row[2] != label:
                 missing.append(name)
             else:
-                chosen.append((row, digits in known))
+                chosen.append((row, digits in by_key))
     if missing:
         raise ValueError(
             f"{len(missing)} validation images are not in the source, such as {missing[0]}, "

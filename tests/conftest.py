@@ -23,7 +23,7 @@ from timm_varchan.stems import STEMS
 if "PYTEST_XDIST_WORKER" in os.environ:  # where torch was imported before
     torch.set_num_threads(1)
 
-#: The package's own stems, read before any test registers those of `bench/stems.py`.
+#: The package's own stems, read before any test registers those of `bench/peers.py`.
 OWN_STEMS = tuple(STEMS)
 #: One architecture of each kind of first layer and of each way to normalise.
 ARCHS = (

@@ -40,7 +40,7 @@ TINY = {
 TWIN = {**TINY, "model": "dwg_test_resnet", "channel_aug": "hcs-sample"}
 ARMS = {
     "expert-RGB": arms.Arm(TINY, ("trained", "zero", "measured")),
-    "expert-G": arms.Arm({**TINY, "use": "G", "sets": "G"}, own=True),
+    "expert-G": arms.Arm({**TINY, "use": "G", "sets": "G"}, only_all=True),
     "twin": arms.Arm(TWIN, ("trained", "anonymous"), against=("expert-{set}", "expert-RGB|zero")),
     "stem-only": arms.Arm(
         {**TWIN, "model": "local-dir:{run:expert-RGB}", "adapt": True, "train_only": "stem"}
@@ -183,7 +183,7 @@ def test_peers_are_saved_and_do_not_look_at_absent_planes(arm, tmp_path):
         torch.testing.assert_close(loaded(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["dynamic", "dofa"])
+@pytest.mark.parametrize("name", ["dofa"])
 def test_stems_that_make_whole_kernels_train_and_are_counted(name):
     kwargs = {"width": 16, "num_tokens": 4, "feedforward": 32} if name == "dofa" else {}
     model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3), name, **kwargs)

@@ -31,13 +31,11 @@ def test_a_plain_network_by_hand():
     counts = count_complexity(plain(4), ChannelSet.anonymous(4), img_size=16, batch_size=2)
     conv, linear = 2 * 8 * 8 * 8 * 4 * 9, 2 * 8 * 5
     assert counts.macs == conv + linear
-    assert counts.flops == 2 * (conv + linear)
     assert counts.params == 8 * 4 * 9 + 16 + 45
     assert counts.params_mb == pytest.approx(4e-6 * counts.params)
     activations = 2 * (8 * 8 * 8 + 8 * 8 * 8 + 5)  # of convolution, BatchNorm, linear
     assert counts.forward_backward_mb == pytest.approx(2 * 4e-6 * activations)
-    assert counts.stem_macs is counts.stem_params is counts.macs_per_added_channel is None
-    assert (counts.num_channels, counts.img_size, counts.batch_size) == (4, 16, 2)
+    assert counts.stem_macs is counts.macs_per_added_channel is None
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
@@ -52,8 +50,6 @@ def test_a_mixing_stem_by_hand(count):
     assert counts.stem_macs == conv + mix + count * each
     assert counts.macs == counts.stem_macs + 8 * 5
     assert counts.macs_per_added_channel == K * 16 * 16 + each
-    mixer = sum(p.numel() for p in model[0].mixer.parameters())
-    assert counts.stem_params == mixer + 8 * 3 * 9
 
 
 def test_transformers_by_hand():
@@ -64,7 +60,6 @@ def test_transformers_by_hand():
     counts = count_complexity(model, RGB)
     assert counts.macs == 2 * block + patches + D * 10
     assert counts.stem_macs == patches
-    assert counts.stem_params == 3 * 256 * D + D
 
 
 def test_the_reports_columns():
@@ -72,7 +67,6 @@ def test_the_reports_columns():
     counts = count_complexity(timm.create_model("resnet34", num_classes=50), RGB)
     assert round(counts.forward_backward_mb, 2) == 59.81
     assert round(counts.macs / 1e9, 2) == 3.66
-    assert counts.stem_params == 64 * 3 * 49
 
 
 def test_a_static_stem_grows_much_faster_than_the_mixer():
@@ -91,10 +85,8 @@ def test_a_static_stem_grows_much_faster_than_the_mixer():
 def test_every_stem_is_counted(name):
     model = timm_varchan.adapt(timm.create_model("test_resnet", num_classes=3), name)
     counts = count_complexity(model, "BGR", img_size=64)
-    assert counts.channels == "BGR"
     assert 0 < counts.stem_macs < counts.macs
     assert counts.macs_per_added_channel > 0
-    assert counts.to_json()["macs"] == counts.macs
 
 
 def test_the_model_stays_as_it_was():
