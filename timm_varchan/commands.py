@@ -26,6 +26,8 @@ from timm_varchan.training.config import (
     MARK,
     RECIPES,
     EvaluateConfig,
+    Model,
+    SourceFlags,
     TrainConfig,
     as_fields,
 )
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from timm_varchan.channels import ChannelSet
     from timm_varchan.data import ImageData, ImageSplit
     from timm_varchan.hub import SavedModel
+    from timm_varchan.predict import Prediction
 
 _UNREADABLE = 3
 
@@ -136,13 +139,13 @@ def train(words: Sequence[str]) -> int:
     if outcome.is_main:
         print(f"\n{markdown_page(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
-            folder = str(config.folder / "model")
-            return push(Push(folder=folder, repo_id=config.push_to_hub))
+            return push(str(config.folder / "model"), config.push_to_hub)
     return 0
 
 
-def evaluate(config: EvaluateConfig) -> int:
+def evaluate(words: Sequence[str]) -> int:
     """Judge a saved model on channel sets."""
+    config = parse(EvaluateConfig, words, "timm-varchan evaluate")
     _log()
     from timm_varchan.results import markdown_page
     from timm_varchan.training.report import closing
@@ -175,31 +178,34 @@ def _log() -> None:
 # Using a model ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """The model, and what differs from what was saved with it."""
+#: Image files and folders.
+Files = Positional[Annotated[tuple[str, ...], arg(metavar="FILES", help="image files, folders")]]
+Data = Positional[
+    Annotated[str, arg(metavar="DATA", help="folder, Parquet or list file, or hub name")]
+]
 
-    #: name, folder, local-dir:FOLDER or hf-hub:ORG/NAME
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+
+@dataclass(frozen=True, kw_only=True)
+class LoadFlags:
+    """What differs from what was saved with the model."""
+
     pretrained: bool = True  # --no-pretrained: random weights, to try something out
     img_size: int | None = None  # height and width in pixels
 
-    def load(self) -> SavedModel:
+    def load(self, model: str, pixels: PixelFlags) -> SavedModel:
         """The saved model, its input as the flags say."""
         from timm_varchan import hub
 
-        saved = hub.load(self.model, pretrained=self.pretrained)
-        said = self.said if isinstance(self, PixelFlags) else {}
-        saved = replace(saved, spec=InputSpec.of(saved.spec, img_size=self.img_size, **said))
+        saved = hub.load(model, pretrained=self.pretrained)
+        spec = InputSpec.of(saved.spec, img_size=self.img_size, **pixels.said)
         hub.check_img_size(saved.model, self.img_size)
-        return saved
+        return replace(saved, spec=spec)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFlags:
-    """The images."""
+    """What the images are."""
 
-    files: Positional[Annotated[tuple[str, ...], arg(metavar="FILES")]]  # image files and folders
     channels: str | None = None  # planes of the files, as GB, B02+B08 or anonymous
     mean: tuple[float, ...] | None = None  # means, for all or each channel
     std: tuple[float, ...] | None = None  # deviations, for all or each channel
@@ -220,89 +226,94 @@ class AnswerFlags:
     workers: int = 0  # processes that decode
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predict(AnswerFlags, PixelFlags, ImageFlags, ModelFlags):
+def predict(
+    model: Model, files: Files, answer: AnswerFlags, images: ImageFlags, load: LoadFlags,
+    pixels: PixelFlags,
+) -> int:  # fmt: skip
     """Classify image files into lines or a table, or one large scene into a map."""
-
-
-def predict(flags: Predict) -> int:
-    """Classes of every file, a line each."""
     from tqdm import tqdm
 
     from timm_varchan.predict import find_images, missing_channels, write_table
     from timm_varchan.predict import predict as classify
 
-    saved = flags.load()
-    spec = InputSpec.of(saved.spec, channels=flags.channels)
-    if flags.output and (flags.output.endswith((".tif", ".tiff")) or flags.tile or flags.stride):
-        return _predict_scene(flags, saved, spec)
-    files = find_images(flags.files)
+    saved = load.load(model, pixels)
+    spec = InputSpec.of(saved.spec, channels=images.channels)
+    is_map = answer.output and answer.output.endswith((".tif", ".tiff"))
+    if answer.output and (is_map or answer.tile or answer.stride):
+        return _predict_scene(saved, files, spec, answer, images)
+    found_files = find_images(files)
     if missing := missing_channels(saved.model, spec.channels):
         print(missing, file=sys.stderr)
     found = classify(
-        saved.model, files, spec, mean=flags.mean, std=flags.std, top=flags.top,
-        min_probability=flags.min_probability, batch_size=flags.batch_size,
-        num_workers=flags.workers,
+        saved.model, found_files, spec, mean=images.mean, std=images.std, top=answer.top,
+        min_probability=answer.min_probability, batch_size=answer.batch_size,
+        num_workers=answer.workers,
     )  # fmt: skip
-    found = write_table(found, flags.output) if flags.output else found
+    found = write_table(found, answer.output) if answer.output else found
     unreadable = 0
-    for answer in tqdm(found, total=len(files), unit="file", disable=len(files) == 1):
-        unreadable += answer.error is not None
-        if flags.json:
-            classes = [{"name": name, "probability": value} for name, value in answer.classes]
-            line = {"file": str(answer.file), "classes": classes, "error": answer.error}
-            tqdm.write(json.dumps(line))
-        elif answer.error is not None:
-            tqdm.write(f"{answer.file}: not read, {answer.error}", file=sys.stderr)
-        elif not flags.output:
-            sure = "" if answer.is_sure else "not sure: "
-            shown = "  ".join(f"{name} {value:6.1%}" for name, value in answer.classes)
-            tqdm.write(f"{answer.file}  {sure}{shown}")
+    for one in tqdm(found, total=len(found_files), unit="file", disable=len(found_files) == 1):
+        unreadable += one.error is not None
+        _say_answer(one, answer)
     if unreadable:
-        print(f"{unreadable} of {len(files)} files could not be read.", file=sys.stderr)
+        print(f"{unreadable} of {len(found_files)} files could not be read.", file=sys.stderr)
     return _UNREADABLE if unreadable else 0
 
 
-def _predict_scene(flags: Predict, saved: SavedModel, spec: InputSpec) -> int:
+def _say_answer(found: Prediction, answer: AnswerFlags) -> None:
+    """A line for a file, beside the bar."""
+    from tqdm import tqdm
+
+    if answer.json:
+        classes = [{"name": name, "probability": value} for name, value in found.classes]
+        line = {"file": str(found.file), "classes": classes, "error": found.error}
+        tqdm.write(json.dumps(line))
+    elif found.error is not None:
+        tqdm.write(f"{found.file}: not read, {found.error}", file=sys.stderr)
+    elif not answer.output:
+        sure = "" if found.is_sure else "not sure: "
+        shown = "  ".join(f"{name} {value:6.1%}" for name, value in found.classes)
+        tqdm.write(f"{found.file}  {sure}{shown}")
+
+
+def _predict_scene(
+    saved: SavedModel, files: Sequence[str], spec: InputSpec, answer: AnswerFlags,
+    images: ImageFlags,
+) -> int:  # fmt: skip
     """Windows of one large scene into a raster or table of classes."""
     from tqdm import tqdm
 
     from timm_varchan.scenes import predict_scene
 
-    if len(flags.files) != 1:
-        raise UserError(f"--output {flags.output} is of one scene, {len(flags.files)} files came.")
-    if flags.mean and flags.std:
-        spec = replace(spec, channels=spec.channels.with_stats(flags.mean, flags.std))
+    if len(files) != 1:
+        raise UserError(f"--output {answer.output} is of one scene, {len(files)} files came.")
+    if images.mean and images.std:
+        spec = replace(spec, channels=spec.channels.with_stats(images.mean, images.std))
     rows = predict_scene(
-        saved.model, flags.files[0], str(flags.output), spec, tile=flags.tile,
-        stride=flags.stride, min_probability=flags.min_probability, batch_size=flags.batch_size,
+        saved.model, files[0], str(answer.output), spec, tile=answer.tile, stride=answer.stride,
+        min_probability=answer.min_probability, batch_size=answer.batch_size,
     )  # fmt: skip
     invalid, summary = 0.0, tuple[str, ...]()
     with tqdm(unit="row") as bar:
         for row in rows:
             bar.total, invalid, summary = row.total, invalid + row.invalid_share, row.summary
             bar.update(row.done - bar.n)
-    print(f"{flags.output}: {invalid / max(1, bar.n):.1%} of the pixels hold no data.")
+    print(f"{answer.output}: {invalid / max(1, bar.n):.1%} of the pixels hold no data.")
     print("\n".join(summary))
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PictureFlags:
-    """The picture."""
-
-    output: str = "stem.png"  # picture to write
-    sets: tuple[str, ...] = ()  # channel sets to compare, as RGB GB B
-    limit: int = 2  # images to show, of several classes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look(PictureFlags, PixelFlags, ImageFlags, ModelFlags):
-    """A picture of what the first layer makes of images."""
-
-
-def look(flags: Look) -> int:
-    """Planes, kernels and answers of the stem."""
+def look(
+    model: Model,
+    files: Files,
+    images: ImageFlags,
+    load: LoadFlags,
+    pixels: PixelFlags,
+    *,
+    output: Annotated[str, arg(help="picture to write")] = "stem.png",
+    sets: Annotated[tuple[str, ...], arg(help="channel sets to compare, as RGB GB B")] = (),
+    limit: Annotated[int, arg(help="images to show, of several classes")] = 2,
+) -> int:
+    """A picture of what the first layer makes of images: planes, kernels and answers."""
     import torch
 
     from timm_varchan.data import Reading
@@ -311,57 +322,52 @@ def look(flags: Look) -> int:
     from timm_varchan.plots import plot_stem
     from timm_varchan.predict import ImageFiles, find_images
 
-    saved = flags.load()
-    spec = InputSpec.of(saved.spec, channels=flags.channels)
+    saved = load.load(model, pixels)
+    spec = InputSpec.of(saved.spec, channels=images.channels)
     assert spec.img_size is not None  # which every loaded model has
-    files = spread(find_images(flags.files), flags.limit)  # of several classes
+    chosen = spread(find_images(files), limit)
     reading = Reading(spec, partial=has_stems(saved.model))
-    reader = ImageFiles(files, reading, (flags.mean, flags.std), (spec.img_size, spec.crop_pct))
+    reader = ImageFiles(chosen, reading, (images.mean, images.std), (spec.img_size, spec.crop_pct))
     names: list[str] = []
-    images: list[torch.Tensor] = []
+    read: list[torch.Tensor] = []
     shown = spec.channels
-    for file, image, there in (reader[i] for i in range(len(files))):
+    for file, image, there in (reader[i] for i in range(len(chosen))):
         if isinstance(image, str):
             print(f"{file}: not read, {image}", file=sys.stderr)
-        elif images and there != shown:
+        elif read and there != shown:
             print(f"{file}: left out, it has {there}, {names[0]} {shown}", file=sys.stderr)
         else:
             shown = there
             names.append(file.name)
-            images.append(image)
-    if not images:
+            read.append(image)
+    if not read:
         raise UserError("None of the files could be read.")
-    sets = parse_sets(shown, " ".join(flags.sets)) if flags.sets else None
-    print(plot_stem(saved.model, torch.stack(images), shown, flags.output, sets=sets, names=names))
-    return _UNREADABLE if len(images) < len(files) else 0
+    places = parse_sets(shown, " ".join(sets)) if sets else None
+    print(plot_stem(saved.model, torch.stack(read), shown, output, sets=places, names=names))
+    return _UNREADABLE if len(read) < len(chosen) else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportedFlags:
-    """What is written."""
-
-    output: Positional[Annotated[str, arg(metavar="FILE")]]  # file that ends in .onnx or .pt2
-    channels: str | None = None  # one channel set, as GB; by default any number of channels
-    fixed_size: bool = False  # do not try other image sizes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export(ExportedFlags, PixelFlags, ModelFlags):
-    """Write ONNX or torch.export, compared with the model first."""
-
-
-def export(flags: Export) -> int:
-    """A file that other programs run."""
+def export(
+    model: Model,
+    output: Positional[Annotated[str, arg(metavar="FILE", help="file that ends in .onnx or .pt2")]],
+    load: LoadFlags,
+    pixels: PixelFlags,
+    *,
+    channels: Annotated[
+        str | None, arg(help="one channel set, as GB; by default any number of channels")
+    ] = None,
+    fixed_size: Annotated[bool, arg(help="do not try other image sizes")] = False,
+) -> int:
+    """Write ONNX or torch.export, a file that other programs run, compared with the model first."""
     from timm_varchan.errors import ToolError
     from timm_varchan.export import export as write
 
-    saved = flags.load()
-    channels = None if flags.channels is None else saved.select(flags.channels)
+    saved = load.load(model, pixels)
+    chosen = None if channels is None else saved.select(channels)
     try:
         result = write(
-            saved.model, flags.output, saved.spec, channels=channels,
-            dynamic_size=not flags.fixed_size,
-        )  # fmt: skip
+            saved.model, output, saved.spec, channels=chosen, dynamic_size=not fixed_size
+        )
     except (ValueError, RuntimeError) as error:  # the two that it promises, whatever went wrong
         raise ToolError(str(error)) from error
     for check in result.checks:
@@ -374,48 +380,29 @@ def export(flags: Export) -> int:
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoldedFlags:
-    """For which channels, compared on which images, and where to."""
-
-    output: Positional[Annotated[str, arg(metavar="FILE")]]  # folder to save to
-    channels: str  # the channel set, as GB
-    data: str | None = None  # images to calibrate on (train) and compare on (validation)
-    limit: int = 512  # images a split
-    skip_corrupt: bool = False  # leave out images that cannot be read
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fold(FoldedFlags, PixelFlags, ModelFlags):
-    """A plain timm model for one channel set."""
-
-
-def fold(flags: Fold) -> int:
-    """Fold the mixer into the first convolution and say what that changes."""
+def fold(
+    model: Model,
+    output: Positional[Annotated[str, arg(metavar="FOLDER", help="folder to save to")]],
+    load: LoadFlags,
+    pixels: PixelFlags,
+    *,
+    channels: Annotated[str, arg(help="the channel set, as GB")],
+    data: Annotated[
+        str | None, arg(help="images to calibrate on (train) and compare on (validation)")
+    ] = None,
+    limit: Annotated[int, arg(help="images a split")] = 512,
+    skip_corrupt: Annotated[bool, arg(help="leave out images that cannot be read")] = False,
+) -> int:
+    """A plain timm model for one channel set, and what folding the mixer into it changes."""
     from timm_varchan import hub
     from timm_varchan.folding import fold as folding
     from timm_varchan.folding import measure_change
 
-    if Path(flags.output).resolve() == Path(flags.model.removeprefix("local-dir:")).resolve():
-        raise UserError(f"The output {flags.output} is the model itself: name another folder.")
-    saved = flags.load()
-    wanted = saved.select(flags.channels)
-    train = test = None
-    if flags.data:
-        from timm_varchan.data import load_data, load_fingerprints, unseen
-
-        # Without a network it takes long until the hub refuses what is no path.
-        if not (flags.data == "synthetic" or "/" in flags.data or Path(flags.data).exists()):
-            raise UserError(
-                f"There is no file or folder {flags.data}. Give one, 'synthetic', or ORG/NAME of "
-                f"the hub."
-            )
-        data = load_data(flags.data, saved.spec, limit=flags.limit, skip_corrupt=flags.skip_corrupt)
-        train, test = data.train, data.validation or data.test
-        trained = load_fingerprints(flags.model.removeprefix("local-dir:")).get("train")
-        compared = test or train
-        if trained is not None and compared is not None:
-            test = unseen(compared, trained, flags.data)
+    if Path(output).resolve() == Path(model.removeprefix("local-dir:")).resolve():
+        raise UserError(f"The output {output} is the model itself: name another folder.")
+    saved = load.load(model, pixels)
+    wanted = saved.select(channels)
+    train, test = (None, None) if data is None else _splits(data, saved, model, limit, skip_corrupt)
     images = None if train is None else (x for x, _ in _batches(train, saved.spec, wanted))
     folded = folding(saved.model, wanted, images)
     measured = test or train
@@ -428,11 +415,31 @@ def fold(flags: Fold) -> int:
         raise UserError(
             f"The first convolution standardises its weights, so no plain timm model of this "
             f"architecture has the folded kernels. Export instead: timm-varchan export "
-            f"{flags.model} FILE.onnx --channels {flags.channels}"
+            f"{model} FILE.onnx --channels {channels}"
         )
-    hub.save(folded, flags.output, replace(saved.spec, channels=wanted))
-    print(f"{flags.output}: {architecture} with {len(wanted)} channels, {wanted}.")
+    hub.save(folded, output, replace(saved.spec, channels=wanted))
+    print(f"{output}: {architecture} with {len(wanted)} channels, {wanted}.")
     return 0
+
+
+def _splits(
+    source: str, saved: SavedModel, model: str, limit: int, skip_corrupt: bool
+) -> tuple[ImageSplit | None, ImageSplit | None]:
+    """Images to calibrate on, and to compare on: not those that the model was trained on."""
+    from timm_varchan.data import load_data, load_fingerprints, unseen
+
+    # Without a network it takes long until the hub refuses what is no path.
+    if not (source == "synthetic" or "/" in source or Path(source).exists()):
+        raise UserError(
+            f"There is no file or folder {source}. Give one, 'synthetic', or ORG/NAME of the hub."
+        )
+    data = load_data(source, saved.spec, limit=limit, skip_corrupt=skip_corrupt)
+    test = data.validation or data.test
+    trained = load_fingerprints(model.removeprefix("local-dir:")).get("train")
+    compared = test or data.train
+    if trained is not None and compared is not None:
+        test = unseen(compared, trained, source)
+    return data.train, test
 
 
 def _batches(
@@ -455,167 +462,116 @@ def _batches(
 # Publishing and data ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushFlags:
-    """What goes where."""
-
-    #: what hub.save or a training run wrote
-    folder: Positional[Annotated[str, arg(metavar="FOLDER")]]
-    repo_id: Positional[Annotated[str, arg(metavar="ORG/NAME")]]  # ORG/NAME
-    public: bool = False  # a new repository is not private
-    revision: str | None = None  # the branch; main
-    message: str = "Add model"  # of the commit
-    license: str | None = None  # of the weights, as the hub spells it, for the card
-
-
-@dataclass(frozen=True, kw_only=True)
-class Push(PushFlags):
-    """Upload a saved model to the hub, with a card that says how to load it from there."""
-
-
-def push(flags: Push) -> int:
-    """Write the card where there is none of the user's own, and upload."""
+def push(
+    folder: Positional[
+        Annotated[str, arg(metavar="FOLDER", help="what hub.save or a training run wrote")]
+    ],
+    repo_id: Positional[Annotated[str, arg(metavar="ORG/NAME", help="the repository")]],
+    *,
+    public: Annotated[bool, arg(help="a new repository is not private")] = False,
+    revision: Annotated[str | None, arg(help="the branch; main")] = None,
+    message: Annotated[str, arg(help="of the commit")] = "Add model",
+    license: Annotated[
+        str | None, arg(help="of the weights, as the hub spells it, for the card")
+    ] = None,
+) -> int:
+    """Upload a saved model to the hub, with a card where there is none of the user's own."""
     from timm_varchan import hub
     from timm_varchan.cards import CARD, write_card
 
-    card = Path(flags.folder) / CARD
-    told = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if (Path(flags.folder) / hub.CONFIG).is_file() and (not told or "local-dir:" in told):
-        write_card(flags.folder, source=f"hf-hub:{flags.repo_id}", license=flags.license)
-    print(
-        hub.push(
-            flags.folder, flags.repo_id, private=not flags.public, revision=flags.revision,
-            commit_message=flags.message,
-        )
-    )  # fmt: skip
+    card = Path(folder) / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if (Path(folder) / hub.CONFIG).is_file() and (not text or "local-dir:" in text):
+        write_card(folder, source=f"hf-hub:{repo_id}", license=license)
+    address = hub.push(
+        folder, repo_id, private=not public, revision=revision, commit_message=message
+    )
+    print(address)
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceFlags:
-    """The data and how they are read."""
+def _data(source: str, flags: SourceFlags, pixels: PixelFlags) -> ImageData:
+    """The data that flags describe."""
+    from timm_varchan.channels import ChannelSet
+    from timm_varchan.data import load_data
 
-    #: folder, Parquet or list file, or hub name
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    channels: str | None = None  # planes of the files, as GB or B02+B08
-    new_names: bool = False  # take a name that nobody knows for a channel
-    #: which files are one image, as "{image}_w{channel}.tif"; none: every file
-    planes: str | None = None
-    image_column: str | None = None  # column of the images
-    label_column: str | None = None  # column of the labels
-    train_split: str | None = None  # what the source calls its training split
-    skip_corrupt: bool = False  # leave out images that cannot be read
-
-    def load(self) -> ImageData:
-        """The data."""
-        from timm_varchan.channels import ChannelSet
-        from timm_varchan.data import load_data
-
-        given = {f.name: getattr(self, f.name) for f in fields(SourceFlags)}
-        source, split, new = (given.pop(name) for name in ("data", "train_split", "new_names"))
-        given |= self.said if isinstance(self, PixelFlags) else {}
-        if self.channels is not None:
-            given["channels"] = ChannelSet.parse(self.channels, new_names=new)
-        splits = {} if split is None else {"train": split}
-        return load_data(source, splits=splits, allow_absent=True, **given)
+    channels = flags.channels
+    return load_data(
+        source,
+        channels=channels and ChannelSet.parse(channels, new_names=flags.new_names),
+        planes=flags.planes,
+        splits=flags.splits,
+        image_column=flags.image_column,
+        label_column=flags.label_column,
+        skip_corrupt=flags.skip_corrupt,
+        allow_absent=True,
+        **pixels.said,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuredFlags:
-    """How much is measured, and where to."""
-
-    num_images: int = 1000  # images to look at
-    output: str | None = None  # JSON file to write, for train --channels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure(MeasuredFlags, PixelFlags, SourceFlags):
+def measure(
+    data: Data,
+    source: SourceFlags,
+    pixels: PixelFlags,
+    *,
+    num_images: Annotated[int, arg(help="images to look at")] = 1000,
+    output: Annotated[str | None, arg(help="JSON file to write, for train --channels")] = None,
+) -> int:
     """Mean, deviation and correlation of the channels of data, once for all runs."""
-
-
-def measure(flags: Measure) -> int:
-    """Measure, print, write."""
     from timm_varchan.channels import write_channels
     from timm_varchan.data import measure_split
 
-    split = next(iter(flags.load().splits.values()))
-    measured, invalid = measure_split(split, flags.num_images)
+    split = next(iter(_data(data, source, pixels).splits.values()))
+    measured, invalid = measure_split(split, num_images)
     for channel, fraction in zip(measured, invalid, strict=True):
         without = f"  no data in {fraction:.2%}" if fraction else ""
         print(f"{channel.label:12} mean {channel.mean:.5g}  std {channel.std:.5g}{without}")
-    if flags.output:
-        print(write_channels(measured, flags.output))
+    if output:
+        print(write_channels(measured, output))
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreviewFlags:
-    """Where to."""
-
-    output: str = "preview.png"  # picture to write
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview(PreviewFlags, PixelFlags, SourceFlags):
+def preview(
+    data: Data,
+    source: SourceFlags,
+    pixels: PixelFlags,
+    *,
+    output: Annotated[str, arg(help="picture to write")] = "preview.png",
+) -> int:
     """A picture of what training would read, and what speaks against it."""
-
-
-def preview(flags: Preview) -> int:
-    """Look, print, draw."""
     from timm_varchan.data.preview import preview_data
     from timm_varchan.plots import plot_preview
 
-    found = preview_data(flags.load())
-    print("\n".join((found.title, *found.lines, str(plot_preview(found, flags.output)))))
+    found = preview_data(_data(data, source, pixels))
+    print("\n".join((found.title, *found.lines, str(plot_preview(found, output)))))
     return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProductFlags:
-    """Which product."""
-
-    #: show its planes, as eurosat
-    product: Positional[Annotated[str | None, arg(metavar="PRODUCT")]] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Products(ProductFlags):
-    """List the products whose planes have a name."""
-
-
-def channels(flags: Products) -> int:
-    """The products, or the planes of one."""
+def channels(
+    product: Positional[
+        Annotated[str | None, arg(metavar="PRODUCT", help="show its planes, as eurosat")]
+    ] = None,
+) -> int:
+    """List the products whose planes have a name, or the planes of one."""
     from timm_varchan.channels import ChannelSet
     from timm_varchan.products import PRODUCTS
 
-    if flags.product is None:
-        for name, product in PRODUCTS.items():
-            print(f"{name:20}{len(product.bands):3}  {product.about}")
-            print(f"{'':25}{' '.join(product.bands)}")
-            print(f"{'':25}source: {product.source}")
+    if product is None:
+        for name, about in PRODUCTS.items():
+            print(f"{name:20}{len(about.bands):3}  {about.about}")
+            print(f"{'':25}{' '.join(about.bands)}")
+            print(f"{'':25}source: {about.source}")
         return 0
-    for plane, channel in enumerate(ChannelSet.parse(flags.product), start=1):
+    for plane, channel in enumerate(ChannelSet.parse(product), start=1):
         print(f"plane {plane:2}  {channel.label:16}{channel.wavelength_nm:8g} nm")
     return 0
 
 
-#: Flags and function of every command that `timm-varchan` reads by `parse`.
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
-    "evaluate": (EvaluateConfig, evaluate),
-    "predict": (Predict, predict),
-    "look": (Look, look),
-    "export": (Export, export),
-    "fold": (Fold, fold),
-    "push": (Push, push),
-    "preview": (Preview, preview),
-    "measure": (Measure, measure),
-    "channels": (Products, channels),
-}
-
-
 def call(command: str, words: Sequence[str]) -> int:
     """Run a command with the words after its name; its exit code."""
-    if command == "train":
-        return train(words)
-    cls, function = COMMANDS[command]
-    return function(parse(cls, words, f"timm-varchan {command}"))
+    function: Callable[..., int] = globals()[command]
+    if command in ("train", "evaluate"):
+        return function(words)
+    return tyro.cli(
+        function, args=list(words), prog=f"timm-varchan {command}", config=(OmitArgPrefixes,)
+    )

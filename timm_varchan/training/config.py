@@ -19,7 +19,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from timm_varchan.errors import UserError
 from timm_varchan.input_spec import PixelFlags
 
-__all__ = ["MARK", "RECIPES", "DataFlags", "EvaluateConfig", "EvaluationFlags", "TrainConfig"]
+__all__ = [
+    "MARK", "RECIPES", "EvaluateConfig", "EvaluationFlags", "Model", "SourceFlags", "TrainConfig",
+]  # fmt: skip
 
 #: The file of an output folder that holds the configuration of its run.
 MARK = "run.json"
@@ -63,6 +65,11 @@ def _key_values(words: list[str]) -> dict[str, Any]:
     return found
 
 
+#: Name, folder or repository, the first word of a command.
+Model = Positional[
+    Annotated[str, arg(metavar="MODEL", help="name, folder, local-dir:FOLDER or hf-hub:ORG/NAME")]
+]
+
 KeyValues = Annotated[
     dict[str, Any],
     PrimitiveConstructorSpec(
@@ -76,37 +83,43 @@ KeyValues = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Where images and labels come from, and how they are read."""
+class SourceFlags:
+    """What the files are and how they are read."""
 
-    dataset: str = "synthetic"  # 'synthetic', folder, Parquet or list file, or hub name
     #: what the planes are, in order: RGB, B02+B08, a product (eurosat), a JSON file
     channels: str | None = None
     #: let --channels say names that nobody knows: they are learned; or name=, name@461nm
     new_names: bool = False
     #: which files are one image, as "{image}_w{channel}.tif"; none: every file
     planes: str | None = None
-    use: str | None = None  # only these channels of the images, as B04+B03+B02
-    img_size: Count | None = None  # height and width; the saved model's, 64 to train
-    crop_pct: Fraction | None = None  # fraction kept in evaluation; the saved model's, else 1
-    limit: int | None = None  # at most so many images a split, as many of each class
     image_column: str | None = None  # column of the images
     label_column: str | None = None  # column of the labels
-    preview: bool = False  # write preview.png: what training sees of the data
     train_split: str | None = None  # what the source calls its training split
     validation_split: str | None = None  # what it calls its validation split
     test_split: str | None = None  # what it calls its test split
-    #: fraction of train set apart if there is no validation; 0.1, or as the model was trained
-    validation_fraction: Fraction | None = None
-    data_seed: int = 0  # of synthetic images, limit and validation fraction
     skip_corrupt: bool = False  # leave out images that cannot be read
-    workers: Number = 2  # processes that load data, for each process that trains
 
     @property
     def splits(self) -> dict[str, str]:
         """What the source calls its splits, where that was said."""
         named = {name: getattr(self, f"{name}_split") for name in ("train", "validation", "test")}
         return {name: source for name, source in named.items() if source is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which images are used."""
+
+    dataset: str = "synthetic"  # 'synthetic', folder, Parquet or list file, or hub name
+    use: str | None = None  # only these channels of the images, as B04+B03+B02
+    img_size: Count | None = None  # height and width; the saved model's, 64 to train
+    crop_pct: Fraction | None = None  # fraction kept in evaluation; the saved model's, else 1
+    limit: int | None = None  # at most so many images a split, as many of each class
+    preview: bool = False  # write preview.png: what training sees of the data
+    #: fraction of train set apart if there is no validation; 0.1, or as the model was trained
+    validation_fraction: Fraction | None = None
+    data_seed: int = 0  # of synthetic images, limit and validation fraction
+    workers: Number = 2  # processes that load data, for each process that trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +234,7 @@ class TrainConfig(
     ModelFlags,
     AugmentationFlags,
     PixelFlags,
+    SourceFlags,
     DataFlags,
 ):
     """Train a model for any number of channels, then test it on every channel set."""
@@ -271,8 +285,7 @@ class TrainConfig(
 class ComparedFlags:
     """What is evaluated, compared with what, and written where."""
 
-    #: name, folder, local-dir:FOLDER or hf-hub:ORG/NAME
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Model
     #: run folder or predictions.npz to compare with, set by set, on the same images
     baseline: str | None = None
     #: folder for tables and pictures; else they are only printed
@@ -281,7 +294,7 @@ class ComparedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluationFlags, PixelFlags, DataFlags, ComparedFlags):
+class EvaluateConfig(EvaluationFlags, PixelFlags, SourceFlags, DataFlags, ComparedFlags):
     """Accuracy on channel sets: which channels matter, and what is lost without them."""
 
     def __post_init__(self) -> None:

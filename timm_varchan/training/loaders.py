@@ -32,10 +32,10 @@ from timm_varchan.data import (
 )
 from timm_varchan.errors import UserError
 from timm_varchan.hub import SavedModel
-from timm_varchan.input_spec import InputSpec, PixelFlags
+from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
-from timm_varchan.training.config import DataFlags, EvaluateConfig, TrainConfig
+from timm_varchan.training.config import EvaluateConfig, TrainConfig
 
 __all__ = [
     "EpochSampler",
@@ -113,7 +113,11 @@ def epoch_batches(loader: Any, epoch: int, done: int) -> Iterable[tuple[Tensor, 
 
 
 def load_run_data(
-    config: DataFlags, spec: InputSpec, accelerator: Accelerator, *, guess: bool = True
+    config: TrainConfig | EvaluateConfig,
+    spec: InputSpec,
+    accelerator: Accelerator,
+    *,
+    guess: bool = True,
 ) -> ImageData:
     """The data of a run, its channels with mean and standard deviation.
 
@@ -157,14 +161,17 @@ def load_run_data(
     return _with_stats(data, accelerator)
 
 
-def wanted_spec(config: DataFlags, spec: InputSpec) -> InputSpec:
+def wanted_spec(config: TrainConfig | EvaluateConfig, spec: InputSpec) -> InputSpec:
     """What the flags say of the input, and where they say nothing what is known of it."""
     channels: ChannelSet | None = None
     if config.channels is not None:
         channels = ChannelSet.parse(config.channels, own=spec.channels, new_names=config.new_names)
-    said = config.said if isinstance(config, PixelFlags) else {}
     return InputSpec.of(
-        spec, channels=channels, img_size=config.img_size, crop_pct=config.crop_pct, **said
+        spec,
+        channels=channels,
+        img_size=config.img_size,
+        crop_pct=config.crop_pct,
+        **config.said,
     )
 
 
@@ -334,7 +341,7 @@ def eval_loader(config: TrainConfig | EvaluateConfig, split: ImageSplit, spec: I
     )
 
 
-def _workers(config: DataFlags) -> dict[str, Any]:
+def _workers(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
     """How the images are fetched. Workers live on through the epochs."""
     return {
         "num_workers": config.workers,
