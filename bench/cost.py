@@ -178,8 +178,11 @@ def peers_cost(args: argparse.Namespace) -> Rows:
             cost = count_complexity(model, given, img_size=args.img_size)
             row = {"model": name, "channels": count, "params": cost.params, "macs": cost.macs,
                    "ms": 1000 * spread(steps[name])["median"]}  # fmt: skip
-            ratio = ratios({name: steps[name], "base": steps["twin"]})["base"]
-            rows.append({**row, **with_interval("to_twin", ratio)})
+            if name != "twin":
+                row |= with_interval(
+                    "to_twin", ratios({name: steps[name], "t": steps["twin"]})["t"]
+                )
+            rows.append(row)
     return rows
 
 
