@@ -242,7 +242,7 @@ class Stem(nn.Module):
             super().__setattr__(name, value)
         elif name in CONV_TENSORS:
             self._assign_tensor(bank, name, value)
-        elif name in bank.__dict__ and not name.startswith("_"):
+        elif name in CONV_NUMBERS | SHARED_NUMBERS:  # not what others keep on modules: DeepSpeed
             self.__dict__.pop(name, None)
             setattr(bank, name, value)
             if self.anchors is not None and name in SHARED_NUMBERS:
