@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from timm_varchan.channels import RGB, ChannelSet
-from timm_varchan.data import read_image
-from timm_varchan.data.decode import Reading, decode
+from timm_varchan.data import Reading, read_image
+from timm_varchan.data.decode import decode
 from timm_varchan.data.plane_names import channels_of, label_of, satellite_of
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec

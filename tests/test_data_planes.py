@@ -12,13 +12,18 @@ from timm_varchan.__main__ import main
 from timm_varchan.channels import ChannelSet, write_channels
 from timm_varchan.data import (
     ImageSplit,
+    Reading,
     cached,
     channel_stats,
     load_data,
     train_transform,
 )
-from timm_varchan.data.measure import main as measure
 from timm_varchan.data.transforms import OPERATIONS, RandomOperations
+from timm_varchan.input_spec import InputSpec
+
+
+def measure(words):
+    return main(["measure", *words])
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -99,13 +104,9 @@ def test_images_of_several_sizes_are_kept_too(tmp_path):
 def test_the_memory_of_all_images_counts(monkeypatch):
     """Small and large images: estimated from many of them, and counted where that fails."""
 
-    class Sizes:
-        channels = ChannelSet.anonymous(1)
-
-        def __call__(self, row):
-            return torch.zeros(1, 10, 10 if row % 2 == 0 else 50, dtype=torch.uint8)
-
-    split = ImageSplit(Sizes(), [0] * 40)  # 12,000 bytes, 4,000 if all were like the first
+    sizes = [torch.zeros(1, 10, 10 if row % 2 == 0 else 50, dtype=torch.uint8) for row in range(40)]
+    reading = Reading(InputSpec(channels=ChannelSet.anonymous(1)))
+    split = ImageSplit(sizes, [0] * 40, reading)  # 12,000 bytes, 4,000 if all were like the first
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 9000}))
     with pytest.raises(ValueError, match=r"^40 images.*Leave --cache out"):
         cached(split)
@@ -165,6 +166,5 @@ def test_what_is_no_file_of_channels_is_refused(tmp_path, capsys):
     for name in ("other.json", "nothing.json"):
         with pytest.raises(ValueError, match=r"holds no channels.*timm-varchan measure"):
             ChannelSet.parse(str(tmp_path / name))
-    for command in (measure, lambda words: main(["measure", *words])):
-        assert command([str(tmp_path / "nothing")]) == 1
-        assert "error: " in capsys.readouterr().err
+    assert measure([str(tmp_path / "nothing")]) == 1
+    assert "error: " in capsys.readouterr().err

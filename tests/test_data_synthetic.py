@@ -1,11 +1,12 @@
 """The embedded data: the same everywhere, balanced, and more bands tell more."""
 
+import numpy as np
 import pytest
 import torch
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES, channel_stats, load_data
-from timm_varchan.data.synthetic import class_reflectances, synthetic_image
+from timm_varchan.data.synthetic import SyntheticImage, class_reflectances
 
 BANDS = ["R", "G", "B", "NIR", "SWIR1"]
 
@@ -31,9 +32,9 @@ def test_what_comes_by_default(data):
 
 def test_images_hang_on_seed_split_and_index():
     keys = [(0, "train", 3), (1, "train", 3), (0, "test", 3), (0, "train", 13)]
-    images = [synthetic_image(*key, 16).float() for key in keys]
-    assert torch.equal(images[0], synthetic_image(0, "train", 3, 16).float())
-    assert all(not torch.equal(images[0], other) for other in images[1:])
+    images = [SyntheticImage(*key, 16)() for key in keys]
+    assert np.array_equal(images[0], SyntheticImage(0, "train", 3, 16)())
+    assert all(not np.array_equal(images[0], other) for other in images[1:])
 
 
 def test_seed_and_size_reach_the_images():

@@ -9,32 +9,23 @@ from torch.utils.data import DataLoader
 from timm_varchan.channels import RGB, ChannelSet
 from timm_varchan.data import (
     ImageSplit,
+    Reading,
     TransformedSplit,
     channel_stats,
-    collate_padded,
     eval_transform,
     load_data,
     scale_values,
     train_transform,
 )
+from timm_varchan.input_spec import InputSpec
 
 
 def channels_of(count):
     return ChannelSet.anonymous(count).with_stats([0.4] * count, [0.2] * count)
 
 
-class Images:
-    """A reader of images that are given."""
-
-    def __init__(self, images, channels):
-        self.images, self.channels = images, channels
-
-    def __call__(self, row):
-        return self.images[row]
-
-
 def split_of(images, channels):
-    return ImageSplit(Images(images, channels), [0] * len(images))
+    return ImageSplit(images, [0] * len(images), Reading(InputSpec(channels=channels)))
 
 
 @pytest.fixture(scope="module")
@@ -199,30 +190,3 @@ def test_channel_stats_of_constant_and_broken_planes():
         channel_stats(constant, 0)
     with pytest.raises(ValueError, match="at least 1"):
         channel_stats(split_of([], ChannelSet.anonymous(1)))
-
-
-def test_collate_pads_with_zero_planes():
-    sets = [ChannelSet.parse(s) for s in ("G", "R+G+B+NIR", "GB")]
-    images = [torch.rand(len(s), 6, 7) for s in sets]
-    batch = [(image, s, label) for label, (image, s) in enumerate(zip(images, sets, strict=True))]
-    padded, channels, labels = collate_padded(batch)
-    assert padded.shape == (3, 4, 6, 7)
-    assert channels == sets
-    assert labels.tolist() == [0, 1, 2]
-    for image, row in zip(images, padded, strict=True):
-        assert torch.equal(row[: len(image)], image)
-        assert row[len(image) :].count_nonzero() == 0
-
-
-@pytest.mark.parametrize(
-    ("batch", "said"),
-    [
-        ([], "at least one"),
-        ([(torch.zeros(3, 4, 4), RGB, 0), (torch.zeros(3, 5, 4), RGB, 0)], "one size"),
-        ([(torch.zeros(3, 4, 4), RGB, 0), (torch.zeros(3, 4, 4).int(), RGB, 0)], "one size"),
-        ([(torch.zeros(2, 4, 4), RGB, 0)], r"2 planes, its channels are RGB \(3\)"),
-    ],
-)
-def test_collate_refuses_what_makes_no_batch(batch, said):
-    with pytest.raises(ValueError, match=said):
-        collate_padded(batch)

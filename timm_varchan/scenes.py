@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from timm_varchan.channels import ChannelSet
 from timm_varchan.data import Reading, eval_transform, scale_values
-from timm_varchan.data.decode import Planes, fit
+from timm_varchan.data.decode import Planes
 from timm_varchan.data.plane_names import PlaneNames, names_of
+from timm_varchan.data.reading import fit
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems

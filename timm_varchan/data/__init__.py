@@ -9,16 +9,14 @@ with needs("train"):
         TransformedSplit,
         cached,
         channel_stats,
-        collate_padded,
-        fingerprint,
         load_data,
         load_fingerprints,
         measure_split,
         save_fingerprints,
         unseen,
     )
-    from timm_varchan.data.decode import NO_DATA, Reading, read_image
     from timm_varchan.data.preview import Preview, preview_data
+    from timm_varchan.data.reading import Reading, read_image
     from timm_varchan.data.sources import find_images
     from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
     from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
@@ -30,7 +28,6 @@ with needs("train"):
     )
 
 __all__ = [
-    "NO_DATA",
     "SYNTHETIC_CHANNELS",
     "SYNTHETIC_CLASSES",
     "ImageData",
@@ -43,10 +40,8 @@ __all__ = [
     "cached",
     "channel_stats",
     "check_workers",
-    "collate_padded",
     "eval_transform",
     "find_images",
-    "fingerprint",
     "load_data",
     "load_fingerprints",
     "measure_split",

@@ -12,17 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from timm_varchan.channels import ChannelSet, seeded_rng
-from timm_varchan.data.decode import FILLED
 from timm_varchan.data.labels import (
     StoredLabels,
     balanced_indices,
@@ -30,21 +28,14 @@ from timm_varchan.data.labels import (
     resolve_labels,
     stored_labels,
 )
-from timm_varchan.data.lists import SPLIT_ALIASES, Columns, Files
-from timm_varchan.data.look import (
-    channels_there,
-    guess_channels,
-    look_at,
-    refuse_all_alike,
-    warn_of_borders,
-    with_scale,
-)
-from timm_varchan.data.planes import channels_of_files, order_of
-from timm_varchan.data.rows import ROW_CURE, RowReader
+from timm_varchan.data.lists import SPLIT_ALIASES, Columns
+from timm_varchan.data.look import settle
+from timm_varchan.data.reading import FILLED, Reading
+from timm_varchan.data.records import ROW_CURE, Files, Records
 from timm_varchan.data.sources import Tables, empty_split, load_tables
-from timm_varchan.data.synthetic import synthetic_splits
+from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, synthetic_splits
 from timm_varchan.data.transforms import TrainTransform, scale_values
-from timm_varchan.errors import UserError
+from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.measure import ChannelMoments
 
@@ -67,66 +58,49 @@ FINGERPRINTS = "splits.npz"
 # Splits -------------------------------------------------------------------------------------------
 
 
-class Reader(Protocol):
-    """Where a split's images come from; it must pickle, for the workers of a `DataLoader`."""
-
-    @property
-    def channels(self) -> ChannelSet:
-        """The planes of every image, in order."""
-        ...
-
-    def __call__(self, row: int) -> Tensor:
-        """The image `(C, H, W)` of a row; a `UserError` names the row, the file and the cure."""
-        ...
-
-    def identities(self, rows: Sequence[int]) -> list[int]:
-        """A number of 64 bits for the content of each of these rows' images."""
-        ...
-
-    def paths(self, rows: Sequence[int]) -> list[Any] | None:
-        """Where the images of these rows lie; None where they lie in a table."""
-        ...
-
-    def name(self, row: int) -> str:
-        """What the image of a row is called: its file, or its place."""
-        ...
-
-    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> Reader:
-        """A reader of these planes alone, called by these channels."""
-        ...
-
-
 class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Images and labels of one split: `split[i]` is `((C, H, W) uint8|uint16|float32, label)`.
 
+    It pickles, for the workers of a `DataLoader`.
+
     Args:
-        reader: Reads the image of a row.
-        labels: Label of every row of the reader.
-        rows: The rows of the reader that belong to the split; all by default.
+        records: What is stored of every image, by row.
+        labels: Label of every row.
+        reading: How an image is made of it.
+        rows: The rows that belong to the split; all by default.
         skipped: Why rows were left out, one text each.
+        lacks_files: Whether some images have no file for a channel, and nothing fills it.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        records: Records,
         labels: Sequence[int],
+        reading: Reading,
         *,
         rows: Sequence[int] | None = None,
         skipped: Sequence[str] = (),
+        lacks_files: bool = False,
     ) -> None:
-        self.reader = reader
+        self.records, self.reading, self.lacks_files = records, reading, lacks_files
         self._rows = list(range(len(labels))) if rows is None else list(rows)
         self._labels = [int(labels[row]) for row in self._rows]
         self.skipped = tuple(skipped)
-        self.lacks_files = (
-            False  # whether some images have no file for a channel, and none fills it
-        )
+        self._kept: tuple[Tensor | list[Tensor], dict[int, int]] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.reader(self._rows[index]), self._labels[index]
+        row = self._rows[index]
+        if self._kept is not None:
+            images, places = self._kept
+            return images[places[row]], self._labels[index]
+        try:
+            return self.reading.read(self.records[row]), self._labels[index]
+        except ImageError as error:
+            problem = self.records.where(row, f"cannot be read: {error}")
+            raise UserError(problem + ROW_CURE) from error
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         return (self[i] for i in range(len(self)))
@@ -134,7 +108,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     @property
     def channels(self) -> ChannelSet:
         """The planes of every image, in order."""
-        return self.reader.channels
+        return self.reading.channels
 
     @property
     def num_skipped(self) -> int:
@@ -147,7 +121,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def name(self, index: int) -> str:
         """What an image is called: its file, or its place."""
-        return self.reader.name(self._rows[index])
+        return self.records.name(self._rows[index])
 
     def take(self, indices: Iterable[int]) -> ImageSplit:
         """The split with only the images at these positions, in this order."""
@@ -159,16 +133,16 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> ImageSplit:
         """The split with these planes of its images alone, called by these channels."""
         taken = copy.copy(self)
-        taken.reader = self.reader.with_planes(planes, channels)
+        taken.reading, taken._kept = self.reading.with_planes(planes, channels), None
         return taken
 
     def fingerprint(self) -> np.ndarray:
         """A number for the content of every image, `(N,)` uint64: the same wherever it lies."""
-        return np.array(self.reader.identities(self._rows), np.uint64)
+        return np.array(self.records.identities(self._rows), np.uint64)
 
-    def paths(self) -> list[Any] | None:
-        """Where every image lies, one path or one a file; None where they lie in a table."""
-        return self.reader.paths(self._rows)
+    def places(self) -> list[Any]:
+        """Where every image lies, one spelling a file; nothing where they lie in a table."""
+        return [self.records.same(row) for row in self._rows] if self.records.paths else []
 
     def without_unreadable(self) -> ImageSplit:
         """The split without the images that cannot be read: every one is decoded once, in threads.
@@ -177,7 +151,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
             A split whose `skipped` tells what was left out; a warning in the log does too.
         """
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-            problems = list(threads.map(self._problem, self._rows))
+            problems = list(threads.map(self._problem, range(len(self))))
         left = self.take(i for i, problem in enumerate(problems) if problem is None)
         left.skipped += tuple(problem for problem in problems if problem is not None)
         if left.skipped:
@@ -186,9 +160,9 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
             logger.warning("%d images skipped: %s%s", left.num_skipped, shown, more)
         return left
 
-    def _problem(self, row: int) -> str | None:
+    def _problem(self, index: int) -> str | None:
         try:
-            self.reader(row)
+            self[index]
         except UserError as error:
             return str(error).removesuffix(ROW_CURE)
         return None
@@ -249,32 +223,6 @@ class ImageData:
         """The data with these planes of its images alone, called by these channels."""
         chosen = self.each(lambda name, split: split.with_planes(planes, channels))
         return chosen.with_channels(channels)
-
-
-class _Kept:
-    """A reader of images that are there already, one row each."""
-
-    def __init__(self, split: ImageSplit, images: Tensor | list[Tensor]) -> None:
-        self.channels, self._split, self._images = split.channels, split, images
-
-    def __call__(self, row: int) -> Tensor:
-        return self._images[row]
-
-    def identities(self, rows: Sequence[int]) -> list[int]:
-        """Those of the images' own reader."""
-        return self._split.take(rows).fingerprint().tolist()
-
-    def paths(self, rows: Sequence[int]) -> list[Any] | None:
-        """Those of the images' own reader."""
-        return self._split.take(rows).paths()
-
-    def name(self, row: int) -> str:
-        """That of the image's own reader."""
-        return self._split.name(row)
-
-    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> Reader:
-        """That of the images' own reader."""
-        return self._split.reader.with_planes(planes, channels)
 
 
 class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -402,7 +350,11 @@ def load_data(
     with _noted() as notes:
         if source == "synthetic":
             made, spec = synthetic_splits(spec, seed=seed, num_images=num_images)
-            found: dict[str, Any] = {n: ImageSplit(r, labels) for n, (r, labels) in made.items()}
+            reading = Reading(spec, SYNTHETIC_CHANNELS)
+            found: dict[str, Any] = {
+                name: ImageSplit(Records(rows, name), rows.labels, reading)
+                for name, rows in made.items()
+            }
             data = ImageData(spec=spec, name=source, **found)
         else:
             asked = tuple(c.name for c in spec.channels if c.name is not None)
@@ -455,7 +407,7 @@ def data_of(
 
     Channels that the spec leaves open stay anonymous unless they may be guessed.
     """
-    readers: dict[str, RowReader] = {}
+    records: dict[str, Records] = {}
     stored: dict[str, StoredLabels] = {}
     for split, rows in tables.splits.items():
         where = f"{tables.name}/{split}"
@@ -463,85 +415,64 @@ def data_of(
             raise empty_split(where, split)
         images = find_column(rows, columns.image, IMAGE_RULE, where)
         names = tables.row_names.get(split)
-        readers[split] = RowReader(rows, images, where, tables.folder, spec, names)
+        records[split] = Records(rows, where, str(tables.folder), images, names)
         stored[split] = stored_labels(rows, find_column(rows, columns.label, LABEL_RULE, where))
     classes, indices = resolve_labels(stored, spec.class_names or None)
-    spec = replace(spec, class_names=classes)
-    order = _settle_channels(readers, spec, tables, guess, partial)
+    reading = settle(
+        next(iter(records.values())),
+        Reading(replace(spec, class_names=classes), folder=str(tables.folder)),
+        tables.planes, guess=guess, partial=partial,
+    )  # fmt: skip
     made: dict[str, Any] = {}
-    for split, reader in readers.items():
-        reader.use(next(iter(readers.values())).spec, order)
+    for split, some in records.items():
         problems = {
             row: label_problem(stored[split].values[row], len(classes))
             for row, index in enumerate(indices[split])
             if index < 0
         }
-        missing = reader.missing_files()
+        missing = _missing_files(some, reading)
         if missing and allow_absent:
             row = min(missing)
             logger.warning(
-                "%s: %d of %d images lack files; %s %s", reader.split, len(missing), len(reader),
-                reader.name(row), missing[row],
+                "%s: %d of %d images lack files; %s %s", some.split, len(missing), len(some),
+                some.name(row), missing[row],
             )  # fmt: skip
         elif missing:
             problems = {r: f"{p}; {_ABSENT_CURE}" for r, p in missing.items()} | problems
         if problems and not skip_corrupt:
-            raise _problem_of(reader, problems, split)
-        good = [row for row in range(len(reader)) if row not in problems]
-        skipped = [reader.where(row, problem) for row, problem in problems.items()]
-        made[split] = ImageSplit(reader, indices[split], rows=good, skipped=skipped)
-        made[split].lacks_files = bool(missing) and spec.no_data not in FILLED
-    return ImageData(spec=reader.spec, name=tables.name, **made)
+            raise _problem_of(some, problems, split)
+        made[split] = ImageSplit(
+            some, indices[split], reading,
+            rows=[row for row in range(len(some)) if row not in problems],
+            skipped=[some.where(row, problem) for row, problem in problems.items()],
+            lacks_files=bool(missing) and spec.no_data not in FILLED,
+        )  # fmt: skip
+    return ImageData(spec=reading.spec, name=tables.name, **made)
 
 
-def _problem_of(reader: RowReader, problems: Mapping[int, str], split: str) -> UserError:
+def _missing_files(records: Records, reading: Reading) -> dict[int, str]:
+    """The rows of which files are missing, and which."""
+    found: dict[int, str] = {}
+    for row, files in enumerate(records.paths if reading.files else ()):
+        pairs = zip(reading.channels, reading.files, strict=True)
+        lacking = [channel.label for channel, place in pairs if files[place] is None]
+        if lacking:
+            found[row] = f"has no file for {', '.join(lacking)}"
+    return found
+
+
+def _problem_of(records: Records, problems: Mapping[int, str], split: str) -> UserError:
     """One error about rows, which says once what all of them share."""
     row = min(problems)
-    if len(problems) == len(reader) > 1:
+    if len(problems) == len(records) > 1:
         return UserError(
-            f"{reader.split}: all {len(reader)} rows are of no use; the first "
-            f"({reader.name(row)}) {problems[row]}. Name another column with --label-column, or "
+            f"{records.split}: all {len(records)} rows are of no use; the first "
+            f"({records.name(row)}) {problems[row]}. Name another column with --label-column, or "
             f"another split with --{split}-split."
         )
     more = f" (and {len(problems) - 1} rows more)" if len(problems) > 1 else ""
     other = "" if split == "train" else f" Or name another split with --{split}-split."
-    return UserError(reader.where(row, problems[row]) + more + ROW_CURE + other)
-
-
-def _settle_channels(
-    readers: Mapping[str, RowReader], spec: InputSpec, tables: Tables, guess: bool, partial: bool
-) -> tuple[int, ...]:
-    """Give the first reader the channels of its images, after a look at some of them.
-
-    Returns:
-        Which files are the planes, in order, where an image is several files.
-    """
-    reader, order = next(iter(readers.values())), tuple[int, ...]()
-    reader.use(spec)
-    scale = (spec.channels.value_scale, spec.channels.value_offset)
-    channels = spec.channels
-    if tables.planes:
-        named = channels_of_files(tables.planes, reader.name(0))
-        order = order_of(named, tables.planes, channels) if len(channels) else ()
-        channels = channels if len(channels) else named
-        channels = channels if guess or len(spec.channels) else channels.without_identity()
-        reader.use(replace(spec, channels=channels), order)
-        reader.say_sizes()
-    look = look_at(reader)
-    if not len(channels):
-        if not look.seen:
-            refuse_all_alike(reader, look)
-            row = min(look.failures)
-            raise UserError(reader.where(row, f"cannot be read: {look.failures[row]}") + ROW_CURE)
-        channels = guess_channels(look.seen)
-        channels = (channels if guess else channels.without_identity()).with_scale(*scale)
-    elif partial and not order:
-        channels = channels_there(look, channels)
-    reader.use(replace(spec, channels=channels), order)
-    refuse_all_alike(reader, look)
-    warn_of_borders(reader, look)
-    reader.use(replace(spec, channels=with_scale(reader, look)), order)
-    return order
+    return UserError(records.where(row, problems[row]) + more + ROW_CURE + other)
 
 
 class _ColumnRule(NamedTuple):
@@ -601,8 +532,7 @@ def _set_apart(data: ImageData, fraction: float, seed: int) -> ImageData:
     if data.train is not None and data.validation is None and fraction > 0:
         train, validation = _split_off(data.train, fraction, seed)
         return replace(data, train=train, validation=validation)
-    places = {name: split.paths() for name, split in data.splits.items()}
-    _say_shared(data, {name: found for name, found in places.items() if found is not None})
+    _say_shared(data, {name: split.places() for name, split in data.splits.items()})
     return data
 
 
@@ -624,7 +554,7 @@ def _split_off(
 ) -> tuple[ImageSplit, ImageSplit | None]:
     """The rest, and some images of every class that has several; equal images stay together."""
     labels, places = train.labels(), dict[Any, int]()
-    keys = train.paths() or train.fingerprint().tolist()
+    keys = train.places() or train.fingerprint().tolist()
     group = np.array([places.setdefault(key, len(places)) for key in keys])
     if len(places) <= len(set(labels)):  # the images tell less than the labels: no data of use
         group = np.arange(len(labels))
@@ -648,11 +578,6 @@ def _split_off(
         )
     apart = np.isin(group, taken)
     return train.take(np.flatnonzero(~apart)), train.take(np.flatnonzero(apart))
-
-
-def fingerprint(split: ImageSplit) -> np.ndarray:
-    """A number for the content of every image, `(N,)` uint64, wherever it lies: see `unseen`."""
-    return split.fingerprint()
 
 
 def save_fingerprints(data: ImageData, folder: str | Path) -> None:
@@ -777,8 +702,8 @@ def cached(split: ImageSplit, *, num_copies: int = 1) -> ImageSplit:
         kept = _stacked(looked_at[0], len(split), counted(images))
     finally:
         threads.shutdown(cancel_futures=True)
-    made = ImageSplit(_Kept(split, kept), split.labels(), skipped=split.skipped)
-    made.lacks_files = split.lacks_files
+    made = copy.copy(split)
+    made._kept = kept, {row: place for place, row in enumerate(split._rows)}
     return made
 
 
@@ -793,37 +718,3 @@ def _stacked(first: Tensor, count: int, images: Iterator[Tensor]) -> Tensor | li
         else:
             stacked[row] = image
     return several or stacked
-
-
-def collate_padded(
-    batch: Sequence[tuple[Tensor, ChannelSet, int]],
-) -> tuple[Tensor, list[ChannelSet], Tensor]:
-    """Put images with different channels into one batch; absent planes are zero and come last.
-
-    Args:
-        batch: Images `(C_i, H, W)`, the channels of each, labels.
-
-    Returns:
-        The images `(B, max C_i, H, W)`, their channel sets, the labels `(B,)` int64.
-
-    Raises:
-        UserError: No images, different sizes or types, channels that do not fit an image.
-    """
-    if not batch:
-        raise UserError("A batch needs at least one image.")
-    first = batch[0][0]
-    for place, (image, channels, _) in enumerate(batch):
-        if image.shape[1:] != first.shape[1:] or image.dtype != first.dtype:
-            raise UserError(
-                f"Image {place} of the batch is {tuple(image.shape)} {image.dtype}, the first "
-                f"{tuple(first.shape)} {first.dtype}. Bring all to one size and type first "
-                f"(train_transform, eval_transform)."
-            )
-        if image.shape[0] != len(channels):
-            raise UserError(
-                f"Image {place} of the batch has {image.shape[0]} planes, its channels are "
-                f"{channels} ({len(channels)}). Say one channel a plane."
-            )
-    images = pad_sequence([image for image, _, _ in batch], batch_first=True)
-    labels = torch.tensor([label for _, _, label in batch], dtype=torch.int64)
-    return images, [channels for _, channels, _ in batch], labels

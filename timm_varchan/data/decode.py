@@ -1,9 +1,8 @@
-"""From an image file to planes in a model's units: the only path, for training and prediction.
+"""From an image file to its planes, in the file's own numbers.
 
 One decoder a format: tifffile (with imagecodecs) for TIFF, imagecodecs for PNG and for JPEG 2000 of
 more than 8 bits, NumPy's format here, Pillow for the rest. What a file says of its numbers is
-obeyed or refused (docs/data.md has the list). `decode` gives the file's own numbers; `Reading`
-brings them to an `InputSpec`: which planes, in which order, on which scale, and where no data are.
+obeyed or refused (docs/data.md has the list).
 """
 
 from __future__ import annotations
@@ -24,41 +23,30 @@ from typing import Any, NamedTuple
 import imagecodecs
 import numpy as np
 import tifffile
-import torch
 from PIL import ExifTags, Image, ImageOps
 from tifffile import PHOTOMETRIC
-from torch import Tensor
 
-from timm_varchan.channels import Channel, ChannelSet, ChannelSetLike
+from timm_varchan.channels import Channel
 from timm_varchan.data.plane_names import (
     NO_NAMES,
     PlaneNames,
-    as_asked,
     channels_of,
-    contradict,
-    find_planes,
     gdal_names,
     ome_names,
     satellite_of,
 )
-from timm_varchan.errors import ImageError, UserError
-from timm_varchan.input_spec import MAX_PIXELS, NO_DATA, InputSpec
-from timm_varchan.products import products_with
+from timm_varchan.errors import ImageError
+from timm_varchan.input_spec import MAX_PIXELS
 
-__all__ = ["FILLED", "IMAGE_SUFFIXES", "NO_DATA", "Planes", "Reading", "decode", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "Planes", "decode", "has_data", "is_mask", "planes_first"]
 
 #: Files that a folder is searched for.
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .j2k .jpx "
     ".tif .tiff .btf .tf8 .npy".split()
 )
-#: What is done about pixels without data that lets images come with NaN in them.
-FILLED = ("mean", "predict")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG, _JPEG2000 = b"\x89PNG\r\n\x1a\n", b"\xff\x4f\xff\x51"
-#: Written where nothing was measured, by programs whose format cannot say so; of these, signed and
-#: floating numbers, an exact match counts.
-_USUAL_NO_DATA = (-9999.0, -99999.0, -32768.0, -float(np.finfo(np.float32).max), -1e20, 1e20, -1e34)
 
 
 @dataclass(frozen=True)
@@ -509,7 +497,7 @@ def _as_tagged(
     tags, planes = about.tags, _one_axis(array, about.axes, num_channels)
     valid = None if mask is None else _fitting(mask[None] != 0, planes)
     if _GDAL_NO_DATA in tags:
-        valid = _both(valid, _has_data(planes, tags[_GDAL_NO_DATA]))
+        valid = _both(valid, has_data(planes, tags[_GDAL_NO_DATA]))
     orientation, white = int(tags.get(_ORIENTATION, 1)), None
     valid = None if valid is None else _upright(valid, orientation)
     if colours is None:
@@ -521,7 +509,7 @@ def _as_tagged(
     has_alpha = has_alpha and not about.names.last_is_a_band
     if has_alpha and _GEO_KEYS in tags:
         # GDAL calls the fourth of four bands of 8 bits alpha, whatever it is.
-        has_alpha = _is_mask(planes[-1])
+        has_alpha = is_mask(planes[-1])
         valid = _both(valid, planes[-1:] != 0) if has_alpha else valid
     return Planes(planes, has_alpha, white, valid, about.names)
 
@@ -533,7 +521,7 @@ def _fitting(mask: np.ndarray, planes: np.ndarray) -> np.ndarray:
     return mask if len(mask) == len(planes) else np.asarray(mask.all(0, keepdims=True))
 
 
-def _is_mask(plane: np.ndarray) -> bool:
+def is_mask(plane: np.ndarray) -> bool:
     """Whether a plane holds 0 and one other number, its largest, at most."""
     return bool(np.isin(plane, (0, plane.max())).all())
 
@@ -545,7 +533,7 @@ def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None
     return np.logical_and(one, other)
 
 
-def _has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
+def has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
     """Where the planes hold another value than a no-data value; None where all do."""
     try:
         value = float(str(text).strip(" \0\n"))
@@ -601,7 +589,7 @@ def _with_sidecars(planes: Planes, path: str, max_pixels: int) -> Planes:
         text = bytes(read_bytes(path + ".aux.xml")).decode(errors="replace")
         said = gdal_names(text, len(planes.image))
         if said.no_data is not None:
-            valid = _both(valid, _has_data(planes.image, said.no_data))
+            valid = _both(valid, has_data(planes.image, said.no_data))
         own = PlaneNames(
             own.channels or said.channels, own.satellite or said.satellite,
             own.scaling or said.scaling,
@@ -609,214 +597,8 @@ def _with_sidecars(planes: Planes, path: str, max_pixels: int) -> Planes:
     return replace(planes, valid=valid, names=own)
 
 
-# From planes to images ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files become the images of an input.
-
-    Args:
-        spec: Which channels, what their stored numbers are divided by, what is done about pixels
-            that hold no data by the file's own word (GDAL's tag, a mask, NaN), by its
-            `no_data_value` or by the usual one (-9999 and the like, of signed and floating
-            numbers): `refuse` the image; mark them as NaN, for the transforms to put the channel's
-            `mean` there or to `predict` them; or `keep` the numbers (NaN is refused).
-        stored: What the planes of a file are, in order, that does not name them; by default the
-            channels of the spec.
-        partial: Whether a file that names its planes may lack some of the channels.
-    """
-
-    spec: InputSpec
-    stored: ChannelSet | None = None
-    partial: bool = False
-
-    @property
-    def channels(self) -> ChannelSet:
-        """The planes of every image, in order; `ANONYMOUS` for any number."""
-        return self.spec.channels
-
-    @property
-    def num_planes(self) -> int | None:
-        """How many planes files have that do not name them; None where nobody said."""
-        return len(self.stored or self.channels) or None
-
-    def decode(self, source: Any) -> Planes:
-        """The planes of a path or of a file's bytes, as they are stored."""
-        return decode(source, self.num_planes, self.spec.max_pixels)
-
-    def read(self, source: Any) -> Tensor:
-        """The image of a path or of a file's bytes; see `image`."""
-        return self.image(self.decode(source))
-
-    def image(self, planes: Planes) -> Tensor:
-        """The image `(C, H, W)`: uint8, uint16 or float32, NaN where there is no data.
-
-        Raises:
-            ImageError: Other planes than the channels, pixels without data.
-        """
-        return self.part(planes)[0]
-
-    def part(self, planes: Planes, may_be_empty: bool = False) -> tuple[Tensor, ChannelSet]:
-        """The same and the channels that are there; images without any data only where allowed."""
-        planes, channels = fit(planes, self.channels, self.stored, self.partial)
-        missing, why = self._missing(planes)
-        stored = self._scaled(planes, as_float=missing is not None)
-        if missing is not None:
-            is_empty = missing.all() and not may_be_empty
-            if self.spec.no_data not in FILLED or is_empty:
-                cure = "; --no-data mean (no_data='mean') puts the channel's mean there"
-                share, cure = missing.mean(), "" if missing.all() else cure + ", predict more"
-                raise ImageError(f"{share:.1%} of its values hold no data ({why}){cure}")
-            stored[missing] = np.nan
-        return torch.from_numpy(np.require(stored, requirements=["C", "W"])), channels
-
-    def _missing(self, planes: Planes) -> tuple[np.ndarray | None, str]:
-        """Where there is no data, or None, and how that is known."""
-        image, value, keep = planes.image, self.spec.no_data_value, self.spec.no_data == "keep"
-        found = _missing_by_value(image, usual=not keep)
-        valid = {"the file says so": planes.valid}
-        if value is not None:
-            valid[f"they are {value:g}, the no-data value"] = _has_data(image, value)
-        if not keep:
-            found = {k: ~v for k, v in valid.items() if v is not None and not v.all()} | found
-        if not found:
-            return None, ""
-        missing = np.logical_or.reduce([np.broadcast_to(m, image.shape) for m in found.values()])
-        return missing, next(iter(found))
-
-    def _scaled(self, planes: Planes, as_float: bool) -> np.ndarray:
-        image, scale, offset = planes.image, self.channels.value_scale, self.channels.value_offset
-        if planes.names.scaling is not None:
-            factor, shift = planes.names.scaling
-            if scale and not (
-                np.allclose(factor, 1 / scale) and np.allclose(shift, offset / scale)
-            ):
-                raise ImageError(
-                    f"the file scales its numbers itself, by {factor.flat[0]:g} and "
-                    f"{shift.flat[0]:+g}; leave --value-scale {scale:g} out (value_scale=None)"
-                )
-            return image.astype(np.float32) * factor + shift
-        scale, is_whole = scale or planes.white, image.dtype in (np.uint8, np.uint16)
-        if scale is None and not offset and not as_float:
-            return image if is_whole else image.astype(np.float32, copy=False)
-        scaled = image.astype(np.float32)
-        if offset:
-            scaled += np.float32(offset)
-        scaled /= np.float32(scale or (np.iinfo(image.dtype).max if is_whole else 1))
-        return scaled
-
-
-def _missing_by_value(image: np.ndarray, usual: bool) -> dict[str, np.ndarray]:
-    """Where numbers stand for no data, by the reason: not finite, or exactly a usual sign of it."""
-    found: dict[str, np.ndarray] = {}
-    if image.dtype.kind not in "fi" or image.dtype.itemsize < 2:
-        return found
-    low, high = image.min(), image.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        found["they are not finite"] = ~np.isfinite(image)
-        low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)
-    for value in _USUAL_NO_DATA if usual and (low <= -9999 or high >= 1e20) else ():
-        if low <= value <= high and (here := np.equal(image, image.dtype.type(value))).any():
-            found[f"{value:g} is the usual sign of it; if it is meant, --no-data keep"] = here
-            break
-    return found
-
-
-def fit(
-    planes: Planes, channels: ChannelSet, stored: ChannelSet | None = None, partial: bool = False
-) -> tuple[Planes, ChannelSet]:
-    """Bring decoded planes to the channels of an input; the arguments are `Reading`'s.
-
-    Planes that the file names are found by name or wavelength, wherever they lie. Others are taken
-    in order: then a gray image among R, G and B becomes three equal planes, and an alpha plane that
-    the channels do not count is dropped. Nothing else is guessed.
-
-    Returns:
-        The planes and their channels, which are fewer where the reading is partial.
-
-    Raises:
-        ImageError: Another number of planes, or the file calls them by other names.
-    """
-    order, labels, satellite = stored or channels, planes.labels, planes.names.satellite
-    if not channels.channels:
-        return planes.without_alpha(), channels
-    is_gray = len(labels) == 1 < len(order) and labels[0].wavelength_nm in (None, 555.0)
-    if not labels or is_gray:
-        return _in_order(planes, order, channels), channels
-    found = find_planes(labels, channels.channels, satellite)
-    there = [k for k, place in enumerate(found) if place is not None]
-    named = labels[: planes.num_planes] if len(labels) != len(order) else labels
-    if len(there) < len(found) and len(named) == len(order):
-        if not contradict(named, order.channels, satellite):
-            return _in_order(planes, order, channels), channels
-    if len(there) == len(found) or (partial and there):
-        taken = channels if len(there) == len(found) else channels.take(there)
-        return planes.take([p for p in found if p is not None]), taken
-    said, absent = (
-        "+".join(c.label for c in x)
-        for x in (labels, (c for k, c in enumerate(channels) if k not in there))
-    )
-    lacks = f" and lacks {absent}" if there else ""
-    raise ImageError(
-        f"the file calls its planes {said}{lacks}, the channels are {channels}; leave --channels "
-        f"out, which takes the file's names, or say --channels {as_asked(labels)}"
-    )
-
-
-def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes:
-    """The channels of an image whose planes are these in this order."""
-    if len(planes.image) != len(order):
-        planes = planes.without_alpha()
-    elif planes.has_alpha and order.wavelengths_nm[-1] and _is_mask(planes.image[-1]):
-        raise ImageError(
-            f"its last plane is alpha, {planes.image[-1].max()} wherever it is not 0, and no "
-            f"{order.labels[-1]}; say --channels {'+'.join(order.labels[:-1])}"
-        )
-    if len(planes.image) == 1 and len(order) == 3 and {*order.names} == {"R", "G", "B"}:
-        planes = replace(planes, image=np.repeat(planes.image, 3, axis=0), names=NO_NAMES)
-    if len(planes.image) != len(order):
-        known = products_with(len(planes.image))
-        raise ImageError(
-            f"it has {len(planes.image)} planes, but the channels are {order} ({len(order)}); see "
-            f"--channels" + (f". {known}" if known else "")
-        )
-    return planes if order is channels else planes.take(order.index(channels))
-
-
 def read_bytes(path: str | Path) -> Any:
     """A file's bytes, in memory that may be written to."""
     with _decoding():
         data = np.fromfile(path, np.uint8)
     return data.data if data.size else b""
-
-
-def read_image(
-    source: str | Path | bytes, channels: ChannelSetLike | None = None, **fields: Any
-) -> Tensor:
-    """Read one image as a data set with these channels reads it.
-
-    Args:
-        source: A file or the bytes of one.
-        channels: The channels of its planes; any number of planes by default.
-        **fields: Of `InputSpec.of`: `value_scale` (10000 for Sentinel-2 reflectance; without it 8
-            and 16 bits are scaled by their range, in the transforms), `no_data`, ...
-
-    Returns:
-        `(C, H, W)`: uint8, uint16 or float32.
-
-    Raises:
-        UserError: It cannot be read, or has another number of planes.
-        FileNotFoundError: There is no such file.
-    """
-    reading = Reading(InputSpec.of(channels=channels, **fields))
-    named = "the image" if isinstance(source, bytes) else f"image {source}"
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise FileNotFoundError(f"There is no {named}. Check the path.")
-    try:
-        return reading.read(source)
-    except ImageError as error:
-        raise UserError(
-            f"Cannot read {named}: {error}. Give a JPEG, PNG, TIFF or .npy file with the planes "
-            f"{reading.channels}."
-        ) from error

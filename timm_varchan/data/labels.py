@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 
 from timm_varchan.channels import seeded_rng
-from timm_varchan.data.lists import Files
+from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 
 __all__ = ["StoredLabels", "balanced_indices", "label_problem", "resolve_labels", "stored_labels"]

@@ -16,11 +16,11 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm_varchan.data.decode import IMAGE_SUFFIXES
+from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,27 +47,6 @@ _COLUMN_WORDS = r"^(filename|file|path|image)_(orig)?|_(path|file)$"
 _FOLDERS = ("images", "image", "img", "imgs", "data")
 _SAMPLE = 16
 _ENDING = "(?:" + "|".join(re.escape(end) for end in sorted(IMAGE_SUFFIXES)) + ")"
-
-
-@dataclass(frozen=True)
-class Files:
-    """Images that lie in files, with their labels.
-
-    Args:
-        paths: One an image, from the folder of the data; a tuple where an image is several files,
-            None in it for a file that is not there.
-        labels: Text, whole numbers, or None.
-        are_names: Whether the labels are certainly names, as those of folders.
-        planes: What the files of an image are called, where columns of a table say it.
-    """
-
-    paths: list[Any]
-    labels: list[Any]
-    are_names: bool = False
-    planes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
 
 class Columns(NamedTuple):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from timm_varchan.channels import RGB, ChannelSet, known_channels, seeded_rng
-from timm_varchan.data.decode import Planes, fit
-from timm_varchan.data.rows import RowReader
+from timm_varchan.data.decode import Planes
+from timm_varchan.data.planes import channels_of_files, order_of
+from timm_varchan.data.reading import Reading, fit
+from timm_varchan.data.records import ROW_CURE, Records
 from timm_varchan.data.transforms import scale_values
 from timm_varchan.errors import ImageError, UserError
 
@@ -27,26 +30,56 @@ _LARGE_BORDER = 0.05
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen.
+    """What was seen of some images of a split, by their rows.
 
     Args:
-        seen: Some pixels of the images by row.
-        failures: Why others cannot be read, by row.
+        records: The images.
+        seen: Some pixels of them, as they are stored.
+        images: What a reading makes of these.
+        failures: Why others cannot be read.
     """
 
-    seen: dict[int, Planes]
-    failures: dict[int, str]
+    records: Records
+    seen: dict[int, Planes] = field(default_factory=dict)
+    images: dict[int, Tensor] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, records: Records, reading: Reading) -> Look:
+        """Decode some images of which no file is missing."""
+        look, paths = cls(records), records.paths
+        rows = [r for r in range(len(records)) if not (paths and _is_incomplete(paths[r]))]
+        for row in sorted(seeded_rng("look").sample(rows, min(_NUM_IMAGES, len(rows)))):
+            try:
+                look.seen[row] = _thinned(reading.decode(records[row]))
+            except ImageError as error:
+                look.failures[row] = str(error)
+        return look
+
+    def by(self, reading: Reading) -> Look:
+        """The same with the images that this reading makes.
+
+        Raises:
+            UserError: None of several images can be taken; said once, not once a row.
+        """
+        look = Look(self.records, self.seen, {}, dict(self.failures))
+        for row, planes in self.seen.items():
+            try:
+                look.images[row] = reading.image(planes)
+            except ImageError as error:
+                look.failures[row] = str(error)
+        if look.images or len(look.failures) < 2:
+            return look
+        row, name = min(look.failures), self.records.name(min(look.failures))
+        is_alike = len({re.sub(r"[\d.]+", "0", text) for text in look.failures.values()}) == 1
+        raise UserError(
+            f"{self.records.split}: none of {len(look.failures)} images that were looked at can be "
+            f"taken{', all for one reason' if is_alike else ''}. {name}: {look.failures[row]}."
+        )
 
 
-def look_at(reader: RowReader) -> Look:
-    """Decode some images of a split."""
-    look, num_rows = Look({}, {}), len(reader)
-    for row in sorted(seeded_rng("look").sample(range(num_rows), min(_NUM_IMAGES, num_rows))):
-        try:
-            look.seen[row] = _thinned(reader.planes(row))
-        except ImageError as error:
-            look.failures[row] = str(error)
-    return look
+def _is_incomplete(value: object) -> bool:
+    return isinstance(value, tuple) and None in value
 
 
 def _thinned(planes: Planes) -> Planes:
@@ -58,29 +91,72 @@ def _thinned(planes: Planes) -> Planes:
     return replace(planes, image=planes.image[:, ::step, ::step].copy(), valid=valid)
 
 
-def refuse_all_alike(reader: RowReader, look: Look) -> None:
-    """One error for what is wrong with every image, not one a row.
+def settle(
+    records: Records, reading: Reading, planes: Sequence[str], *, guess: bool, partial: bool
+) -> Reading:
+    """A reading with the channels of the images, after a look at some of them.
+
+    Args:
+        records: The images of one split.
+        reading: What was said of the channels; maybe nothing.
+        planes: What the files of an image are called, where it lies in several.
+        guess: Whether planes that nobody named may get names.
+        partial: Whether channels that all files lack may be left out.
 
     Raises:
-        UserError: None of several images becomes an image of the channels.
+        UserError: None of the images can be taken; planes and names that do not fit.
     """
-    failures = dict(look.failures)
-    for row, planes in look.seen.items():
-        try:
-            reader.image_of(planes)
-        except ImageError as error:
-            failures[row] = str(error)
-    if len(failures) < len(look.seen) + len(look.failures) or len(failures) < 2:
+    channels = said = reading.channels
+    if planes:
+        named = channels_of_files(planes, records.name(0))
+        files = order_of(named, planes, said) if len(said) else range(len(named))
+        if not len(said):
+            channels = (named if guess else named.without_identity()).with_scale(*_scale_of(said))
+        reading = replace(reading.with_channels(channels), files=tuple(files))
+        _say_sizes(records, reading)
+    look = Look.at(records, reading)
+    if not len(channels):
+        if not look.seen:
+            look = look.by(reading)
+            row = min(look.failures)
+            problem = f"cannot be read: {look.failures[row]}"
+            raise UserError(records.where(row, problem) + ROW_CURE)
+        found = _guess_channels(look.seen)
+        channels = (found if guess else found.without_identity()).with_scale(*_scale_of(said))
+    elif partial and not planes:
+        channels = _channels_there(look, channels)
+    reading = reading.with_channels(channels)
+    look = look.by(reading)
+    _warn_of_borders(look, reading.spec.no_data_value)
+    if channels.value_scale is None:
+        _warn_of_types(look)
+    return reading.with_channels(_with_scale(look, channels))
+
+
+def _scale_of(channels: ChannelSet) -> tuple[float | None, float]:
+    return channels.value_scale, channels.value_offset
+
+
+def _say_sizes(records: Records, reading: Reading) -> None:
+    """A line on files of lower resolution, by those of the first whole image."""
+    whole = next((paths for paths in records.paths if None not in paths), None)
+    if whole is None:
         return
-    row = min(failures)
-    alike = len({re.sub(r"[\d.]+", "0", text) for text in failures.values()}) == 1
-    raise UserError(
-        f"{reader.split}: none of {len(failures)} images that were looked at can be taken"
-        f"{', all for one reason' if alike else ''}. {reader.name(row)}: {failures[row]}."
-    )
+    try:
+        parts = [reading.decode(whole[place]) for place in reading.files]
+    except ImageError:  # raised again when the image is asked for
+        return
+    shapes = [part.image.shape[1:] for part in parts]
+    pairs = zip(reading.channels, shapes, strict=True)
+    low = [f"{c.label} ({s[0]} x {s[1]})" for c, s in pairs if s != max(shapes)]
+    if low:
+        logger.warning(
+            "%s: planes of lower resolution are brought to the finest, %d x %d, by repeated "
+            "pixels: %s", records.split, *max(shapes), ", ".join(low),
+        )  # fmt: skip
 
 
-def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
+def _guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
     """The channels of images about which nothing was said.
 
     What the files call them, if all call them the same; else RGB for three planes, also with gray
@@ -109,7 +185,7 @@ def guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
     return ChannelSet.anonymous(next(iter(counts)))
 
 
-def channels_there(look: Look, channels: ChannelSet) -> ChannelSet:
+def _channels_there(look: Look, channels: ChannelSet) -> ChannelSet:
     """The channels that every image has which was looked at, by what files call their planes."""
     there = set(range(len(channels)))
     for planes in look.seen.values():
@@ -123,7 +199,7 @@ def channels_there(look: Look, channels: ChannelSet) -> ChannelSet:
     return found
 
 
-def warn_of_borders(reader: RowReader, look: Look) -> None:
+def _warn_of_borders(look: Look, no_data_value: float | None) -> None:
     """A line on large parts where all planes are one number, as where nothing was measured."""
     shares: dict[float, list[float]] = {}
     for planes in look.seen.values():
@@ -135,11 +211,11 @@ def warn_of_borders(reader: RowReader, look: Look) -> None:
             if share >= _LARGE_BORDER:
                 shares.setdefault(value, []).append(share)
     for value, found in shares.items():
-        if value != reader.spec.no_data_value and value > -9999:  # known without a word
+        if value != no_data_value and value > -9999:  # known without a word
             logger.warning(
                 "%s: %d of %d images are %g in all planes at once, at the border too, in %.0f %% "
                 "of their pixels. If nothing was measured there, say --no-data-value %g.",
-                reader.split, len(found), len(look.seen), value,
+                look.records.split, len(found), len(look.seen), value,
                 100 * sum(found) / len(found), value,
             )  # fmt: skip
 
@@ -147,28 +223,23 @@ def warn_of_borders(reader: RowReader, look: Look) -> None:
 # Scale --------------------------------------------------------------------------------------------
 
 
-def with_scale(reader: RowReader, look: Look) -> ChannelSet:
-    """The reader's channels, without their usual mean and deviation where these cannot be theirs.
+def _with_scale(look: Look, channels: ChannelSet) -> ChannelSet:
+    """The channels, without their usual mean and deviation where these cannot be the images'.
 
     Raises:
         UserError: Measured mean and deviation that one factor brings to those of the images.
     """
-    channels = reader.channels
-    if channels.value_scale is None:
-        _warn_of_types(reader, look)
-    problem, is_factor = _scale_problem(reader, look)
+    problem, is_factor = _scale_problem(look, channels)
     if problem is None:
         return channels
-    problem = f"{reader.split}: {problem}."
+    problem = f"{look.records.split}: {problem}."
     if _has_usual_statistics(channels):
         logger.warning(
             "%s Mean and deviation have to be measured (training does); --value-scale says what "
             "stored numbers are divided by.", problem,
         )  # fmt: skip
-        return ChannelSet(
-            tuple(replace(channel, mean=None, std=None) for channel in channels),
-            value_scale=channels.value_scale,
-        )
+        without = tuple(replace(channel, mean=None, std=None) for channel in channels)
+        return ChannelSet(without, value_scale=channels.value_scale)
     if is_factor and channels.value_scale is None:
         raise UserError(
             f"{problem} Say --value-scale (value_scale=): what stored numbers were divided by "
@@ -178,7 +249,7 @@ def with_scale(reader: RowReader, look: Look) -> ChannelSet:
     return channels
 
 
-def _warn_of_types(reader: RowReader, look: Look) -> None:
+def _warn_of_types(look: Look) -> None:
     """A line on images of several types, whose numbers are divided by different ranges."""
     types: dict[str, list[int]] = {}
     for row, planes in look.seen.items():
@@ -189,23 +260,15 @@ def _warn_of_types(reader: RowReader, look: Look) -> None:
         return
     shown = []
     for name, rows in types.items():
-        images = [reader.image_of(look.seen[row]) for row in rows if _can_read(reader, look, row)]
+        images = [look.images[row] for row in rows if row in look.images]
         means = [float(scale_values(image).nanmean()) for image in images]
         mean = f", mean {sum(means) / len(means):.3g} after scaling" if means else ""
-        shown.append(f"{name} (as {reader.name(rows[0])}{mean})")
+        shown.append(f"{name} (as {look.records.name(rows[0])}{mean})")
     logger.warning(
         "%s: the images are of different types, each divided by its own range: %s. Say "
         "--value-scale where their numbers mean the same, or write all alike.",
-        reader.split, "; ".join(shown),
+        look.records.split, "; ".join(shown),
     )  # fmt: skip
-
-
-def _can_read(reader: RowReader, look: Look, row: int) -> bool:
-    try:
-        reader.image_of(look.seen[row])
-    except ImageError:
-        return False
-    return True
 
 
 def _has_usual_statistics(channels: ChannelSet) -> bool:
@@ -214,20 +277,19 @@ def _has_usual_statistics(channels: ChannelSet) -> bool:
     return all(c.name in known and known[c.name] == c for c in channels)
 
 
-def _scale_problem(reader: RowReader, look: Look) -> tuple[str | None, bool]:
+def _scale_problem(look: Look, channels: ChannelSet) -> tuple[str | None, bool]:
     """Why the channels' mean and deviation cannot be those of images; if one factor explains it.
 
     Bounds are wide, since darker or flatter images than usual are no fault: two deviations for the
     mean (four if it was measured), a fifth to five times for the deviation; under usual statistics
     other types than 8 bits also need values that reach from about 0 to about 1.
     """
-    channels = reader.channels
-    if channels.mean is None or channels.std is None:
+    images = list(look.images.values())
+    if channels.mean is None or channels.std is None or not images:
         return None, False
-    images = [reader.image_of(p) for row, p in look.seen.items() if _can_read(reader, look, row)]
     are_bytes = all(image.dtype == torch.uint8 for image in images)
     flat = [scale_values(image).flatten(1).to(torch.float64) for image in images]
-    values = torch.cat(flat, 1) if flat else torch.zeros(len(channels), 0)
+    values = torch.cat(flat, 1)
     values = values[:, values.isfinite().all(0)]
     if values.shape[1] == 0:
         return None, False

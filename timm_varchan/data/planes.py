@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from timm_varchan.channels import ChannelSet
-from timm_varchan.data.decode import Planes, Reading, decode
-from timm_varchan.data.lists import Files, natural
-from timm_varchan.data.plane_names import PlaneNames, find_planes, label_of, satellite_of
+from timm_varchan.data.decode import decode
+from timm_varchan.data.lists import natural
+from timm_varchan.data.plane_names import find_planes, label_of, satellite_of
+from timm_varchan.data.records import Files
 from timm_varchan.errors import ImageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -296,55 +295,3 @@ def order_of(found: ChannelSet, names: Sequence[str], wanted: ChannelSet) -> tup
         f"An image is several files put together, one each for {', '.join(names)}; the channels "
         f"are {wanted}. Say --channels with these names, or as many in this order."
     )
-
-
-def read_planes(paths: Sequence[str], folder: str, reading: Reading) -> Planes:
-    """The planes of an image in several files, those of lower resolution brought to the finest.
-
-    Pixels are repeated, so that no new values come up.
-
-    Raises:
-        ImageError: A file that cannot be read or is not one plane, or another area.
-    """
-    if not paths:
-        raise ImageError("none of its files is there")
-    parts = [_one_plane(f"{folder}/{path}", path, reading) for path in paths]
-    height, width = (max(part.image.shape[axis] for part in parts) for axis in (1, 2))
-    for part, path in zip(parts, paths, strict=True):
-        own = part.image.shape[1:]
-        if abs(own[0] / height - own[1] / width) > 0.02:
-            raise ImageError(
-                f"{path} has {own[0]} x {own[1]} pixels, others {height} x {width}: another area"
-            )
-    if len({(part.image.dtype, part.white, part.names.scaling is None) for part in parts}) > 1:
-        types = ", ".join(sorted({str(part.image.dtype) for part in parts}))
-        raise ImageError(f"its files are of different types or scales: {types}")
-    valid = None
-    if any(part.valid is not None for part in parts):
-        masks = [
-            np.broadcast_to(True if p.valid is None else p.valid, p.image.shape) for p in parts
-        ]
-        valid = np.concatenate([_enlarged(mask, height, width) for mask in masks])
-    scalings = [part.names.scaling for part in parts]
-    scaling: Any = None
-    if scalings[0] is not None:
-        scaling = tuple(np.concatenate(each) for each in zip(*scalings, strict=True))
-    image = np.concatenate([_enlarged(part.image, height, width) for part in parts])
-    return Planes(image, white=parts[0].white, valid=valid, names=PlaneNames(scaling=scaling))
-
-
-def _one_plane(path: str, name: str, reading: Reading) -> Planes:
-    try:
-        planes = reading.decode(path).without_alpha()
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
-    if planes.num_planes != 1:
-        raise ImageError(f"{name} has {planes.num_planes} planes; one file a channel has 1")
-    return planes
-
-
-def _enlarged(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[1:] == (height, width):
-        return image
-    rows = np.arange(height) * image.shape[1] // height
-    return image[:, rows][:, :, np.arange(width) * image.shape[2] // width]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow.parquet as parquet
@@ -28,11 +28,11 @@ from timm_varchan.data.lists import (
     SPLIT_ALIASES,
     TABLE_SUFFIXES,
     Columns,
-    Files,
     read_table,
     split_of,
 )
 from timm_varchan.data.planes import are_channels, put_together
+from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,6 @@ _MASKS = frozenset(
 )  # fmt: skip
 
 _T = TypeVar("_T")
-Rows = Union[Files, datasets.Dataset]
 
 
 @dataclass(frozen=True)

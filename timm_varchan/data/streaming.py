@@ -31,10 +31,10 @@ from timm_varchan.data.dataset import (
     seeded_transform,
     settle_spec,
 )
-from timm_varchan.data.decode import Reading
 from timm_varchan.data.labels import label_problem
 from timm_varchan.data.lists import Columns
-from timm_varchan.data.rows import ROW_CURE, stored_image
+from timm_varchan.data.reading import Reading
+from timm_varchan.data.records import ROW_CURE
 from timm_varchan.data.sources import Tables, load_tables
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
@@ -140,7 +140,7 @@ class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
         image, label = (row[column] for column in self._columns)
         try:
             if label is not None and 0 <= label < self._num_classes:
-                return self._reading.read(stored_image(image)), int(label)
+                return self._reading.read(image), int(label)
             problem = label_problem(label, self._num_classes)
         except ImageError as error:
             problem = f"cannot be read: {error}"

@@ -10,15 +10,14 @@ The curves are idealised: a chlorophyll bump and red edge at 720 nm, ice that ab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from timm_varchan.channels import ChannelSet
+from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 from timm_varchan.input_spec import InputSpec
 
@@ -86,7 +85,8 @@ def class_reflectances() -> dict[str, tuple[float, ...]]:
     return {name: tuple(map(float, row)) for name, row in zip(_CURVES, _MATERIALS, strict=True)}
 
 
-def synthetic_image(seed: int, split: str, index: int, img_size: int = DEFAULT_IMG_SIZE) -> Tensor:
+@dataclass(frozen=True)
+class SyntheticImage:
     """One image with all bands; it depends on the arguments alone.
 
     Args:
@@ -94,19 +94,27 @@ def synthetic_image(seed: int, split: str, index: int, img_size: int = DEFAULT_I
         split: `train`, `validation` or `test`.
         index: Which image; the class is `index % 10`.
         img_size: Height and width in pixels.
-
-    Returns:
-        `(5, img_size, img_size)` uint16; 65535 is a reflectance of 1 in full light.
     """
-    rng = np.random.default_rng([seed, SPLIT_CODES[split], index])
-    label = index % len(SYNTHETIC_CLASSES)
-    scene = _ground(rng, img_size)
-    for _ in range(3):  # small pieces of anything are clutter, not the class
-        piece = _MATERIALS[rng.integers(len(_MATERIALS))]
-        _paint(scene, _shape(rng, img_size, 0.05, 0.10), piece)
-    texture = _texture(rng, SYNTHETIC_CLASSES[label], img_size)
-    _paint(scene, _shape(rng, img_size, 0.22, 0.36), _MATERIALS[label], texture)
-    return torch.from_numpy(_sense(rng, scene))
+
+    seed: int
+    split: str
+    index: int
+    img_size: int = DEFAULT_IMG_SIZE
+
+    def __call__(self) -> np.ndarray:
+        """`(5, img_size, img_size)` uint16; 65535 is a reflectance of 1 in full light."""
+        rng = np.random.default_rng([self.seed, SPLIT_CODES[self.split], self.index])
+        label, img_size = self.index % len(SYNTHETIC_CLASSES), self.img_size
+        scene = _ground(rng, img_size)
+        for _ in range(3):  # small pieces of anything are clutter, not the class
+            piece = _MATERIALS[rng.integers(len(_MATERIALS))]
+            _paint(scene, _shape(rng, img_size, 0.05, 0.10), piece)
+        texture = _texture(rng, SYNTHETIC_CLASSES[label], img_size)
+        _paint(scene, _shape(rng, img_size, 0.22, 0.36), _MATERIALS[label], texture)
+        return _sense(rng, scene)
+
+    def __str__(self) -> str:
+        return f"{self.split} {self.index}"
 
 
 def _smooth(rng: np.random.Generator, img_size: int) -> np.ndarray:
@@ -183,50 +191,10 @@ def _sense(rng: np.random.Generator, scene: np.ndarray) -> np.ndarray:
     return (np.clip(value, 0, 1) * _UINT16_MAX).astype(np.uint16)
 
 
-class SyntheticReader:
-    """Makes the image of a row.
-
-    Args:
-        split: `train`, `validation` or `test`.
-        channels: Which bands, in which order.
-        bands: Their positions among `SYNTHETIC_CHANNELS`.
-        seed: Of the data set.
-        img_size: Height and width in pixels.
-    """
-
-    def __init__(
-        self, split: str, channels: ChannelSet, bands: tuple[int, ...], seed: int, img_size: int
-    ) -> None:
-        self.channels = channels
-        self._split, self._bands, self._seed, self._img_size = split, list(bands), seed, img_size
-
-    def __call__(self, row: int) -> Tensor:
-        """The image `(C, img_size, img_size)` of a row, uint16."""
-        image = synthetic_image(self._seed, self._split, row, self._img_size)
-        return torch.from_numpy(image.numpy()[self._bands])  # few operations of torch take uint16
-
-    def identities(self, rows: Sequence[int]) -> list[int]:
-        """A number for every image: of the seed, the split and the row."""
-        first = self._seed * len(SPLIT_CODES) + SPLIT_CODES[self._split]
-        return [(first << 32) + row for row in rows]
-
-    def paths(self, rows: Sequence[int]) -> None:
-        """Nowhere."""
-
-    def with_planes(self, planes: Sequence[int], channels: ChannelSet) -> SyntheticReader:
-        """A reader of these planes alone, called by these channels."""
-        bands = tuple(self._bands[place] for place in planes)
-        return SyntheticReader(self._split, channels, bands, self._seed, self._img_size)
-
-    def name(self, row: int) -> str:
-        """What the image of a row is called."""
-        return f"{self._split} {row}"
-
-
 def synthetic_splits(
     spec: InputSpec, *, seed: int = 0, num_images: Mapping[str, int] | None = None
-) -> tuple[dict[str, tuple[SyntheticReader, list[int]]], InputSpec]:
-    """Readers and labels of the embedded data set, and what its images are.
+) -> tuple[dict[str, Files], InputSpec]:
+    """The images of the embedded data set, made when they are called, and what they are.
 
     Args:
         spec: Which bands, in which order (all five by default), and the size of the images.
@@ -246,12 +214,12 @@ def synthetic_splits(
             f"num_images is {num_images}; it takes {', '.join(SPLIT_CODES)}, each at least 1."
         )
     bands = SYNTHETIC_CHANNELS.index(spec.channels if len(spec.channels) else SYNTHETIC_CHANNELS)
-    taken, num_classes = SYNTHETIC_CHANNELS.take(bands), len(SYNTHETIC_CLASSES)
     made = {
-        split: (
-            SyntheticReader(split, taken, bands, seed, size),
-            [row % num_classes for row in range(count)],
+        split: Files(
+            [SyntheticImage(seed, split, index, size) for index in range(count)],
+            [index % len(SYNTHETIC_CLASSES) for index in range(count)],
         )
         for split, count in counts.items()
     }
-    return made, replace(spec, channels=taken, class_names=SYNTHETIC_CLASSES)
+    channels = SYNTHETIC_CHANNELS.take(bands)
+    return made, replace(spec, channels=channels, class_names=SYNTHETIC_CLASSES)
