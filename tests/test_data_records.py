@@ -131,7 +131,10 @@ def test_a_missing_file_is_named_filled_or_absent(tmp_path, caplog):
     ):
         load_data(root)
     assert len(load_data(root, skip_corrupt=True).train) == 7
-    data = load_data(root, allow_absent=True)
+    data = load_data(root, allow_absent=True, validation_fraction=0.4)
+    assert not any(data.validation.absent), "the mean would take its place in silence"
+    with pytest.raises(UserError, match=r"A00_s1_w1.*no file for w2.*--no-data mean"):
+        load_data(root, allow_absent=True, splits={"train": None, "test": "."})
     image = data.train[0][0]
     assert image.isnan().flatten(1).all(1).tolist() == [False, True, False]
     assert image[0, 0, 0] == pytest.approx(100 / 65535)

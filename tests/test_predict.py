@@ -180,6 +180,17 @@ def test_command(saved, images, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_what_all_files_share_is_said_once(saved, tmp_path, capsys):
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.zeros((5, 40 + number, 40), np.float32))
+    assert main(["predict", str(saved), str(tmp_path)]) == 3
+    lines = [line for line in capsys.readouterr().err.splitlines() if "not" in line]
+    assert len(lines) == 2
+    assert re.search(
+        r"0\.npy: not read, it has 5 planes.*7 more files likewise: .*1\.npy", lines[0]
+    )
+
+
 def test_the_command_takes_anonymous_for_a_channel_set(saved, tmp_path, capsys):
     np.save(tmp_path / "five.npy", np.random.default_rng(0).random((5, 40, 40), np.float32))
     words = ["predict", str(saved), str(tmp_path / "five.npy"), "--channels", "anonymous"]

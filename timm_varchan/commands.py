@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from timm_varchan.predict import Prediction
 
 _UNREADABLE = 3
+#: Files that a line about several names.
+_NUM_NAMED = 5
 
 Flags = TypeVar("Flags")
 
@@ -250,13 +253,19 @@ def predict(
         num_workers=answer.workers,
     )  # fmt: skip
     found = write_table(found, answer.output) if answer.output else found
-    unreadable = 0
+    unread: dict[str, list[Prediction]] = {}  # by the reason, numbers in it aside
     for one in tqdm(found, total=len(found_files), unit="file", disable=len(found_files) == 1):
-        unreadable += one.error is not None
+        if one.error is not None:
+            unread.setdefault(re.sub(r"[\d.,]+", "0", one.error), []).append(one)
         _say_answer(one, answer)
-    if unreadable:
-        print(f"{unreadable} of {len(found_files)} files could not be read.", file=sys.stderr)
-    return _UNREADABLE if unreadable else 0
+    for first, *others in unread.values():
+        names = [str(one.file) for one in others[:_NUM_NAMED]] + ["..."] * bool(others[_NUM_NAMED:])
+        more = f" ({len(others)} more files likewise: {', '.join(names)})" if others else ""
+        print(f"{first.file}: not read, {first.error}{more}", file=sys.stderr)
+    if unread:
+        count = sum(map(len, unread.values()))
+        print(f"{count} of {len(found_files)} files could not be read.", file=sys.stderr)
+    return _UNREADABLE if unread else 0
 
 
 def _say_answer(found: Prediction, answer: AnswerFlags) -> None:
@@ -267,9 +276,7 @@ def _say_answer(found: Prediction, answer: AnswerFlags) -> None:
         classes = [{"name": name, "probability": value} for name, value in found.classes]
         line = {"file": str(found.file), "classes": classes, "error": found.error}
         tqdm.write(json.dumps(line))
-    elif found.error is not None:
-        tqdm.write(f"{found.file}: not read, {found.error}", file=sys.stderr)
-    elif not answer.output:
+    elif found.error is None and not answer.output:
         sure = "" if found.is_sure else "not sure: "
         shown = "  ".join(f"{name} {value:6.1%}" for name, value in found.classes)
         tqdm.write(f"{found.file}  {sure}{shown}")

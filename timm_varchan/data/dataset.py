@@ -48,8 +48,8 @@ _NUM_LOOKED_AT = 32
 #: Fraction of the memory that is free which a cache may take.
 _CACHE_FRACTION = 0.8
 _ABSENT_CURE = (
-    "--no-data mean or predict fills it, and training that samples channels "
-    "(--channel-aug hcs-sample) takes it for absent"
+    "--no-data mean or predict fills it, and of training images --channel-aug hcs-sample takes it "
+    "for absent"
 )
 #: Beside a model: which images it was trained on.
 FINGERPRINTS = "splits.npz"
@@ -69,7 +69,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         reading: How an image is made of it.
         rows: The rows that belong to the split; all by default.
         skipped: Why rows were left out, one text each.
-        lacks_files: Whether some images have no file for a channel, and nothing fills it.
+        absent: Rows that have no file for a channel, which nothing fills.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         *,
         rows: Sequence[int] | None = None,
         skipped: Sequence[str] = (),
-        lacks_files: bool = False,
+        absent: Iterable[int] = (),
     ) -> None:
-        self.records, self.reading, self.lacks_files = records, reading, lacks_files
+        self.records, self.reading, self._absent = records, reading, frozenset(absent)
         self._rows = list(range(len(labels))) if rows is None else list(rows)
         self._labels = [int(labels[row]) for row in self._rows]
         self.skipped = tuple(skipped)
@@ -114,6 +114,11 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def num_skipped(self) -> int:
         """How many rows were left out because they could not be read or had no valid label."""
         return len(self.skipped)
+
+    @property
+    def absent(self) -> list[bool]:
+        """Which images have no file for a channel, which nothing fills."""
+        return [row in self._absent for row in self._rows]
 
     def labels(self) -> list[int]:
         """The label of every image; nothing is decoded."""
@@ -236,15 +241,15 @@ class TransformedSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         split: The images.
         transform: From `(C, H, W)` to what the model takes; draws from torch's default generator.
         seed: Of the augmentation.
-        keep_absent: Leave planes NaN whose files an image does not have, where such images are
-            not filled: `draw_channels` takes them for absent. Otherwise they become the mean.
+        keep_absent: Leave planes NaN whose files an image does not have: `draw_channels` takes
+            them for absent. Otherwise they become the mean.
     """
 
     def __init__(
         self, split: ImageSplit, transform: nn.Module, seed: int = 0, keep_absent: bool = False
     ) -> None:
         self.split, self.transform, self._seed = split, transform, seed
-        self.keep_absent = keep_absent and split.lacks_files
+        self.keep_absent = keep_absent and any(split.absent)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -315,14 +320,14 @@ def load_data(
             a folder of class folders itself.
         planes: Which files are one image, as `"{image}_w{channel}.tif"`; `"none"`: every file.
         validation_fraction: Fraction of `train` to set apart, balanced over the classes, where the
-            source has no validation split. A class's only image stays in `train`, equal images stay
-            together.
+            source has no validation split. A class's only image stays in `train`, as do images
+            that lack files; equal images stay together.
         limit: At most so many images a split, balanced over the classes.
         seed: Of the synthetic images, of the limit and of the validation fraction.
         skip_corrupt: Leave out images that cannot be read and labels that are none instead of
             raising; decodes every image once. `ImageSplit.skipped` tells what went.
-        allow_absent: Take images in several files of which some are missing: their planes are NaN.
-            With `no_data` `mean` and `predict` they are taken anyway.
+        allow_absent: Take training images in several files of which some are missing: their planes
+            are NaN. With `no_data` `mean` and `predict` images of every split are taken anyway.
         partial: Take files that name their planes and lack some of the channels: the spec of the
             data has those that are there.
         cache_dir: Where `datasets` keeps its copies.
@@ -362,7 +367,7 @@ def load_data(
             tables = load_tables(source, splits or {}, columns=columns, cache_dir=cache_dir)
             data = data_of(
                 tables, spec, columns, skip_corrupt=skip_corrupt, guess=guess, partial=partial,
-                allow_absent=allow_absent or spec.no_data in FILLED,
+                allow_absent=allow_absent,
             )  # fmt: skip
             data = _set_apart(data, validation_fraction, seed)
         if limit is not None:
@@ -431,7 +436,8 @@ def data_of(
             if index < 0
         }
         missing = _missing_files(some, reading)
-        if missing and allow_absent:
+        is_filled = spec.no_data in FILLED
+        if missing and (is_filled or (allow_absent and split == "train")):
             row = min(missing)
             logger.warning(
                 "%s: %d of %d images lack files; %s %s", some.split, len(missing), len(some),
@@ -445,7 +451,7 @@ def data_of(
             some, indices[split], reading,
             rows=[row for row in range(len(some)) if row not in problems],
             skipped=[some.where(row, problem) for row, problem in problems.items()],
-            lacks_files=bool(missing) and spec.no_data not in FILLED,
+            absent=() if is_filled else missing,
         )  # fmt: skip
     return ImageData(spec=reading.spec, name=tables.name, **made)
 
@@ -559,8 +565,8 @@ def _split_off(
     if len(places) <= len(set(labels)):  # the images tell less than the labels: no data of use
         group = np.arange(len(labels))
     _, firsts = np.unique(group, return_index=True)
-    left = Counter(labels[i] for i in firsts)
-    candidates = [int(i) for i in firsts if left[labels[i]] > 1]
+    left, absent = Counter(labels[i] for i in firsts), train.absent
+    candidates = [int(i) for i in firsts if left[labels[i]] > 1 and not absent[i]]
     if not candidates:
         logger.warning("No class has a second image, so none is set apart for validation.")
         return train, None

@@ -182,16 +182,7 @@ def _of_pattern(pattern: str) -> Match:
             seen.add(name)
         else:
             text += re.escape(part)
-    compiled = re.compile(f"(?P<place>(?:.*/)?){text}", re.I)
-
-    def match(path: str) -> tuple[str, str] | None:
-        found = compiled.fullmatch(path)
-        if found is None:
-            return None
-        parts = found.groupdict()
-        return parts["place"] + parts.get("image", ""), parts["channel"]
-
-    return match
+    return _matcher(re.compile(f"(?P<place>(?:.*/)?){text}", re.I), has_ending=True)
 
 
 def _plain(paths: Sequence[str], folder: Path, wanted: Sequence[str]) -> Match | None:
@@ -244,13 +235,16 @@ def are_channels(names: Sequence[str]) -> bool:
     return len(names) > 1 and any(all(f and f[0] == "/" for f in one) for one in found)
 
 
-def _matcher(compiled: re.Pattern[str]) -> Match:
+def _matcher(compiled: re.Pattern[str], has_ending: bool = False) -> Match:
+    """Image and channel by the groups of a pattern, of whole names or of those without ending."""
+
     def match(path: str) -> tuple[str, str] | None:
-        stem = path.rpartition(".")[0]
-        found = compiled.fullmatch(stem)
+        found = compiled.fullmatch(path if has_ending else path.rpartition(".")[0])
         if found is None:
             return None
-        return _SAME.sub("", found["image"]) + _SAME.sub("", found["rest"]), found["channel"]
+        parts = found.groupdict("")
+        image = "".join(parts.get(name, "") for name in ("place", "image", "rest"))
+        return (image if has_ending else _SAME.sub("", image)), parts["channel"]
 
     return match
 

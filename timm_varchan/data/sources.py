@@ -113,12 +113,10 @@ def load_tables(
     path = Path(source).expanduser()
     cache = None if cache_dir is None else str(cache_dir)
     options: dict[str, Any] = {"streaming": True} if streaming else {"cache_dir": cache}
+    found: dict[str, Any]
     if path.is_dir():
-        folder, name, found = (
-            path,
-            path.resolve().name,
-            _load_folder(path, splits, columns, options),
-        )
+        folder, name = path, path.resolve().name
+        found = _load_folder(path, splits, columns, options)
     elif path.is_file():
         folder, name = path.parent, path.resolve().stem
         if path.suffix == ".parquet":
@@ -126,9 +124,8 @@ def load_tables(
         elif streaming:
             raise UserError(_NO_STREAM.format(path))
         elif path.suffix.lower() in (".txt", *TABLE_SUFFIXES):
-            tables = _tables_of([path], path.parent, columns, set())
-            found = _by_split(tables, splits, source)
             name = path.resolve().parent.name
+            found = _by_split(_tables_of([path], folder, columns, set()), splits, source)
         else:
             raise UserError(f"{source} is no .parquet, .txt, .csv, .tsv or .jsonl. Give {_KNOWN}.")
     elif source.startswith((".", "/", "~")) or path.suffix in (".parquet", ".txt", *TABLE_SUFFIXES):
@@ -188,31 +185,60 @@ def _split_names(splits: Iterable[str | None] = SPLIT_ALIASES) -> set[str]:
 # Folders ------------------------------------------------------------------------------------------
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Every visible file below a folder as its path from there, in order; links are followed.
+class Level:
+    """What is visible in a folder; links are followed, but not to a folder above.
 
-    Names that begin with a dot, and what systems leave behind, are passed over. Folders come too,
-    ending in a slash, and links to nothing as if they were files.
+    Names that begin with a dot, and what systems leave behind, are passed over.
+
+    Args:
+        folder: The folder.
+        place: Its path from the folder of the data, ending in a slash; paths in it begin so.
+        above: Devices and inodes of the folders that it lies in.
     """
-    start = os.stat(folder)
-    return _walk(str(folder), "", ((start.st_dev, start.st_ino),))
 
+    def __init__(self, folder: str, place: str = "", above: tuple[tuple[int, int], ...] = ()):
+        self.place, self.folders = place, dict[str, Level]()
+        self.images, self.others = list[str](), list[str]()
+        about = os.stat(folder)
+        above = (*above, (about.st_dev, about.st_ino))
+        if above[-1] not in above[:-1]:
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    self._add(entry, above)
+        self.count = len(self.images) + sum(inner.count for inner in self.folders.values())
 
-def _walk(folder: str, place: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
+    def _add(self, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> None:
+        here = f"{self.place}{entry.name}"
         if entry.name.startswith("."):
-            continue
-        here = f"{place}{entry.name}"
-        if not entry.is_dir():
-            yield here
+            return
+        if not entry.is_dir():  # a link to nothing too
+            (self.images if _suffix(here) in IMAGE_SUFFIXES else self.others).append(here)
         elif entry.name not in _SYSTEM_FOLDERS:
-            about = entry.stat()
-            own = (about.st_dev, about.st_ino)
-            yield f"{here}/"
-            if own not in above:  # a link to a folder that holds it
-                yield from _walk(entry.path, f"{here}/", (*above, own))
+            self.folders[entry.name] = Level(entry.path, f"{here}/", above)
+
+    def below(self, kind: str = "images") -> Iterator[str]:
+        """The paths of all images in it, or of all `others`."""
+        yield from getattr(self, kind)
+        for level in self.folders.values():
+            yield from level.below(kind)
+
+    @property
+    def holding(self) -> set[str]:
+        """Its folders that hold images anywhere."""
+        return {name for name, level in self.folders.items() if level.count}
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether all images lie in folders of one folder."""
+        holding = self.holding
+        return len(holding) == 1 and not self.images and not self.folders[min(holding)].images
+
+    def unwrapped(self) -> Level:
+        """Without folders that hold one folder only, which holds several."""
+        level = self
+        while level.is_wrapper:
+            level = level.folders[min(level.holding)]
+        return level
 
 
 def _suffix(name: str) -> str:
@@ -220,23 +246,14 @@ def _suffix(name: str) -> str:
     return name[dot:].lower() if dot > name.rfind("/") + 1 else ""
 
 
-def _sorted_out(found: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Images, and all else: other files, folders."""
-    images, others = list[str](), list[str]()
-    for name in found:
-        (images if _suffix(name) in IMAGE_SUFFIXES else others).append(name)
-    return images, others
-
-
 def _count_suffixes(names: Iterable[str]) -> str:
     counts = Counter(_suffix(name) or "without an ending" for name in names)
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
 
 
-def _say_left_out(folder: Path, files: Iterable[str]) -> None:
+def _say_left_out(folder: Path, level: Level) -> None:
     """A line about the files whose ending is none of an image."""
-    known = IMAGE_SUFFIXES | _DOCUMENTS
-    others = [name for name in files if name[-1] != "/" and _suffix(name) not in known]
+    others = [name for name in level.below("others") if _suffix(name) not in _DOCUMENTS]
     if others:
         counts = _count_suffixes(others)
         logger.warning("%s: left out %d files by their ending: %s", folder, len(others), counts)
@@ -259,9 +276,9 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        images, others = _sorted_out(walk(path))
-        _say_left_out(path, others)
-        below = sorted(path / name for name in images)
+        level = Level(str(path))
+        _say_left_out(path, level)
+        below = sorted(path / name for name in level.below())
         if not below:
             raise UserError(
                 f"There are no images below {path}. Files are taken by their ending: "
@@ -282,41 +299,40 @@ def _load_folder(
         return choose_splits(
             saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}, splits, folder
         )
-    images, others = _sorted_out(walk(folder))
-    stored = [folder / name for name in others if _suffix(name) == ".parquet"]
+    level = Level(str(folder))
+    stored = [folder / name for name in level.below("others") if _suffix(name) == ".parquet"]
     if stored:
-        if images:
-            logger.warning("%s: left out %d images beside the Parquet files", folder, len(images))
+        if level.count:
+            logger.warning("%s: left out %d images beside the Parquet files", folder, level.count)
         return _load_parquet(stored, splits, folder, **options)
     if "streaming" in options:
         raise UserError(_NO_STREAM.format(folder))
     named = _split_names() | _split_names(splits.values())
-    files = [folder / name for name in _named_tables(others, named)]
-    tables = _tables_of(files, folder, columns, named)
+    tables = _tables_of(_named_tables(folder, level, named), folder, columns, named)
     if tables:
         chosen = _by_split(tables, splits, folder)
         rows = (row for table in chosen.values() for row in table.paths)
-        rest = len(images) - sum(len(row) if isinstance(row, tuple) else 1 for row in rows)
+        rest = level.count - sum(len(row) if isinstance(row, tuple) else 1 for row in rows)
         if rest > 0:
             logger.warning("%s: left out %d images that no table lists", folder, rest)
         return dict(chosen)
-    _say_left_out(folder, others)
-    return dict(_load_class_folders(folder, _Level.of(images, others), splits, columns.planes))
+    _say_left_out(folder, level)
+    return dict(_load_class_folders(folder, level, splits, columns.planes))
 
 
 # Lists and tables ---------------------------------------------------------------------------------
 
 
-def _named_tables(found: Iterable[str], named: set[str]) -> list[str]:
+def _named_tables(folder: Path, level: Level, named: set[str]) -> list[Path]:
     """Files of a folder that may say which images there are: at the top, or in a split's folder."""
-    tables = []
-    for name in found:
-        place, _, file = name.rpartition("/")
-        suffix = _suffix(file)
-        is_list = suffix == ".txt" and not place and split_of(file[:-4], named) is not None
-        if (not place or place.lower() in named) and (is_list or suffix in TABLE_SUFFIXES):
-            tables.append(name)
-    return tables
+    inner = [one for name, one in level.folders.items() if name.lower() in named]
+    found = [name for one in (level, *inner) for name in one.others]
+    return [
+        folder / name for name in found
+        if _suffix(name) in TABLE_SUFFIXES or (
+            _suffix(name) == ".txt" and "/" not in name and split_of(name[:-4], named) is not None
+        )
+    ]  # fmt: skip
 
 
 def _tables_of(
@@ -362,73 +378,14 @@ def _by_split(
 # Class folders ------------------------------------------------------------------------------------
 
 
-class _Level:
-    """A folder whose folders are splits or classes.
-
-    Args:
-        parts: Where it lies in the folder of the data.
-    """
-
-    def __init__(self, parts: tuple[str, ...] = ()) -> None:
-        self.parts = parts
-        self.images: list[str] = []
-        self.others: list[str] = []
-        self.folders: dict[str, _Level] = {}
-        self.count = 0
-
-    @classmethod
-    def of(cls, images: Sequence[str], others: Sequence[str]) -> _Level:
-        """The tree of what `walk` gave: other files and folders, images."""
-        root = cls()
-        levels = {"": root}
-        for path in others:
-            place, _, name = path.rpartition("/")
-            level = levels.get(place)
-            if level is None:  # its folder came before
-                above, _, own = place.rpartition("/")
-                level = levels[place] = cls((*levels[above].parts, own))
-                levels[above].folders[own] = level
-            if name:
-                level.others.append(path)
-        for path in images:
-            levels[path.rpartition("/")[0]].images.append(path)
-        for level in reversed(levels.values()):
-            level.count = len(level.images) + sum(one.count for one in level.folders.values())
-        return root
-
-    def below(self) -> Iterator[str]:
-        """The paths of all images in it."""
-        yield from self.images
-        for level in self.folders.values():
-            yield from level.below()
-
-    @property
-    def holding(self) -> set[str]:
-        """Its folders that hold images anywhere."""
-        return {name for name, level in self.folders.items() if level.count}
-
-    @property
-    def is_wrapper(self) -> bool:
-        """Whether all images lie in folders of one folder."""
-        holding = self.holding
-        return len(holding) == 1 and not self.images and not self.folders[min(holding)].images
-
-    def unwrapped(self) -> _Level:
-        """Without folders that hold one folder only, which holds several."""
-        level = self
-        while level.is_wrapper:
-            level = level.folders[min(level.holding)]
-        return level
-
-
 def _load_class_folders(
-    folder: Path, top: _Level, splits: Mapping[str, str | None], planes: str | None
+    folder: Path, top: Level, splits: Mapping[str, str | None], planes: str | None
 ) -> dict[str, Files]:
     names = _split_folders(top, splits)
     if not names:
         inner = top.unwrapped()
         if inner is not top:
-            logger.info("%s: reading %s in it", folder, "/".join(inner.parts))
+            logger.info("%s: reading %s in it", folder, inner.place.rstrip("/"))
         top, names = inner, _split_folders(inner, splits)
     if names:
         # A split holds class folders; a class that is called "train" holds images.
@@ -451,7 +408,7 @@ def _load_class_folders(
     return tables
 
 
-def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]:
+def _split_folders(level: Level, splits: Mapping[str, str | None]) -> list[str]:
     """Folders of folders that are splits, by the caller's names or the usual ones."""
     if "." in splits.values():
         return []
@@ -460,7 +417,7 @@ def _split_folders(level: _Level, splits: Mapping[str, str | None]) -> list[str]
     return [name for name in holders if name in asked or name.lower() in _split_names()]
 
 
-def _refuse_no_classes(folder: Path, top: _Level, planes: str | None) -> None:
+def _refuse_no_classes(folder: Path, top: Level, planes: str | None) -> None:
     """Refuse folders that are no classes: those of splits, of images beside masks."""
     holding = {name.lower(): name for name in sorted(top.holding)}
     masks, pictures = _MASKS & set(holding), _PICTURES & set(holding)
@@ -494,13 +451,13 @@ def _refuse_no_classes(folder: Path, top: _Level, planes: str | None) -> None:
             )
 
 
-def _are_scenes(one: _Level, other: _Level) -> bool:
+def _are_scenes(one: Level, other: Level) -> bool:
     """Whether their folders are images, with a file a channel in each."""
     inside = [level for top in (one, other) for level in top.folders.values() if level.count]
     return all(are_channels([p.rpartition("/")[2] for p in level.images]) for level in inside)
 
 
-def _class_files(folder: Path, root: _Level) -> Files:
+def _class_files(folder: Path, root: Level) -> Files:
     """The images of a split with their folders as labels."""
     if root.images:
         count = len(root.images)
@@ -508,7 +465,7 @@ def _class_files(folder: Path, root: _Level) -> Files:
     for name in sorted(set(root.folders) - root.holding) if root.holding else ():
         files = root.folders[name].others
         logger.warning(
-            "%s: %s holds no images%s and is no class", folder, "/".join((*root.parts, name)),
+            "%s: %s holds no images%s and is no class", folder, root.place + name,
             f" (but {_count_suffixes(files)})" if files else "",
         )  # fmt: skip
     paths: list[Any] = []

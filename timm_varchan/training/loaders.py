@@ -150,7 +150,7 @@ def load_run_data(
             data = load_data(
                 config.dataset, spec, seed=config.data_seed, planes=config.planes,
                 validation_fraction=(0.1 if trains else 0.0) if fraction is None else fraction,
-                allow_absent=getattr(config, "channel_aug", "hcs-sample") == "hcs-sample", **common,
+                allow_absent=getattr(config, "channel_aug", None) == "hcs-sample", **common,
                 partial=not guess and config.channels is None,
             )  # fmt: skip
     if guess and not len(spec.channels):
