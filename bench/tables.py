@@ -201,7 +201,7 @@ def conditions(rows: Sequence[Row]) -> str:
 
     parts = {"Test images": values("images"), "training images": values("train_images"),
              "epochs": values("epochs"), "folds": values("folds"),
-             "seeds": values("seed")}  # fmt: skip
+             "seeds": values("seed"), "trained by commit": values("commit")}  # fmt: skip
     return "\n" + "; ".join(f"{key}: {value}" for key, value in parts.items() if value) + ".\n"
 
 

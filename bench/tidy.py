@@ -21,7 +21,7 @@ COLUMNS = (
     "benchmark", "arm", "way", "question", "channels", "seed", "folds", "images",
     "accuracy", "low", "high", "sd_seeds", "precision", "recall", "f1", "reference",
     "reference_accuracy", "difference", "difference_low", "difference_high", "sd_difference", "p",
-    "epochs", "train_images", "train_seconds", "version",
+    "epochs", "train_images", "train_seconds", "version", "commit",
 )  # fmt: skip
 
 
@@ -109,24 +109,28 @@ def tidy(benchmark: Benchmark, name: str, folder: Path) -> pd.DataFrame:
 
 
 def rows_of(runs: Runs, name: str, arm: Arm) -> Iterator[dict[str, Any]]:
-    """The rows of an arm."""
+    """The rows of an arm; a comparison is over the seeds that both have."""
     seeds = runs.seeds(name)
     whole = [seed for seed in seeds if runs.folds(name, [seed]) == runs.folds(name, seeds[:1])]
     groups = [[seed] for seed in seeds] + ([whole] if len(whole) > 1 else [])
     for way, question, group in itertools.product(arm.ways, runs.benchmark.questions, groups):
         folds = runs.folds(name, group)
-        cell = runs.cell(f"{name}|{way}", question, group, folds)
-        if cell is None:
+        if runs.cell(f"{name}|{way}", question, group, folds) is None:
             continue
         sizes = {len(indices) for indices in runs.benchmark.questions[question]}
         about = {
             "arm": name, "way": way, "question": question,
-            "channels": sizes.pop() if len(sizes) == 1 else "",
-            "seed": "+".join(map(str, group)), "folds": len(folds), **figures(cell),
+            "channels": sizes.pop() if len(sizes) == 1 else "", "folds": len(folds),
         }  # fmt: skip
         for reference in arm.against or ("",):
-            other = runs.cell(reference, question, group, folds) if reference else None
-            yield {**about, "reference": reference, **(compared(cell, other) if other else {})}
+            both = [s for s in group if reference and runs.cell(reference, question, [s], folds)]
+            compares = bool(both) and (both == group or len(both) > 1)
+            cell = runs.cell(f"{name}|{way}", question, both if compares else group, folds)
+            assert cell is not None
+            row = {**about, "seed": "+".join(map(str, both if compares else group)),
+                   **figures(cell), "reference": reference}  # fmt: skip
+            other = runs.cell(reference, question, both, folds) if compares else None
+            yield {**row, **(compared(cell, other) if other else {})}
 
 
 def figures(cell: Cell) -> dict[str, Any]:
@@ -163,17 +167,19 @@ def deviation(values: np.ndarray) -> Any:
 
 
 def training_of(folder: Path, arm: str) -> dict[str, Any]:
-    """What a run of an arm took, from the report that training left."""
+    """What the first run of an arm took, from the reports that training left, and all commits."""
     files = sorted(folder.glob(f"fold-*-*-{arm}/results.json"))
     files = [file for file in files if file.parent.name.split("-", 3)[3] == arm]
     if not files:
         return {}
-    results = json.loads(files[0].read_text())
+    each = [json.loads(file.read_text()) for file in files]
+    results, commits = each[0], {(found.get("git_commit") or "")[:7] for found in each}
     return {
         "epochs": results["training"]["epochs"],
         "train_images": results["data"]["num_images"]["train"],
         "train_seconds": round(results["training"]["seconds"]),
         "version": results["versions"]["timm_varchan"],
+        "commit": "+".join(sorted(commits)),
     }
 
 
