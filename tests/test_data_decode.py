@@ -18,8 +18,6 @@ from timm_varchan.data.plane_names import channels_of, label_of, satellite_of
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 
-THIRTEEN = ChannelSet.anonymous(13)
-
 
 @pytest.fixture
 def rng():
@@ -47,25 +45,14 @@ def npy_bytes(array):
 def test_png_is_exact_and_jpeg_is_near(rng):
     array = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     png = read_image(pillow_bytes(array, "PNG"), "RGB")
-    assert png.dtype == torch.uint8
     assert np.array_equal(png.numpy(), array.transpose(2, 0, 1))
     smooth = np.tile(np.arange(30, dtype=np.uint8)[None, :, None] * 8, (20, 1, 3))
     jpeg = read_image(pillow_bytes(smooth, "JPEG", quality=95), "RGB")
-    assert np.abs(jpeg.numpy().astype(int) - smooth.transpose(2, 0, 1)).max() < 10
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        ("uint8", torch.uint8), ("uint16", torch.uint16), (">u2", torch.uint16),
-        ("int16", torch.float32), ("float32", torch.float32), ("float64", torch.float32),
-    ],
-)  # fmt: skip
-def test_pages_of_a_tiff_are_bands(rng, dtype, expected):
-    planes = rng.integers(0, 100, (13, 20, 24)).astype(dtype)
-    image = read_image(tiff_bytes(planes, photometric="minisblack"), THIRTEEN)
-    assert image.dtype == expected
-    assert np.array_equal(image.numpy(), planes.astype(image.numpy().dtype))
+    for near in (jpeg.numpy(), *(
+        decode(tiff_bytes(smooth, photometric="rgb", compression="jpeg", **options)).image
+        for options in ({}, {"tile": (16, 16)}, {"rowsperstrip": 8})
+    )):  # fmt: skip
+        assert np.abs(near.astype(int) - smooth.transpose(2, 0, 1)).max() < 10
 
 
 def test_gray_becomes_rgb_and_alpha_is_dropped(rng):
@@ -78,13 +65,8 @@ def test_gray_becomes_rgb_and_alpha_is_dropped(rng):
         assert np.array_equal(read_image(data, "RGB").numpy(), rgba[..., :3].transpose(2, 0, 1))
         assert read_image(data, "R+G+B+NIR").shape[0] == 4
     near_infrared = tiff_bytes(rgba, photometric="rgb", extrasamples=[0])
-    with pytest.raises(ValueError, match="4 planes"):
+    with pytest.raises(UserError, match=r"4 planes, but the channels are RGB \(3\)"):
         read_image(near_infrared, "RGB")
-
-
-def test_wrong_number_of_planes_names_both(rng):
-    with pytest.raises(ValueError, match=r"3 planes, but the channels are B02\+B08 \(2\)"):
-        read_image(pillow_bytes(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), "PNG"), "B02+B08")
 
 
 CORRUPT = {
@@ -96,28 +78,17 @@ CORRUPT = {
     "npy of one axis": npy_bytes(np.zeros(3)),
     "npy without pixels": npy_bytes(np.zeros((3, 0, 4))),
     "tiff of noise": b"II*\0" + np.random.default_rng(0).bytes(300),
-    "png": pillow_bytes(np.eye(64, dtype=np.uint8), "PNG")[:-40],
-    "png of 16 bits": imagecodecs.png_encode(np.ones((20, 20, 3), np.uint16))[:60],
-    "jpeg": pillow_bytes(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), "JPEG")[
-        :1500
-    ],
-    "tiff": tiff_bytes(np.ones((5, 64, 64), np.uint16))[:9000],
     "npy": npy_bytes(np.ones((3, 64, 64)))[:500],
 }
 
 
 @pytest.mark.parametrize("kind", CORRUPT)
 def test_corrupt_bytes_are_one_clear_error(kind):
-    with pytest.raises(ImageError):
-        decode(CORRUPT[kind])
-    with pytest.raises(ValueError, match=r"^Cannot read the image: [^\n]*planes RGB\.$") as caught:
+    with pytest.raises(UserError, match=r"^Cannot read the image: [^\n]*planes RGB\.$") as caught:
         read_image(CORRUPT[kind], RGB)
     assert "0x" not in str(caught.value)
-
-
-def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        read_image(tmp_path / "nowhere.png", "RGB")
+        read_image("nowhere.png", "RGB")
 
 
 # Writers and their options
@@ -183,6 +154,8 @@ def test_tiff_writers_options(data):
     found = decode(encoded).image
     assert found.dtype == (np.float32 if written.dtype.kind == "f" else written.dtype)
     np.testing.assert_array_equal(found, expected.astype(found.dtype))
+    image = read_image(encoded, ChannelSet.anonymous(count))
+    assert image.dtype == {"u1": torch.uint8, "u2": torch.uint16}.get(dtype, torch.float32)
 
 
 @CASES
@@ -213,39 +186,13 @@ def test_tiffs_of_pillow(compression, mode, orientation):
 @pytest.mark.parametrize("bits", [2, 4, 6, 10, 12, 14])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 def test_unusual_depths_reach_one(bits, photometric):
-    dtype = np.uint8 if bits < 8 else np.uint16
     top = 2**bits - 1
+    dtype = np.uint8 if bits < 8 else np.uint16
     array = np.random.default_rng(0).integers(0, top, (9, 10), dtype, endpoint=True)
-    array[0, 0] = top
-    encoded = packed_tiff(array, bits, photometric)
+    encoded = tiff_bytes(array, photometric=photometric, bitspersample=bits)
     stored = top - array.astype(int) if photometric == "miniswhite" else array
-    image = read_image(encoded, "G")
-    np.testing.assert_allclose(image.numpy()[0], stored / top, rtol=1e-6)
+    np.testing.assert_allclose(read_image(encoded, "G").numpy()[0], stored / top, rtol=1e-6)
     np.testing.assert_array_equal(read_image(encoded, "G", value_scale=2.0).numpy()[0], stored / 2)
-
-
-def packed_tiff(array, bits, photometric):
-    """A TIFF of one strip whose samples are packed, written by hand."""
-    height, width = array.shape
-    rows = [
-        "".join(f"{int(v):0{bits}b}" for v in row).ljust(-(-width * bits // 8) * 8, "0")
-        for row in array
-    ]
-    body = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
-    tags = {
-        256: width, 257: height, 258: bits, 259: 1, 262: photometric == "minisblack", 273: 8,
-        277: 1, 278: height, 279: len(body), 266: 1,
-    }  # fmt: skip
-    start = 8 + len(body) + len(body) % 2
-    entries = b"".join(
-        code.to_bytes(2, "little") + b"\4\0\1\0\0\0" + int(value).to_bytes(4, "little")
-        for code, value in sorted(tags.items())
-    )
-    head = b"II*\0" + start.to_bytes(4, "little")
-    return (
-        head + body + b"\0" * (len(body) % 2)
-        + len(tags).to_bytes(2, "little") + entries + b"\0\0\0\0"
-    )  # fmt: skip
 
 
 def pages(*arrays, **options):
@@ -258,27 +205,30 @@ def pages(*arrays, **options):
 
 def test_pages_are_one_image_or_refused():
     small, large = np.zeros((8, 9), np.uint8), np.arange(20 * 21, dtype=np.uint16).reshape(20, 21)
-    preview_first = pages((small, {"subfiletype": 1}), (large, {}))
-    assert np.array_equal(decode(preview_first).image[0], large)
-    overview_last = pages((large, {}), (small.astype(np.uint16), {"subfiletype": 1}))
-    assert np.array_equal(decode(overview_last).image[0], large)
-    for wrong in (
-        pages((small, {}), (large, {})),
-        pages((small, {}), (small[:4], {})),
-        pages((small, {}), (small.astype(np.uint16), {})),
+    colours, reduced = np.zeros((8, 9, 3), np.uint8), {"subfiletype": 1}
+    for whole in (
+        pages((small, reduced), (large, {})),
+        pages((large, {}), (small.astype(np.uint16), reduced)),
     ):
-        with pytest.raises(ImageError, match="holds 2 images"):
+        assert np.array_equal(decode(whole).image[0], large)
+    stack = tiff_bytes(np.zeros((3, 4, 8, 9), np.uint8), imagej=True, metadata={"axes": "ZCYX"})
+    for wrong, said in (
+        (pages((small, {}), (large, {})), "holds 2 images"),
+        (pages((small, {}), (small[:4], {})), "holds 2 images"),
+        (pages((small, {}), (small.astype(np.uint16), {})), "holds 2 images"),
+        (pages((colours, {}), (colours, {}), photometric="rgb"), "several axes"),
+        (stack, r"several axes, Z \(3\) and C \(4\)"),
+        (pages((small, reduced)), "nothing but previews"),
+        *((animated(kind), "3 pictures") for kind in ("GIF", "PNG", "WEBP")),
+    ):
+        with pytest.raises(ImageError, match=said):
             decode(wrong)
-    colours = np.zeros((8, 9, 3), np.uint8)
-    with pytest.raises(ImageError, match="several axes"):
-        decode(pages((colours, {}), (colours, {}), photometric="rgb"))
-    file = io.BytesIO()
-    tifffile.imwrite(file, np.zeros((3, 4, 8, 9), np.uint8), imagej=True, metadata={"axes": "ZCYX"})
-    with pytest.raises(ImageError, match=r"several axes, Z \(3\) and C \(4\)"):
-        decode(file.getvalue())
-    only_preview = pages((small, {"subfiletype": 1}))
-    with pytest.raises(ImageError, match="nothing but previews"):
-        decode(only_preview)
+
+
+def animated(kind):
+    frames, file = [Image.new("L", (8, 8), value) for value in (0, 80, 160)], io.BytesIO()
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=50)
+    return file.getvalue()
 
 
 def test_colours_that_are_not_converted_are_refused():
@@ -294,16 +244,6 @@ def test_colours_that_are_not_converted_are_refused():
     )
     with pytest.raises(ImageError, match="CMYK"):
         decode(inks)
-
-
-def test_jpeg_in_tiff_is_rgb():
-    soft = np.asarray(Image.fromarray(np.random.default_rng(0).integers(
-        0, 256, (4, 4, 3), np.uint8)).resize((32, 32)))  # fmt: skip
-    for options in ({}, {"tile": (16, 16)}, {"rowsperstrip": 8}):
-        encoded = tiff_bytes(soft, photometric="rgb", compression="jpeg", **options)
-        difference = np.abs(decode(encoded).image.astype(int) - np.moveaxis(soft, -1, 0))
-        assert difference.max() < 30
-        assert difference.mean() < 5
 
 
 @CASES
@@ -354,30 +294,19 @@ def test_netpbm_of_any_depth(largest, kind, comment, height, width):
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_png_of_sixteen_bits_with_and_without_alpha(depth):
     array = np.random.default_rng(0).integers(0, 65536, (7, 8, depth), np.uint16)
-    encoded = imagecodecs.png_encode(array[..., 0] if depth == 1 else array)
-    found = decode(encoded)
+    found = decode(imagecodecs.png_encode(array[..., 0] if depth == 1 else array))
     assert found.has_alpha == (depth in (2, 4))
     np.testing.assert_array_equal(found.image, np.moveaxis(array, -1, 0))
 
 
 @pytest.mark.parametrize("bits", [8, 12, 15, 16])
 def test_jpeg2000_keeps_its_numbers(bits):
-    dtype = np.uint8 if bits == 8 else np.uint16
-    array = np.random.default_rng(0).integers(0, 2**bits, (32, 33), dtype)
+    dtype, top = np.uint8 if bits == 8 else np.uint16, 2**bits - 1
+    array = np.random.default_rng(0).integers(0, top, (32, 33), dtype, endpoint=True)
     encoded = imagecodecs.jpeg2k_encode(array, level=0, reversible=True, bitspersample=bits)
     np.testing.assert_array_equal(decode(encoded).image[0], array)
-    image = read_image(encoded, "G")
     if bits in (12, 15):  # of a range that the type does not tell
-        assert image.max() == pytest.approx(array.max() / (2**bits - 1))
-
-
-def test_several_pictures_in_a_file_are_refused():
-    frames = [Image.new("L", (8, 8), value) for value in (0, 80, 160)]
-    for kind in ("GIF", "PNG", "WEBP"):
-        file = io.BytesIO()
-        frames[0].save(file, kind, save_all=True, append_images=frames[1:], duration=50)
-        with pytest.raises(ImageError, match="3 pictures"):
-            decode(file.getvalue())
+        assert read_image(encoded, "G").max() == pytest.approx(array.max() / top)
 
 
 @CASES
@@ -434,18 +363,12 @@ def test_no_data_is_refused_or_filled_and_nothing_else_is(dtype, text, orientati
     kind, value = np.dtype(dtype), float(text)
     array = (np.random.default_rng(number).random((3, 8, 9)) * 90 + 10).astype(dtype)
     with np.errstate(all="ignore"):
-        if kind.kind in "iu" and not (
-            value.is_integer() and np.iinfo(kind).min <= value <= np.iinfo(kind).max
-        ):
-            stored = None
-        else:
-            stored = np.array(value).astype(kind)
-    rng = np.random.default_rng(number + 1)
-    mask = np.zeros(array.size, bool)
-    if stored is not None:
-        mask[rng.choice(array.size, holes, replace=False)] = True
-    mask = mask.reshape(array.shape)
-    array[mask] = 0 if stored is None else stored
+        stored = np.array(value).astype(kind)
+    mask = np.zeros(array.shape, bool)
+    if kind.kind == "f" or stored == value:  # the type holds the value
+        places = np.random.default_rng(number + 1).choice(array.size, holes, replace=False)
+        mask.flat[places] = True
+    array[mask] = stored
     tags = [(42113, "s", 0, text, True), (274, "H", 1, orientation, True)]
     encoded = tiff_bytes(array, photometric="minisblack", planarconfig="separate", extratags=tags)
     channels = ChannelSet.anonymous(3)
