@@ -64,6 +64,14 @@ def test_three_planes_are_rgb_and_bands_beside_them_are_taken_for_them(tmp_path)
     torch.testing.assert_close(twin(x), default)
 
 
+def test_zeros_for_absent_bands_where_all_have_kernels_need_no_names_yet():
+    zeros = {"stem": "prior", "prior": "zero", "virtual_channels": ANCHORED}
+    twin = timm.create_model("dwg_test_resnet", in_chans=6, **zeros)  # as training builds it
+    assert str(stem_of(twin).mixer.default_channels) == str(ChannelSet.parse(ANCHORED))
+    with pytest.raises(ValueError, match="no place for"):
+        timm.create_model("dwg_test_resnet", in_chans=5, **zeros)
+
+
 def test_saved_loaded_folded_and_looked_at(tmp_path):
     _, twin = both("test_resnet", tmp_path, virtual_channels=ANCHORED)
     stem = stem_of(twin)

@@ -223,7 +223,8 @@ def adapt(
     nameless = STEMS[stem].supports_anonymous and stem_kwargs.get("prior") != "zero"
     unknown = given is None or nameless
     if in_chans is not None and in_chans != len(default) and unknown:
-        default = ChannelSet.anonymous(in_chans)
+        takes_all = in_chans == len(virtual) and not nameless
+        default = virtual if takes_all else ChannelSet.anonymous(in_chans)
     like = model.get_submodule(_first_convs(model)[0]).weight
     home = {"device": like.device, "dtype": like.dtype}
     made = []
