@@ -26,6 +26,7 @@ class HubServer:
     def __init__(self):
         self.files, self.lfs = {}, {}
         self.private, self.uploads = {}, []
+        self.busy = 0  # so many requests of files are put off
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -71,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, X_Error_Code="RepoNotFound")
         if revision not in ("main", COMMIT):
             return self._answer(404, X_Error_Code="RevisionNotFound")
+        if self.hub.busy:
+            self.hub.busy -= 1
+            return self._answer(503)
         data = self.hub.files[repo].get(name)
         if data is None:
             return self._answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)

@@ -322,6 +322,16 @@ def test_training_pushes(server, tmp_path):
     assert b"hf-hub:org/name" in hub_server.files["org/name"]["README.md"]
 
 
+def test_a_busy_hub_is_told_of_once(server, folder, tmp_path):
+    hub_server, env = server
+    hub_server.files = {"org/name": {f.name: f.read_bytes() for f in folder.iterdir()}}
+    hub_server.busy = 2
+    command = ["export", "hf-hub:org/name", tmp_path / "m.pt2", "--channels", "G", "--fixed-size"]
+    done = run("-m", "timm_varchan", *command, env=env)
+    assert done.returncode == hub_server.busy == 0, done.stderr
+    assert done.stderr.count("503") == done.stderr.count("Retrying") == 1
+
+
 def test_push_writes_the_card(server, folder):
     hub_server, env = server
     pushed = run("-m", "timm_varchan", "push", folder, "org/name", "--public", env=env)

@@ -12,7 +12,10 @@ import timm_varchan
 from timm_varchan import ChannelSet, hub
 from timm_varchan.__main__ import main
 from timm_varchan.channels import write_channels
+from timm_varchan.errors import UserError
 from timm_varchan.models import stems, unexplained_variance
+from timm_varchan.predict import predict
+from timm_varchan.scenes import predict_scene
 
 TABLE = [[1.0, 0.6, 0.2], [0.6, 1.0, 0.4], [0.2, 0.4, 1.0]]
 STAINS = (
@@ -71,6 +74,30 @@ def test_python_calls_know_them(model):
     assert adapted(x).shape == (2, 2)
     with pytest.raises(ValueError, match="'Golgi'"):
         timm_varchan.set_channels(model, "ER+Golgi")
+
+
+def test_predictions_without_a_specification_know_them(model, images, tmp_path):
+    normalisation = {"mean": [0.3, 0.2], "std": [0.06, 0.05]}
+    options = {"channels": "ER+DNA", "img_size": 32, "value_scale": 4000.0}
+    file = images / "a" / "0.tif"
+    (found,) = predict(model, [file], **normalisation, **options)
+    assert found.error is None
+    with pytest.raises(UserError, match="mean"):
+        list(predict(model, [file], **options))
+    options["channels"] = ChannelSet.parse("ER=+DNA@461nm").with_stats(*normalisation.values())
+    (again,) = predict(model, [file], **options)
+    assert again == found
+    rasterio = pytest.importorskip("rasterio", reason="pip install 'timm-varchan[geo]'")
+    with rasterio.open(
+        tmp_path / "s.tif", "w", "GTiff", 32, 32, 2, "EPSG:32633",
+        rasterio.Affine(10, 0, 400000, 0, -10, 5400000), "uint16",
+    ) as scene:  # fmt: skip
+        scene.write(tifffile.imread(file))
+    with pytest.raises(UserError, match="no mean and std"):  # known, and without statistics
+        list(predict_scene(model, tmp_path / "s.tif", tmp_path / "m.csv", channels="ER+DNA",
+                           img_size=32))  # fmt: skip
+    *_, row = predict_scene(model, tmp_path / "s.tif", tmp_path / "map.csv", **options)
+    assert row.done == row.total
 
 
 def test_the_saved_statistics_hold(folder):

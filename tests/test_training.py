@@ -30,6 +30,7 @@ from timm_varchan.training import (
 from timm_varchan.training import train as training_train
 from timm_varchan.training.checkpoint import Checkpoints, read_progress
 from timm_varchan.training.loaders import EpochSampler, epoch_batches
+from timm_varchan.training.report import closing
 from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
 
 BANDS = ChannelSet.parse("R+G+B+NIR+SWIR1")
@@ -277,6 +278,18 @@ def test_everything_is_written(finished):
     text = (finished.folder / "results.md").read_text()
     assert "| RG " in text
     assert "30 images (test)" in text
+
+
+def test_the_last_line_names_a_better_epoch_and_how_to_take_it(finished):
+    training = {**finished.results["training"], "best_epoch": 1, "epoch_taken": 2}
+    first, again = closing({**finished.results, "training": training}, finished.folder).splitlines()
+    assert f"Everything is in {finished.folder}/" in first
+    assert "Epoch 1 was the best on the validation images" in again
+    command = again.partition("To take the best: timm-varchan train ")[2].split()
+    config = train_config(command)
+    assert (config.resume, config.eval_checkpoint) == ("auto", "best")
+    same = {**training, "epoch_taken": 1}
+    assert len(closing({**finished.results, "training": same}, None).splitlines()) == 1
 
 
 def test_results_are_json_and_hold_run_and_input(finished):

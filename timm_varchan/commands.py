@@ -161,21 +161,22 @@ def evaluate(words: Sequence[str]) -> int:
 
 
 def _log() -> None:
-    """The log as lines on the error stream; what other packages repeat is said once."""
+    """The log as lines on the error stream."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for chatty in ("httpx", "accelerate"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    seen: set[str] = set()
+
+
+def _say_retries_once() -> None:
+    """Of the requests that huggingface_hub repeats, say the first failure and the first wait."""
+    said: set[int] = set()
 
     def once(record: logging.LogRecord) -> bool:
-        """Whether the same place of the code said nothing yet: a retry says it again."""
-        place = f"{record.pathname}:{record.lineno}"
-        known = place in seen
-        seen.add(place)
-        return not known
+        is_new = record.lineno not in said
+        said.add(record.lineno)
+        return is_new
 
-    for handler in logging.getLogger("huggingface_hub").handlers:
-        handler.addFilter(once)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(once)
 
 
 # Using a model ------------------------------------------------------------------------------------
@@ -577,6 +578,7 @@ def channels(
 def call(command: str, words: Sequence[str]) -> int:
     """Run a command with the words after its name; its exit code."""
     function: Callable[..., int] = globals()[command]
+    _say_retries_once()
     if command in ("train", "evaluate"):
         return function(words)
     return tyro.cli(

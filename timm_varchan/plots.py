@@ -459,8 +459,7 @@ def plot_confusion(
         axes.set_yticks(range(num), rows, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
-    low, high = (100 * part for part in result.metrics["accuracy"][1:])
-    heading = f"{result.name}: {100 * result.accuracy:.1f} % ({low:.1f} to {high:.1f})"
+    heading = f"{result.name}: accuracy {result.metrics['accuracy']} %"
     axes.set_title(f"{title}\n{heading}" if title else heading, fontsize=9)
     return _saved(figure, path)
 
@@ -562,7 +561,11 @@ def plot_stem(
     for row, (left, right) in enumerate(grid):
         number, view = row // len(wanted), views[row % len(wanted)]
         shown = wanted[row % len(wanted)]
-        _draw_image(left, picture_of(images[number], whole), names[number] if names else "")
+        left.imshow(picture_of(images[number], whole))
+        left.set_xlabel(_clipped(names[number], 22) if names else "", fontsize=7)
+        left.set_anchor("N")
+        left.set_xticks([])
+        left.set_yticks([])
         view.draw(right, number, whole.take(shown).labels)
         right.set_title(f"{len(shown)} of {len(whole)} channels", fontsize=9, loc="left")
     return _saved(figure, path, 150)
@@ -628,18 +631,6 @@ class _StemView:
         axes.set_yticks([line + 0.5 for line in range(len(labels))], labels)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-
-
-def _draw_image(axes: Axes, picture: np.ndarray, name: str) -> None:
-    axes.imshow(picture)
-    axes.set_xlabel(_short_file(name), fontsize=7)
-    axes.set_anchor("N")
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _short_file(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
 
 
 def picture_of(image: Tensor, channels: ChannelSet) -> np.ndarray:
@@ -719,8 +710,9 @@ def _seen(example: Example, channels: ChannelSet) -> tuple[np.ndarray, str]:
     return picture_of(example.image, channels), caption
 
 
-def _clipped(text: str) -> str:
-    return text if len(text) <= 20 else f"{text[:9]}..{text[-9:]}"
+def _clipped(text: str, most: int = 20) -> str:
+    half = most // 2 - 1
+    return text if len(text) <= most else f"{text[:half]}..{text[-half:]}"
 
 
 def _plane(image: Tensor, place: int, label: str) -> tuple[np.ndarray, str]:

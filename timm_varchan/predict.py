@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -18,6 +18,7 @@ from timm_varchan.data import Reading, eval_transform, find_images
 from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems, share, stems, unexplained_variance
+from timm_varchan.models.adapt import parse_channels
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def predict(
         UserError: Channels that the model cannot serve or without mean and std, a wrong number of
             class names, no image size, a count below 1.
     """
-    spec = InputSpec.of(spec, **fields)
+    spec = spec_for(model, spec, fields)
     _check_options(model, spec.class_names, top, batch_size)
     if spec.img_size is None:
         raise UserError("Nothing says the image size. Give img_size=, such as 224.")
@@ -105,6 +106,14 @@ def predict(
     for_channels(model, spec.channels)  # refuses what the model cannot serve
     loader = DataLoader(reader, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
     return _run(model, loader, spec, (top, min_probability))
+
+
+def spec_for(model: nn.Module, spec: InputSpec | None, fields: Mapping[str, Any]) -> InputSpec:
+    """The specification with these fields, its channels also by names that only the model knows."""
+    named = fields.get("channels")
+    if spec is None and named is not None:
+        fields = {**fields, "channels": parse_channels(model, named)}
+    return InputSpec.of(spec, **fields)
 
 
 def write_table(predictions: Iterable[Prediction], path: str | Path) -> Iterator[Prediction]:

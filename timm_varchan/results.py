@@ -19,6 +19,8 @@ from timm_varchan.data import ImageSplit
 from timm_varchan.evaluation import (
     METRICS,
     PREDICTIONS,
+    Difference,
+    Estimate,
     Evaluation,
     Predictions,
     class_counts,
@@ -49,6 +51,7 @@ __all__ = [
     "markdown_page",
     "metrics_table",
     "write_results",
+    "write_rows",
 ]
 
 #: Rows of a table for people; everything is in `results.json` and `sets.csv`.
@@ -89,10 +92,10 @@ def evaluation_entry(evaluated: Evaluated) -> dict[str, Any]:
         UserError: The baseline answered other images, classes or sets.
     """
     sets, names = evaluated.sets, evaluated.predictions.class_names
-    whole, check, score = sets[0], sets.order_check, robustness(sets)
+    whole, check = sets[0], sets.order_check
     counts = np.bincount(whole.references, minlength=len(names))
     return {
-        "accuracy": whole.metrics["accuracy"]._asdict(),
+        "accuracy": _plain(whole.metrics["accuracy"]),
         "chance": 1 / len(names),
         "most_frequent": {
             "class": names[int(counts.argmax())], "fraction": float(counts.max() / counts.sum())
@@ -102,11 +105,11 @@ def evaluation_entry(evaluated: Evaluated) -> dict[str, Any]:
         "num_images": whole.num_images,
         "num_passes": sets.num_passes,
         "sets": _set_entries(evaluated),
-        "sizes": [summary._asdict() for summary in summarise_sizes(sets)],
-        "bands": [band.to_json() for band in rank_bands(sets)],
-        "robustness": None if score is None else score.to_json(),
+        "sizes": _plain(summarise_sizes(sets)),
+        "bands": _plain(rank_bands(sets)),
+        "robustness": _plain(robustness(sets)),
         "foretold": foretold(sets, evaluated.unexplained),
-        "order_check": None if check is None else {**check._asdict(), "equal": check.equal},
+        "order_check": check and {**_plain(check), "equal": check.equal},
         "confusion": confusion_cells(whole.predictions, whole.references, len(names)).tolist(),
         "baseline": None if evaluated.baseline is None else evaluated.baseline.model,
     }  # fmt: skip
@@ -121,14 +124,21 @@ def _set_entries(evaluated: Evaluated) -> list[dict[str, Any]]:
         compared = compare_predictions(evaluated.predictions, evaluated.baseline)
     entries = []
     for number, (result, error) in enumerate(zip(sets, evaluated.unexplained, strict=True)):
-        entry = {**result.to_json(), "loss": None, "unexplained": error, "baseline": None}
+        entry = {**result.to_json(), "loss": None, "unexplained": error}
         full, other = whole.get(result.mode), compared.get(number)
         if full is not None and full is not result:
-            entry["loss"] = paired_difference(full.correct, result.correct)._asdict()
-        if other is not None:
-            entry["baseline"] = {key: part._asdict() for key, part in other._asdict().items()}
-        entries.append(entry)
+            entry["loss"] = _plain(paired_difference(full.correct, result.correct))
+        entries.append({**entry, "baseline": _plain(other)})
     return entries
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples as dictionaries, also in lists: what JSON and the page read."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if hasattr(value, "_asdict"):
+        return {key: _plain(part) for key, part in value._asdict().items()}
+    return value
 
 
 # Words --------------------------------------------------------------------------------------------
@@ -166,17 +176,9 @@ def _resolution(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-def _percent(estimate: Mapping[str, float]) -> str:
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} ({low:.1f} to {high:.1f})"
-
-
 def _points(difference: Mapping[str, float] | None) -> str:
     """A paired difference in points with its interval; empty where there is none."""
-    if difference is None:
-        return ""
-    value, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
-    return f"{value + 0.0:+.1f} ({low:+.1f} to {high:+.1f})"
+    return "" if difference is None else str(Difference(**difference))
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def _page(results: Mapping[str, Any]) -> list[_Block]:
     evaluation, data = results["evaluation"], results["data"]
     first, *_ = evaluation["sets"]
     said = headline(results)
-    others = ", ".join(f"{m.partition('_')[0]} {_percent(first[m])}" for m in METRICS[1:])
+    others = ", ".join(f"{m.partition('_')[0]} {Estimate(**first[m])}" for m in METRICS[1:])
     blocks: list[_Block] = [
         f"# {results['model']['name']} on {Path(data['name']).name}",
         f"**A{said[1:]}.**",
@@ -235,7 +237,7 @@ def _sets_table(evaluation: Mapping[str, Any]) -> _Table:
     rows = [
         [
             _row_name(s, sets),
-            _percent(s["accuracy"]),
+            str(Estimate(**s["accuracy"])),
             _points(s["loss"]),
             *(["" if (e := s["unexplained"]) is None else f"{e:.2f}"] if known else []),
             *([_points((s["baseline"] or {}).get("difference"))] if evaluation["baseline"] else []),
@@ -274,7 +276,7 @@ def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
     alone.sort(key=lambda b: (-b["alone"]["value"], b["index"]))
     if alone:
         rows = [
-            [b["name"], _percent(b["alone"]), _like(b["alone"], alone[0], evaluation)]
+            [b["name"], str(Estimate(**b["alone"])), _like(b["alone"], alone[0], evaluation)]
             for b in alone[:MAX_ROWS]
         ]
         yield _Table(["alone", "accuracy", "may be no other than"], rows)
@@ -313,10 +315,10 @@ def _classes(evaluation: Mapping[str, Any], names: Sequence[str]) -> Iterable[_B
         yield f"The {len(shown)} of {len(counts)} classes that are recognised worst."
     rows = []
     for c in shown:
-        low, high = wilson_interval(c.num_right, c.num_images)
-        recall = _percent({"value": c.num_right / c.num_images, "low": low, "high": high})
-        numbers = map(str, (c.num_images, c.num_right))
-        rows.append([c.name, *numbers, recall, str(c.num_said), c.mistaken_for])
+        interval = wilson_interval(c.num_right, c.num_images)
+        recall = Estimate(c.num_right / c.num_images, *interval)
+        numbers = map(str, (c.num_images, c.num_right, recall, c.num_said))
+        rows.append([c.name, *numbers, c.mistaken_for])
     head = ["class", "images", "right", "recall, % (interval)", "said", "mistaken for"]
     yield _Table(head, rows)
 
@@ -545,6 +547,11 @@ def _write_sets(results: Mapping[str, Any], path: Path) -> None:
             row |= _columns("baseline", one["baseline"]["accuracy"])
             row |= _columns("minus_baseline", one["baseline"]["difference"])
         rows.append(row)
+    write_rows(rows, path)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a CSV file with a column for every name in the rows."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, fieldnames=names)

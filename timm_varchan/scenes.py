@@ -33,7 +33,7 @@ from timm_varchan.errors import ImageError, UserError
 from timm_varchan.input_spec import InputSpec
 from timm_varchan.models import has_stems
 from timm_varchan.plots import class_colours, plot_classes
-from timm_varchan.predict import FAR, for_channels
+from timm_varchan.predict import FAR, for_channels, spec_for
 
 __all__ = ["SceneRow", "predict_scene"]
 
@@ -284,7 +284,7 @@ def predict_scene(
         UserError: No rasterio, a scene that cannot be read, other bands than the channels, values
             that are on another scale, a tile that is no multiple of the stride.
     """
-    spec, output = InputSpec.of(spec, **fields), Path(output)
+    spec, output = spec_for(model, spec, fields), Path(output)
     wanted, img_size = spec.channels, spec.img_size
     if img_size is None:
         raise UserError("Nothing says the image size. Give img_size=, such as 64.")

@@ -24,19 +24,6 @@ from timm_varchan.evaluation.sets import DEFAULT_BUDGET, PlannedSet, plan_sets, 
 from timm_varchan.models import has_stems, set_channels, share, stems
 from timm_varchan.views import MODES, ORDERS, SetView
 
-__all__ = [
-    "BatchNormBuffers",
-    "Evaluation",
-    "OrderCheck",
-    "SetResult",
-    "Validation",
-    "default_modes",
-    "evaluate_channel_sets",
-    "predict_channel_sets",
-    "predicted_classes",
-    "validate_channel_sets",
-]
-
 #: BatchNorm buffers for some sets, by the positions of their planes and the mode.
 BatchNormBuffers = Mapping[tuple[tuple[int, ...], str], Mapping[str, Tensor]]
 Loader = Iterable[tuple[Tensor, Tensor]]

@@ -10,8 +10,6 @@ import evaluate
 
 from timm_varchan.evaluation.metrics import Estimate, classification_metrics
 
-__all__ = ["ChannelSetMetrics"]
-
 
 class ChannelSetMetrics(evaluate.Metric):  # type: ignore[misc]
     """Accuracy and macro precision, recall and f1 with 95 % intervals, without the hub.

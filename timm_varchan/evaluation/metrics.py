@@ -10,17 +10,6 @@ from scipy import sparse, stats
 
 from timm_varchan.errors import UserError
 
-__all__ = [
-    "METRICS",
-    "NO_CLASS",
-    "Difference",
-    "Estimate",
-    "classification_metrics",
-    "confusion_cells",
-    "paired_difference",
-    "wilson_interval",
-]
-
 #: The metrics of every result, in the order of the tables.
 METRICS = ("accuracy", "precision_macro", "recall_macro", "f1_macro")
 #: In place of a predicted class where a logit is not a finite number: wrong, whatever the label.
@@ -36,6 +25,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """In per cent, with the interval."""
+        value, low, high = (100 * part for part in self)
+        return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
 
 class Difference(NamedTuple):
     """Accuracy of a minus accuracy of b on the same images, its 95 % interval, and a p-value."""
@@ -44,6 +38,11 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
+
+    def __str__(self) -> str:
+        """In points of per cent, with the interval."""
+        value, low, high = (100 * part for part in self[:3])
+        return f"{value + 0.0:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def confusion_cells(

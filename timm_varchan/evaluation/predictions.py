@@ -25,8 +25,6 @@ from timm_varchan.evaluation.sets import set_label
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["PREDICTIONS", "Compared", "Predictions", "compare_predictions"]
-
 #: Name of the file in the folder of a run.
 PREDICTIONS = "predictions.npz"
 

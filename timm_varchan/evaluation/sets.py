@@ -11,8 +11,6 @@ from timm_varchan.channels import ChannelSet, seeded_rng
 from timm_varchan.errors import UserError
 from timm_varchan.products import natural_sets
 
-__all__ = ["DEFAULT_BUDGET", "PlannedSet", "parse_sets", "plan_sets", "set_label", "spread"]
-
 ItemT = TypeVar("ItemT")
 
 #: Sets of the default plan at most; up to this many subsets, all of them (5 channels).

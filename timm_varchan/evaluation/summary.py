@@ -6,28 +6,13 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from timm_varchan.evaluation.evaluate import SetResult
 from timm_varchan.evaluation.metrics import Difference, Estimate, paired_difference
-
-__all__ = [
-    "Band",
-    "ClassCounts",
-    "Robustness",
-    "SizeSummary",
-    "class_counts",
-    "foretold",
-    "main_series",
-    "rank_bands",
-    "robustness",
-    "smallest_difference",
-    "summarise_sizes",
-]
 
 #: Sets that somebody chose: they are not what an average set of their size does.
 _CHOSEN = ("natural", "asked")
@@ -80,8 +65,7 @@ def main_series(results: Sequence[SetResult]) -> list[SetResult]:
     return [r for r in results if (r.mode, r.order) == (first.mode, first.order)]
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """What one channel is worth; None where a set was not evaluated.
 
     Args:
@@ -103,13 +87,6 @@ class Band:
         """Whether the interval of the loss without it leaves out 0."""
         loss = self.loss_without
         return loss is not None and not loss.low <= 0 <= loss.high
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        return {
-            k: v._asdict() if isinstance(v, (Difference, Estimate)) else v
-            for k, v in vars(self).items()
-        }
 
 
 def rank_bands(results: Sequence[SetResult]) -> list[Band]:
@@ -149,8 +126,7 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
     return sorted(bands, key=worth, reverse=True)
 
 
-@dataclass(frozen=True)
-class Robustness:
+class Robustness(NamedTuple):
     """How much of a model is left when channels are missing.
 
     Args:
@@ -169,11 +145,6 @@ class Robustness:
     num_sizes: int
     worst_loss: Difference | None
     worst_channel: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-serialisable form."""
-        loss = None if self.worst_loss is None else self.worst_loss._asdict()
-        return {**asdict(self), "worst_loss": loss}
 
 
 def robustness(results: Sequence[SetResult]) -> Robustness | None:

@@ -25,16 +25,6 @@ from timm_varchan.errors import UserError
 from timm_varchan.training.config import MARK, TrainConfig
 from timm_varchan.training.report import environment, write_json
 
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "Progress",
-    "check_folder",
-    "claim_folder",
-    "damage",
-    "read_progress",
-]
-
 logger = logging.getLogger(__name__)
 
 #: Written last; holds the sizes and checksums of all other files.

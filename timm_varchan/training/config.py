@@ -19,10 +19,6 @@ from tyro.constructors import PrimitiveConstructorSpec
 from timm_varchan.errors import UserError
 from timm_varchan.input_spec import PixelFlags
 
-__all__ = [
-    "MARK", "RECIPES", "EvaluateConfig", "EvaluationFlags", "Model", "SourceFlags", "TrainConfig",
-]  # fmt: skip
-
 #: The file of an output folder that holds the configuration of its run.
 MARK = "run.json"
 

@@ -37,18 +37,6 @@ from timm_varchan.models import has_stems
 from timm_varchan.products import products_with
 from timm_varchan.training.config import EvaluateConfig, TrainConfig
 
-__all__ = [
-    "EpochSampler",
-    "Loader",
-    "StreamLoader",
-    "epoch_batches",
-    "eval_loader",
-    "evaluation_split",
-    "load_judged",
-    "load_run_data",
-    "train_loader",
-]
-
 logger = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, int]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import logging
@@ -28,23 +27,18 @@ from timm_varchan.channels import ChannelSet, known_channels
 from timm_varchan.data import ImageData, save_fingerprints
 from timm_varchan.errors import UserError
 from timm_varchan.hub import save
-from timm_varchan.results import Evaluated, evaluation_entry, headline, write_results
+from timm_varchan.results import (
+    Evaluated,
+    evaluation_entry,
+    headline,
+    write_results,
+    write_rows,
+)
 from timm_varchan.training.config import EvaluateConfig, TrainConfig
 from timm_varchan.version import __version__
 
 if TYPE_CHECKING:
     from timm_varchan.training.checkpoint import Progress
-
-__all__ = [
-    "RunLog",
-    "build_results",
-    "check_trackers",
-    "closing",
-    "environment",
-    "opening",
-    "write_json",
-    "write_run",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +174,7 @@ class RunLog:
         )
         if not self._accelerator.is_main_process:
             return
-        _write_csv(rows, self._config.folder / "summary.csv")
+        write_rows(rows, self._config.folder / "summary.csv")
         if number == num_epochs or time.monotonic() - self._drawn > _DRAW_EVERY:
             from timm_varchan.plots import plot_curves  # matplotlib is slow to import
 
@@ -204,14 +198,6 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _group(name: str) -> str:
     head = name.split("_")[0]
     return head if head in ("train", "eval") else "run"
-
-
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def build_results(

@@ -80,15 +80,6 @@ from timm_varchan.training.loaders import (
 from timm_varchan.training.report import RunLog, build_results, check_trackers, opening, write_run
 from timm_varchan.views import DrawKey, draw_channels, full_share_for
 
-__all__ = [
-    "Interrupted",
-    "NonFiniteLossError",
-    "Outcome",
-    "Trainer",
-    "evaluate",
-    "run",
-]
-
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -373,12 +364,8 @@ class Trainer:
         model: nn.Module,
         loader: Any,
     ) -> None:
-        self.config, self.accelerator, self.data, self.channels = (
-            config,
-            accelerator,
-            data,
-            data.channels,
-        )
+        self.config, self.accelerator = config, accelerator
+        self.data, self.channels = data, data.channels
         tell_all_channels(model, data.channels, config.channel_identity)
         choose_trained(model, config.train_only)
         self.checkpoints = Checkpoints(config.folder / "checkpoints")
@@ -530,17 +517,17 @@ class Trainer:
                 distribute_bn(model, self.accelerator.num_processes, reduce=True)
 
     def _validate(self) -> Validation:
-        """Test the best model on some channel sets; afterwards it is told all channels again."""
+        """Test the best model on some channel sets, once it is told all channels again."""
         model, found = self.best_model, Validation()
+        tell_all_channels(model, self.channels, self.config.channel_identity)
         if self.validation is not None:
-            mode = trained_mode(self.config, model, self.channels)
+            mode, *_ = default_modes(model, self.channels)
             with torch.compiler.set_stance("force_eager"):  # not a graph for every channel set
                 found = validate_channel_sets(
                     model, self.validation, self.channels, self.validation_sets, mode,
                     accelerator=self.accelerator,
                 )  # fmt: skip
         warn_not_finite(found.num_not_finite, self.accelerator)
-        tell_all_channels(model, self.channels, self.config.channel_identity)
         return found
 
     # Update ---------------------------------------------------------------------------------------
@@ -606,7 +593,6 @@ class Trainer:
             config, self.data, accelerator, evaluated, model=model, progress=progress, taken=taken
         )
         if accelerator.is_main_process:
-            tell_all_channels(model, self.channels, config.channel_identity)
             model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
             write_run(results, evaluated, self.data, config.folder, model)
         accelerator.wait_for_everyone()
@@ -623,6 +609,7 @@ class Trainer:
         model = whole_model(
             self.accelerator, self.best_model, lambda: build_model(self.config, self.data)
         )
+        tell_all_channels(model, self.channels, self.config.channel_identity)
         return model, progress
 
     # Checkpoints ----------------------------------------------------------------------------------
@@ -718,8 +705,7 @@ class Judge:
         """The answers on every set, and what they come to."""
         name, split = evaluation_split(self.data)
         channels, names, started = self.data.channels, self.data.class_names, time.perf_counter()
-        trained = trained_mode(self.config, self.model, channels)
-        modes: tuple[str, ...] = self.config.eval_modes or (trained,)
+        modes: tuple[str, ...] = self.config.eval_modes or default_modes(self.model, channels)
         plan = self.plan()
         loader: Any = eval_loader(self.config, split, self.data.spec)
         with torch.compiler.set_stance("force_eager"):  # not a graph for every channel set
@@ -784,18 +770,6 @@ def tell_all_channels(model: nn.Module, channels: ChannelSet, identity: str) -> 
         if identity == "anonymous" or channels.is_anonymous:
             # After the above, which leaves the number of channels in what is saved.
             set_channels(model, ANONYMOUS)
-
-
-def trained_mode(
-    config: TrainConfig | EvaluateConfig, model: nn.Module, channels: ChannelSet
-) -> str:
-    """How training told the model its channels: one of `MODES`."""
-    if isinstance(config, TrainConfig) and has_stems(model):
-        if config.channel_identity == "anonymous":
-            return "anonymous"
-        if not channels.is_anonymous:
-            return "named"
-    return default_modes(model, channels)[0]
 
 
 def warn_not_finite(counts: Mapping[str, int], accelerator: Accelerator) -> None:
