@@ -133,12 +133,11 @@ def _set_entries(evaluated: Evaluated) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples as dictionaries, also in lists: what JSON and the page read."""
+    """Named tuples and data classes as dictionaries, also in lists, as JSON and the page want."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if hasattr(value, "_asdict"):
-        return {key: _plain(part) for key, part in value._asdict().items()}
-    return value
+    fields = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", None)
+    return value if fields is None else {key: _plain(part) for key, part in fields.items()}
 
 
 # Words --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,8 @@ def main_series(results: Sequence[SetResult]) -> list[SetResult]:
     return [r for r in results if (r.mode, r.order) == (first.mode, first.order)]
 
 
-class Band(NamedTuple):
+@dataclass(frozen=True)
+class Band:
     """What one channel is worth; None where a set was not evaluated.
 
     Args:
