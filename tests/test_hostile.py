@@ -154,7 +154,7 @@ def stems(case, monkeypatch):
     if name == "dwg":
         wake(stem)
     try:
-        stem.set_channels(spec)
+        stem.mixer.set_channels(spec)
     except ValueError as error:
         assert re.search("anonymous", str(error))
         return
@@ -204,9 +204,9 @@ def mixed_batches(case):
     expected = []
     for sample, channels in zip(x, chosen, strict=True):
         sample[: len(channels)] = torch.randn(len(channels), 6, 7)
-        stem.set_channels(channels)
+        stem.mixer.set_channels(channels)
         expected.append(stem(sample[None, : len(channels)]))
-    stem.set_channels(chosen)
+    stem.mixer.set_channels(chosen)
     assert_same(stem(x), torch.cat(expected))
     for wrong in (x[:, :-1], torch.cat([x, x]), x[0]):
         with pytest.raises(ValueError, match=r"samples of|needed is"):
@@ -267,7 +267,7 @@ def devices(case):
             make_stem(name, bank).to(device)
         return
     stem = make_stem(name, bank).to(there)
-    stem.set_channels("RGB")
+    stem.mixer.set_channels("RGB")
     assert stem(torch.randn(2, 3, 5, 5, device=there)).shape == (2, 4, 5, 5)
 
 

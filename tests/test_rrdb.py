@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import assert_same
 from torch import nn
 
-from timm_varchan.models.rrdb import GATINGS, RRDB, ConvRecurrence, DenseBlock
+from timm_varchan.models.rrdb import RRDB, ConvRecurrence, DenseBlock
 
 NAMES = ("rrdb_small", "rrdb_base", "rrdb_rnn_small", "rrdb_rnn_base")
 #: Options that change the model, and with the default of each architecture argument another one.
@@ -21,11 +21,8 @@ OPTIONS = {
     "num_blocks": 1,
     "res_scale": 0.5,
     "steps": 2,
-    "gating": "minimal",
-    "kernel_size": 5,
-    "separable": False,
     "stem_stride": 4,
-    "norm_layer": "",
+    "norm_layer": "layernorm2d",
     "act_layer": "gelu",
     "num_classes": 5,
     "in_chans": 4,
@@ -89,35 +86,24 @@ def test_layers_are_counted_as_the_graph_has_them(name):
     assert 2 <= num_layers <= 4
 
 
-@pytest.mark.parametrize("gating", GATINGS)
-def test_recurrence_is_its_equations(gating):
-    dim, x = 4, torch.randn(2, 4, 6, 5)
-    block = ConvRecurrence(dim, steps=3, gating=gating, separable=False)
-    weights = {"W": block.input.weight, "b": block.input.bias, "U_c": block.candidate.weight}
-    W_c, W_g = weights["W"][:dim], weights["W"][dim:]
-    b_c, b_g = weights["b"][:dim], weights["b"][dim:]
+def test_recurrence_is_its_equations():
+    block, x = ConvRecurrence(4, steps=3), torch.randn(2, 4, 6, 5)
+    (W_c, W_g), (b_c, b_g) = (t.split([4, 8]) for t in (block.input.weight, block.input.bias))
     h = x
     for _ in range(3):
-        if gating == "none":
-            z = r = torch.ones_like(x)
-        else:
-            gates = F.conv2d(x, W_g, b_g) + F.conv2d(h, block.gates.weight, padding=1)
-            gates = torch.sigmoid(gates)
-            z, r = gates.chunk(2, dim=1) if gating == "gru" else (gates, gates)
-        c = torch.tanh(F.conv2d(x, W_c, b_c) + F.conv2d(r * h, weights["U_c"], padding=1))
+        z, r = torch.sigmoid(F.conv2d(x, W_g, b_g) + block.gates(h)).chunk(2, dim=1)
+        c = torch.tanh(F.conv2d(x, W_c, b_c) + block.candidate(r * h))
         h = (1 - z) * h + z * c
     assert_same(block(x), h)
 
 
-@pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.parametrize(("gating", "convs"), [("none", 1), ("minimal", 2), ("gru", 2)])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_each_step_widens_the_receptive_field(gating, convs, steps, separable):
-    block = ConvRecurrence(3, steps=steps, kernel_size=5, gating=gating, separable=separable)
+def test_each_step_widens_the_receptive_field(steps):
+    block = ConvRecurrence(3, steps=steps)
     x = torch.randn(1, 3, 25, 25, requires_grad=True)
     block(x)[..., 12, 12].sum().backward()
     seen = (x.grad.abs().sum((0, 1, 2)) > 0).nonzero()
-    assert seen.max() - seen.min() + 1 == 1 + steps * convs * 4
+    assert seen.max() - seen.min() + 1 == 1 + steps * 4
 
 
 def test_steps_share_their_weights():
@@ -125,18 +111,14 @@ def test_steps_share_their_weights():
     assert len(counts) == 1
     with pytest.raises(ValueError, match="at least one step"):
         ConvRecurrence(4, steps=0)
-    with pytest.raises(ValueError, match="odd size"):
-        ConvRecurrence(4, kernel_size=4)
-    with pytest.raises(ValueError, match="none, minimal, gru"):
-        ConvRecurrence(4, gating="lstm")
 
 
 def test_dense_block_is_its_equations():
-    block = DenseBlock(4, 2, 2, 0.2, "batchnorm2d", "leaky_relu").eval()
+    block = DenseBlock(4, 2, 2, 0.2, norm_layer="batchnorm2d", act_layer="leaky_relu").eval()
     x = torch.randn(1, 4, 5, 5)
     first = block.layers[0](x)
     second = block.layers[1](torch.cat([x, first], 1))
-    fused = block.fuse.norm_act.norm(block.fuse.conv(torch.cat([x, first, second], 1)))
+    fused = block.fuse.bn(block.fuse.conv(torch.cat([x, first, second], 1)))
     assert_same(block(x), x + 0.2 * fused)
 
 
@@ -149,11 +131,10 @@ def test_any_size(size):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("norm_layer", ["batchnorm2d", ""])
 @pytest.mark.parametrize("name", ["rrdb_small", "rrdb_rnn_small"])
-def test_it_starts_calmly(name, norm_layer):
+def test_it_starts_calmly(name):
     """Loss of a guess, maps of about the scale of one, and a gradient for every weight."""
-    model = timm.create_model(name, num_classes=10, norm_layer=norm_layer).train()
+    model = timm.create_model(name, num_classes=10).train()
     x, y = torch.randn(8, 3, 32, 32), torch.arange(8)
     _, maps = model.forward_intermediates(x)
     assert all(0.1 < m.std() < 10 for m in maps)
@@ -162,19 +143,6 @@ def test_it_starts_calmly(name, norm_layer):
     loss.backward()
     missing = [n for n, p in model.named_parameters() if not p.grad.abs().sum() > 0]
     assert not missing
-
-
-def test_it_learns():
-    torch.manual_seed(1)
-    model = small().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    x, y = torch.randn(14, 3, 16, 16), torch.arange(14) % 7
-    for _ in range(60):
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.5
 
 
 @pytest.mark.parametrize("name", ["rrdb_small", "rrdb_rnn_small"])
@@ -203,9 +171,7 @@ def test_checkpointing_changes_no_gradient():
 def test_twin_is_the_base_on_rgb_and_takes_other_channels(name):
     twin = timm.create_model(f"dwg_{name}", num_classes=7).eval()
     base = timm.create_model(name, num_classes=7).eval()
-    weights = {key.replace("stem.conv.bank.", "stem.conv."): value
-               for key, value in twin.state_dict().items() if ".mixer." not in key}  # fmt: skip
-    base.load_state_dict(weights)
+    twin.load_state_dict(base.state_dict())
     x = torch.randn(1, 3, 16, 16)
     assert_same(twin(x), base(x))
     assert twin(torch.randn(1, 5, 16, 16)).shape == (1, 7)

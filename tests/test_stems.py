@@ -107,7 +107,7 @@ def test_factored_path_equals_generated_kernels(bank, mode):
     spec, count = MODES[mode]
     padding = {} if bank is Conv2dSame else {"padding": 1}
     stem = Stem(awake(), bank(3, 6, 3, stride=2, bias=True, **padding))
-    stem.set_channels(spec)
+    stem.mixer.set_channels(spec)
     x = torch.randn(3, count, 9, 8)
     kernels = stem.generated_kernels(x)
     assert kernels.shape == (3, 6, count, 3, 3)
@@ -254,14 +254,14 @@ def test_every_argument_changes_something(name, kwargs):
 def test_every_parameter_takes_part_in_every_mode(mode):
     spec, count = MODES[mode]
     model = network(DWGMixer(channel_names=("DNA", "ER")))
-    model[0].set_channels(spec)
+    model[0].mixer.set_channels(spec)
     model(torch.randn(2, count, 8, 8)).sum().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
 def test_all_gradients_live_after_one_step():
     model = network(DWGMixer(channel_names=("DNA",)))
-    model[0].set_channels([DNA, "G", "B08"])
+    model[0].mixer.set_channels([DNA, "G", "B08"])
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
@@ -333,10 +333,10 @@ def test_unfit_inputs_are_refused(name, x, message):
 @pytest.mark.parametrize("name", OWN_STEMS)
 def test_a_count_that_contradicts_the_names_is_refused(name):
     stem = any_stem(name)
-    stem.set_channels("BGR")
+    stem.mixer.set_channels("BGR")
     with pytest.raises(ValueError, match=r"2 channels, but the channel set is BGR.*set_channels"):
         stem(torch.randn(1, 2, 4, 4))
-    stem.set_channels((RGB, ChannelSet.parse("BGR")))
+    stem.mixer.set_channels((RGB, ChannelSet.parse("BGR")))
     for shape in [(2, 2, 4, 4), (3, 3, 4, 4)]:
         with pytest.raises(ValueError, match=r"2 sets of up to 3 channels.*padded"):
             stem(torch.randn(shape))

@@ -15,7 +15,7 @@ import timm_varchan
 from timm_varchan import hub
 from timm_varchan.channels import ANONYMOUS, RGB, Channel, ChannelSet
 from timm_varchan.models import adapt, set_channels, stems
-from timm_varchan.models.dwg_twins import base_architectures
+from timm_varchan.models.dwg_twins import base_cfgs
 from timm_varchan.stems import STEMS
 
 PARAMETERS = json.loads((Path(__file__).parent / "parameters.json").read_text())
@@ -35,7 +35,7 @@ def saved(model, folder):
 
 def test_every_architecture_with_a_convolution_has_a_twin():
     twins = set(timm.list_models("dwg_*", module="dwg_twins"))
-    bases = base_architectures()
+    bases = [name for name, _ in base_cfgs()]
     assert twins == {f"dwg_{name}" for name in bases}
     assert not twins & set(bases)
     if timm.__version__ == "1.0.31":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -89,7 +90,7 @@ def set_channels(
     before = mixers[0].channels
     plans = [mixer.plan(channels, present) for mixer in mixers]
     for mixer, plan in zip(mixers, plans, strict=True):  # all of them or, by an error above, none
-        mixer.tell(plan)
+        mixer.follow(plan)
     current = mixers[0].channels
     if isinstance(current, tuple) or (present is not None and current == before):
         return
@@ -144,8 +145,7 @@ def _mixer_arguments(mixer: Mixer) -> dict[str, Any]:
 
 def parse_channels(model: nn.Module, spec: ChannelSetLike) -> ChannelSet:
     """A channel set as people write it, with the names that a model knows, if it has a stem."""
-    own = stems(model)[0].own_channels() if has_stems(model) else []
-    return ChannelSet.parse(spec, own=own)
+    return ChannelSet.parse(spec, own=stems(model)[0].own_channels() if has_stems(model) else [])
 
 
 def unexplained_variance(model: nn.Module, channels: ChannelSetLike) -> dict[str, float]:
@@ -166,9 +166,11 @@ def unexplained_variance(model: nn.Module, channels: ChannelSetLike) -> dict[str
     Raises:
         UserError: No stem, or channels without a count.
     """
-    mixer = stems(model)[0]
-    fractions = mixer.unexplained_variance(channels)
-    return dict(zip(mixer.virtual_channels.labels, fractions, strict=True))
+    mixer, chosen = stems(model)[0], parse_channels(model, channels)
+    if not len(chosen):
+        raise UserError("What channels explain depends on which they are; name them.")
+    error = mixer.prior_of(chosen).unexplained_variance(torch.ones(1, len(chosen), device="cpu"))
+    return dict(zip(mixer.virtual_channels.labels, error[0].tolist(), strict=True))
 
 
 def adapt(
@@ -214,30 +216,27 @@ def adapt(
         raise UserError(f"Unknown stem {stem!r}. Choose one of: {', '.join(STEMS)}.")
     if has_stems(model):
         raise UserError("The model has a stem already; adapt a model only once.")
-    own = named_channels(stem_kwargs.get("channel_names"), stem_kwargs.get("channel_stats"))
-    places = _stem_places(model)
-    num_bank = _source_channels(model)
-    virtual = _virtual_channels(model, virtual_channels, own)
-    given = _given_channels(channels, in_chans, [*own, *virtual])
+    names = named_channels(stem_kwargs.get("channel_names"), stem_kwargs.get("channel_stats"))
+    convs, num_bank = _first_convs(model), int(getattr(model, "in_chans", 3))
+    places = _stem_places(model, convs, num_bank)
+    virtual = _virtual_channels(virtual_channels, names, num_bank, type(model).__name__)
+    chosen = _chosen_channels(channels, in_chans, [*names, *virtual])
     default = virtual.take(range(num_bank))
     nameless = STEMS[stem].supports_anonymous and stem_kwargs.get("prior") != "zero"
-    unknown = given is None or nameless
-    if in_chans is not None and in_chans != len(default) and unknown:
+    if in_chans not in (None, len(default)) and (chosen is None or nameless):
         takes_all = in_chans == len(virtual) and not nameless
-        default = virtual if takes_all else ChannelSet.anonymous(in_chans)
-    like = model.get_submodule(_first_convs(model)[0]).weight
-    home = {"device": like.device, "dtype": like.dtype}
+        default = virtual if takes_all else ChannelSet.anonymous(in_chans)  # type: ignore[arg-type]
+    like = model.get_submodule(convs[0]).weight
+    arguments = {"device": like.device, "dtype": like.dtype, "num_bank": num_bank, **stem_kwargs}
     made = []
     for path in places:
         bank = model.get_submodule(path).train(model.training)
         parent, _, name = path.rpartition(".")
-        made.append(
-            make_stem(stem, bank, virtual, default, num_bank=num_bank, **{**home, **stem_kwargs})
-        )
+        made.append(make_stem(stem, bank, virtual, default, **arguments))
         put_layer(model.get_submodule(parent), name, made[-1])
     model.in_chans = len(default)  # type: ignore[assignment]
     _describe(model, stem, made[0].mixer, stem_kwargs)
-    set_channels(model, given)
+    set_channels(model, chosen)
     return model
 
 
@@ -249,37 +248,38 @@ def _describe(model: nn.Module, stem: str, mixer: Mixer, stem_kwargs: dict[str, 
     loadable = stem == "dwg" and set(stem_kwargs) <= TWIN_ARGUMENTS
     for name in ("pretrained_cfg", "default_cfg"):
         cfg = getattr(model, name, None)
-        if not isinstance(cfg, dict):
-            continue
-        twin = f"dwg_{cfg.get('architecture')}"
-        named = {"architecture": twin} if loadable and is_model(twin) else {}
-        setattr(model, name, {**cfg, "first_conv": (), **named})
+        if isinstance(cfg, dict):
+            twin = f"dwg_{cfg.get('architecture')}"
+            changes = {"architecture": twin} if loadable and is_model(twin) else {}
+            setattr(model, name, {**cfg, "first_conv": (), **changes})
 
 
 def named_channels(
     channel_names: Sequence[str] | None, channel_stats: ChannelSetLike | None
 ) -> tuple[Channel, ...]:
     """The channels that a stem's arguments name: with a code of their own, or measured."""
-    known, stats = known_channels(), ChannelSet.parse(channel_stats or "anonymous")
-    words = (known.get(name, Channel(name)) for name in channel_names or ())
+    registry, stats = known_channels(), ChannelSet.parse(channel_stats or "anonymous")
+    words = (registry.get(name, Channel(name)) for name in channel_names or ())
     return (*words, *stats.standardised())
 
 
-def _given_channels(
-    channels: ChannelSetLike | None, in_chans: int | None, own: Sequence[Channel]
+def _chosen_channels(
+    channels: ChannelSetLike | None, in_chans: int | None, names: Sequence[Channel]
 ) -> ChannelSet | None:
     """The channel set that was asked for, if any, checked against the number of channels."""
-    given = None if channels is None else ChannelSet.parse(channels, own=own)
-    if given is not None and in_chans is not None and len(given) not in (0, in_chans):
+    chosen = None if channels is None else ChannelSet.parse(channels, own=names)
+    if chosen is not None and in_chans is not None and len(chosen) not in (0, in_chans):
         raise UserError(
-            f"in_chans={in_chans} contradicts channels={given} ({len(given)} channels). "
+            f"in_chans={in_chans} contradicts channels={chosen} ({len(chosen)} channels). "
             f"Leave one of them out."
         )
-    return given
+    return chosen
 
 
 def _first_convs(model: nn.Module) -> list[str]:
     """Paths of the first convolutions, by what timm knows of the model."""
+    if isinstance(model, FeatureGraphNet):
+        raise UserError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
     names = getattr(model, "_traits", {}).get("first_conv")
     names = names or (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     names = (names,) if isinstance(names, str) else tuple(names or ())
@@ -288,10 +288,12 @@ def _first_convs(model: nn.Module) -> list[str]:
             f"timm names no first convolution for {type(model).__name__}, so there is no place for "
             f"a stem. Put timm_varchan.Stem(mixer, convolution) there by hand."
         )
-    flat = {prefix.replace(".", "_") + name.replace(".", "_") for name in names
-            for prefix in _WRAPPER_PREFIXES}  # fmt: skip
-    found = [path for path, _ in model.named_modules() if path.replace(".", "_") in flat]
-    convs = [path for path in found if isinstance(model.get_submodule(path), nn.Conv2d)]
+    flat = {(prefix + name).replace(".", "_") for name in names for prefix in _WRAPPER_PREFIXES}
+    convs = [
+        path
+        for path, module in model.named_modules()
+        if path.replace(".", "_") in flat and isinstance(module, nn.Conv2d)
+    ]
     if len(convs) != len(names):
         raise UserError(
             f"The first layer of {type(model).__name__} ({', '.join(names)}) is no convolution of "
@@ -301,32 +303,54 @@ def _first_convs(model: nn.Module) -> list[str]:
     return convs
 
 
-def _source_channels(model: nn.Module) -> int:
-    """K, the channels that the model's own first convolution was built for."""
-    return int(getattr(model, "in_chans", 3))
+def _stem_places(model: nn.Module, convs: list[str], num_bank: int) -> list[str]:
+    """Paths of the modules before which a mixer has to stand."""
+    if len(convs) > 1:
+        split = [path.split(".") for path in convs]
+        shared = ".".join(os.path.commonprefix(split))  # type: ignore[type-var]
+        block = model.get_submodule(shared)
+        if shared and not isinstance(block, (nn.ModuleList, nn.Sequential)):
+            return [shared]
+    return [
+        path
+        if model.get_submodule(path).in_channels == num_bank
+        else _before_rearrangement(model, path)
+        for path in convs
+    ]
+
+
+def _before_rearrangement(model: nn.Module, path: str) -> str:
+    """The first module of the chain in which a convolution stands behind a space-to-depth."""
+    parent = path
+    while parent:
+        parent = parent.rpartition(".")[0]
+        chain = model.get_submodule(parent)
+        if isinstance(chain, (nn.Sequential, nn.ModuleDict)):
+            first = next(iter(chain._modules))
+            return f"{parent}.{first}" if parent else first
+    raise UserError(f"Cannot tell where the channels of the input enter before {path}.")
 
 
 def _virtual_channels(
-    model: nn.Module, given: ChannelSetLike | None, own: Sequence[Channel]
+    spec: ChannelSetLike | None, names: Sequence[Channel], num_bank: int, model_name: str
 ) -> ChannelSet:
-    """What the channels of the model's own first convolution stand for."""
-    num_virtual = _source_channels(model)
-    if given is None:
-        return RGB if num_virtual == len(RGB) else ChannelSet.anonymous(num_virtual)
-    virtual = ChannelSet.parse(given, own=own)
-    if len(virtual) < num_virtual:
+    """What the channels of a model's own first convolution stand for, then the anchors."""
+    if spec is None:
+        return RGB if num_bank == len(RGB) else ChannelSet.anonymous(num_bank)
+    virtual = ChannelSet.parse(spec, own=names)
+    if len(virtual) < num_bank:
         raise UserError(
             f"virtual_channels={virtual} are {len(virtual)} channels, but the first convolution "
-            f"of {type(model).__name__} takes {num_virtual}. Name as many, in its order."
+            f"of {model_name} takes {num_bank}. Name as many, in its order."
         )
-    if len(virtual) == num_virtual or num_virtual != len(RGB):
+    if len(virtual) == num_bank or num_bank != len(RGB):
         return virtual
     anchored = with_rgb_first(virtual)
     if anchored is None:
         raise UserError(
             f"virtual_channels={virtual} are more than the three that the first convolution of "
-            f"{type(model).__name__} takes, so they need R, G and B or bands within "
-            f"{SAME_BAND_NM:g} nm of them among them."
+            f"{model_name} takes, so they need R, G and B or bands within {SAME_BAND_NM:g} nm of "
+            f"them among them."
         )
     return anchored
 
@@ -349,8 +373,8 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     Data with wavelengths: R, G and B, which pretrained kernels are for, and each further band; of
     more than `count`, one by one, that from which most can be predicted of the others that the
     chosen ones do not predict yet, by their correlation where it is known, else by that of the
-    wavelengths. Data with names alone
-    (stains): the data's own channels, each with its kernels. Other data: R, G and B.
+    wavelengths. Data with names alone (stains): the data's own channels, each with its kernels.
+    Other data: R, G and B.
 
     Args:
         channels: Of the data.
@@ -362,22 +386,22 @@ def choose_virtual_channels(channels: ChannelSet, count: int = NUM_VIRTUAL) -> C
     if all(c.name is not None and c.wavelength_nm is None for c in channels):
         return channels.standardised().without_correlation() if len(channels) > 1 else RGB
     places = [i for i, c in enumerate(channels) if c.wavelength_nm is not None]
-    known = channels.take(places)
+    bands = channels.take(places)
     if len(channels) <= len(RGB) or not places:
         return RGB
-    chosen = sorted({find_channel(c, known.channels, SAME_BAND_NM) for c in RGB} - {-1})
-    rest = [i for i in range(len(known)) if i not in chosen]
-    anchors: list[int] = []
-    table = correlation_table(known)
-    while rest and len(RGB) + len(anchors) < count:
-        gains = [_predicted(table, [*chosen, i], set(rest) - {i}) for i in rest]
-        before = [_predicted(table, chosen, set(rest) - {i}) for i in rest]
-        best = rest[max(range(len(rest)), key=lambda i: (gains[i] - before[i], -rest[i]))]
-        rest.remove(best)
-        chosen.append(best)
-        anchors.append(best)
-    others = sorted(anchors, key=lambda i: known.channels[i].wavelength_nm or 0.0)
-    return ChannelSet((*RGB.channels, *(known.standardised().channels[i] for i in others)))
+    table = correlation_table(bands)
+    chosen = sorted({find_channel(c, bands.channels, SAME_BAND_NM) for c in RGB} - {-1})
+    rest, num_close = [i for i in range(len(bands)) if i not in chosen], len(chosen)
+
+    def gain(i: int) -> tuple[float, int]:
+        others = set(rest) - {i}
+        return _predicted(table, [*chosen, i], others) - _predicted(table, chosen, others), -i
+
+    while rest and len(RGB) + len(chosen) - num_close < count:
+        chosen.append(max(rest, key=gain))
+        rest.remove(chosen[-1])
+    anchors = bands.standardised().take(chosen[num_close:])
+    return ChannelSet((*RGB.channels, *sorted(anchors, key=lambda c: c.wavelength_nm or 0.0)))
 
 
 def _predicted(table: Tensor, given: list[int], wanted: set[int]) -> float:
@@ -387,45 +411,3 @@ def _predicted(table: Tensor, given: list[int], wanted: set[int]) -> float:
     cross = table[given][:, sorted(wanted)]
     block = table[given][:, given] + NUGGET * torch.eye(len(given)).to(table)
     return float((cross * torch.linalg.solve(block, cross)).sum())
-
-
-def _stem_places(model: nn.Module) -> list[str]:
-    """Paths of the modules before which a mixer has to stand."""
-    if isinstance(model, FeatureGraphNet):
-        raise UserError("Adapt the model before tracing it: features by 'fx' fix its first layer.")
-    convs = _first_convs(model)
-    if len(convs) > 1:
-        shared = _common_parent(convs)
-        block = model.get_submodule(shared)
-        if shared and not isinstance(block, (nn.ModuleList, nn.Sequential)):
-            return [shared]
-    num_virtual = _source_channels(model)
-    return [
-        path
-        if model.get_submodule(path).in_channels == num_virtual
-        else _before_rearrangement(model, path)
-        for path in convs
-    ]
-
-
-def _common_parent(paths: list[str]) -> str:
-    """The path of the deepest module that holds all of these."""
-    split = [path.split(".") for path in paths]
-    common = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)
-
-
-def _before_rearrangement(model: nn.Module, path: str) -> str:
-    """The first module of the chain in which a convolution stands behind a space-to-depth."""
-    parent = path
-    while parent:
-        parent = parent.rpartition(".")[0]
-        chain = model.get_submodule(parent)
-        if isinstance(chain, (nn.Sequential, nn.ModuleDict)):
-            first = next(iter(chain._modules))
-            return f"{parent}.{first}" if parent else first
-    raise UserError(f"Cannot tell where the channels of the input enter before {path}.")

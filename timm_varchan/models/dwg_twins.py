@@ -53,12 +53,7 @@ OWN_KEYS = frozenset(
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
-def base_architectures() -> list[str]:
-    """List the architectures of timm that get a twin."""
-    return [name for name, _ in _base_cfgs()]
-
-
-def _base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
+def base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
     """The architectures that get a twin, with timm's own configurations of each, default first.
 
     Out of the registry itself, not to be changed: what timm hands out are deep copies, and those of
@@ -74,29 +69,13 @@ def _base_cfgs() -> Iterator[tuple[str, dict[str, PretrainedCfg]]]:
             yield name, cfgs
 
 
-def _stem_paths(state_dict: dict[str, Tensor], first_convs: tuple[str, ...]) -> list[str]:
-    """Where the weights of stems are: beside a first convolution, with nothing but a stem's parts.
-
-    The name alone says nothing: the blocks of some architectures have a `mixer` or a `bank`.
-    """
-    parts: dict[str, set[str]] = {}
-    for key in state_dict:
-        path = key.partition(".bank.")[0].partition(".mixer.")[0]
-        above = path.rpartition(".")[0]
-        near = any(not above or f"{conv}.".startswith(f"{above}.") for conv in first_convs)
-        if near and path != key:
-            parts[path] = set()
-    for key in state_dict:
-        for path in parts:
-            if key.startswith(f"{path}."):
-                parts[path].add(key[len(path) + 1 :].partition(".")[0])
-    return sorted(path for path, names in parts.items() if names <= {"bank", "mixer", "anchors"})
-
-
 def _split_twin_weights(
     state_dict: dict[str, Tensor], first_convs: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Divide a twin's weights into those of the base architecture and what its stems add.
+
+    Stems are beside a first convolution, with nothing but a stem's parts; the name alone says
+    nothing: the blocks of some architectures have a `mixer` or a `bank`.
 
     Args:
         state_dict: Weights of a base architecture or of its twin.
@@ -106,17 +85,23 @@ def _split_twin_weights(
         The base architecture's weights under its own names, and for each stem (by its path) the
         weights of its `mixer` and its `anchors`; no stems if the weights are those of a base.
     """
-    paths = _stem_paths(state_dict, first_convs)
+    paths = []
+    for path in dict.fromkeys(k.partition(".bank.")[0].partition(".mixer.")[0] for k in state_dict):
+        above = path.rpartition(".")[0]
+        if any(not above or f"{conv}.".startswith(f"{above}.") for conv in first_convs):
+            keys = [key for key in state_dict if key.startswith(f"{path}.")]
+            parts = {key[len(path) + 1 :].partition(".")[0] for key in keys}
+            if parts and parts <= {"bank", "mixer", "anchors"}:
+                paths.append(path)
     base: dict[str, Tensor] = {}
-    added: dict[str, dict[str, Tensor]] = {path: {} for path in paths}
+    added: dict[str, dict[str, Tensor]] = {path: {} for path in sorted(paths)}
     for key, value in state_dict.items():
-        path = next((p for p in paths if key.startswith(p + ".")), None)
-        if path is None:
-            base[key] = value
-        elif key.startswith((f"{path}.mixer.", f"{path}.anchors.")):
-            added[path][key.removeprefix(f"{path}.")] = value
+        path = next((p for p in paths if key.startswith(p + ".")), "")
+        part = key.removeprefix(f"{path}.")
+        if path and not part.startswith("bank."):
+            added[path][part] = value
         else:
-            base[path + key.removeprefix(f"{path}.bank")] = value
+            base[path + part.removeprefix("bank") if path else key] = value
     return base, added
 
 
@@ -167,9 +152,7 @@ def _build_twin(
     Args:
         base: The base architecture.
         pretrained: Load weights: those of the base architecture, or the twin's own.
-        pretrained_cfg: As in `timm.create_model`.
-        pretrained_cfg_overlay: As in `timm.create_model`.
-        cache_dir: As in `timm.create_model`.
+        pretrained_cfg: As in `timm.create_model`, like `pretrained_cfg_overlay` and `cache_dir`.
         in_chans: The default number of channels; a number other than 3 without `channel_set` means
             anonymous channels. The kernel bank has the base's 3.
         channel_set: The channels of the input (`channels` is taken: it is ResNet's widths); None
@@ -179,13 +162,12 @@ def _build_twin(
             bands close to them among them: RGB's kernels are the base's, the others are anchors,
             which start at zero beside pretrained weights and at random otherwise. Other channels:
             the bank is built for them by the base's own `in_chans=`.
-        channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`.
-        statistics: The same by its other name.
+        channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`;
+            `statistics` is the same.
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
-        stem: Which mechanism: one of `timm_varchan.stems.STEMS`; those beside `dwg` are what it is
-            compared with, and learn no names.
+        stem: Which mechanism: one of `timm_varchan.stems.STEMS`.
         **kwargs: Every other keyword of the base architecture.
     """
     cfg = resolve_pretrained_cfg(PREFIX + base, pretrained_cfg, pretrained_cfg_overlay)
@@ -216,8 +198,8 @@ def _build_twin(
     elif saved and channel_set != saved.get("channel_set"):
         in_chans = None  # another set than the saved one: nor does the saved count
     if virtual_channels is not None:
-        named = named_channels(channel_names, channel_stats)
-        virtual_channels = ChannelSet.parse(virtual_channels, own=named)
+        names = named_channels(channel_names, channel_stats)
+        virtual_channels = ChannelSet.parse(virtual_channels, own=names)
         if not _takes_anchors(registered, virtual_channels, added):
             kwargs["in_chans"] = len(virtual_channels)
     model = model_entrypoint(base)(
@@ -232,16 +214,14 @@ def _build_twin(
     if not pretrained:
         _start_anchors(model)
     _load_added(model, added)
-    own = {key: value for key, value in cfg.to_dict().items() if key in OWN_KEYS}
+    changes = {key: value for key, value in cfg.to_dict().items() if key in OWN_KEYS}
     kept = {key: v for key, v in model.pretrained_cfg.items() if key != "state_dict"}
-    model.pretrained_cfg = model.default_cfg = {**kept, **own}
+    model.pretrained_cfg = model.default_cfg = {**kept, **changes}
     return _trace_features(model, out_indices) if traced else model
 
 
 def _takes_anchors(
-    registered: PretrainedCfg,
-    virtual: ChannelSet,
-    added: dict[str, dict[str, Tensor]],
+    registered: PretrainedCfg, virtual: ChannelSet, added: dict[str, dict[str, Tensor]]
 ) -> bool:
     """Whether virtual channels are those of the base's RGB kernels, and perhaps more."""
     if added and not any("anchors.weight" in weights for weights in added.values()):
@@ -271,16 +251,16 @@ def _load_added(model: nn.Module, weights: dict[str, dict[str, Tensor]]) -> None
             f"to another architecture."
         )
     for stem, path in zip(found, sorted(weights), strict=False):
-        saved = {key: v for key, v in weights[path].items() if key.startswith("mixer.")}
-        saved = {key.removeprefix("mixer."): value for key, value in saved.items()}
-        own = stem.mixer.state_dict().get(VOCABULARY)
-        if own is not None:
+        kernels = {k: v for k, v in weights[path].items() if k == "anchors.weight"}
+        codes = {k.removeprefix("mixer."): v for k, v in weights[path].items() if k not in kernels}
+        rows = stem.mixer.state_dict().get(VOCABULARY)
+        if rows is not None:
             # Names that came after those of the saved model keep their fresh codes.
-            rows = saved.get(VOCABULARY, own[:0])
-            saved = {**saved, VOCABULARY: torch.cat([rows, own[len(rows) :]])}
-        stem.mixer.load_state_dict(saved)
-        if stem.anchors is not None and "anchors.weight" in weights[path]:
-            stem.anchors.load_state_dict({"weight": weights[path]["anchors.weight"]})
+            saved = codes.get(VOCABULARY, rows[:0])
+            codes[VOCABULARY] = torch.cat([saved, rows[len(saved) :]])
+        stem.mixer.load_state_dict(codes)
+        if stem.anchors is not None and kernels:
+            stem.anchors.load_state_dict({"weight": kernels["anchors.weight"]})
 
 
 def _trace_features(model: nn.Module, out_indices: tuple[int, ...]) -> nn.Module:
@@ -291,15 +271,17 @@ def _trace_features(model: nn.Module, out_indices: tuple[int, ...]) -> nn.Module
     return features
 
 
-def _entrypoint(base: str) -> Callable[..., nn.Module]:
-    """The function that timm calls for the twin of an architecture."""
+def _register_twin(name: str, base: str, cfgs: DefaultCfg, **defaults: Any) -> None:
+    """Make a twin, with arguments built in, known to timm under a name."""
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _build_twin(base, pretrained=pretrained, **kwargs)
+        return _build_twin(base, pretrained=pretrained, **{**defaults, **kwargs})
 
-    create.__name__ = create.__qualname__ = PREFIX + base
-    create.__doc__ = f"`{base}` for any number of channels."
-    return create
+    create.__name__ = create.__qualname__ = name
+    given = f", with {', '.join(defaults)} set" if defaults else ""
+    create.__doc__ = f"`{base}` for any number of channels{given}."
+    default_cfgs[name] = cfgs
+    globals()[name] = _register(create)
 
 
 def register_model(name: str, base: str, **defaults: Any) -> None:
@@ -324,26 +306,13 @@ def register_model(name: str, base: str, **defaults: Any) -> None:
         raise UserError(f"{base!r} has no twin {PREFIX + base!r}; see timm.list_models('dwg_*').")
     if defaults.get("channel_set") is not None:
         defaults["channel_set"] = ChannelSet.parse(defaults["channel_set"]).to_dict()
-
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _build_twin(base, pretrained=pretrained, **{**defaults, **kwargs})
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"`{PREFIX + base}` with {', '.join(defaults) or 'nothing'} set."
-    default_cfgs[name] = default_cfgs[PREFIX + base]
-    globals()[name] = _register(create)
+    _register_twin(name, base, default_cfgs[PREFIX + base], **defaults)
 
 
-def register_twins() -> None:
-    """Register the twins with timm, under the tags of their base architectures."""
-    for base, cfgs in _base_cfgs():
-        # () and not None: timm shall do no surgery on a stem
-        tags = {
-            name.partition(".")[2]: replace(cfg, first_conv=())  # type: ignore[arg-type]
-            for name, cfg in cfgs.items()
-        }
-        default_cfgs[PREFIX + base] = DefaultCfg(tags=deque(tags), cfgs=tags)
-        globals()[PREFIX + base] = _register(_entrypoint(base))
-
-
-register_twins()
+for _base, _cfgs in base_cfgs():
+    # () and not None: timm shall do no surgery on a stem
+    _tags = {
+        _name.partition(".")[2]: replace(_cfg, first_conv=())  # type: ignore[arg-type]
+        for _name, _cfg in _cfgs.items()
+    }
+    _register_twin(PREFIX + _base, _base, DefaultCfg(tags=deque(_tags), cfgs=_tags))

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
+    ConvNormAct,
     LayerScale2d,
-    create_act_layer,
     create_classifier,
     get_device_dtype,
-    get_norm_layer,
+    get_norm_act_layer,
 )
 from timm.models import (
     build_model_with_cfg,
@@ -37,59 +37,29 @@ from torch import Tensor, nn
 
 from timm_varchan.errors import UserError
 
-__all__ = ["GATINGS", "RRDB", "ConvRecurrence", "DenseBlock"]
-
-
-class NormAct(nn.Module):
-    """Normalisation and activation, either of which may be left out."""
-
-    def __init__(
-        self, dim: int, norm_layer: str, act_layer: str | None, device: Any, dtype: Any
-    ) -> None:
-        super().__init__()
-        norm = get_norm_layer(norm_layer) or nn.Identity
-        self.norm = norm(dim, device=device, dtype=dtype)
-        self.act = create_act_layer(act_layer) if act_layer else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, dim, H, W)` in and out."""
-        return self.act(self.norm(x))
-
-
-class ConvNormAct(nn.Module):
-    """Convolution, normalisation, activation; `(B, in, H, W)` to `(B, out, H', W')`."""
-
-    def __init__(
-        self, in_chs: int, out_chs: int, kernel_size: int, norm_layer: str,
-        act_layer: str | None, stride: int = 1, device: Any = None, dtype: Any = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.conv = nn.Conv2d(
-            in_chs, out_chs, kernel_size, stride, padding=kernel_size // 2, bias=not norm_layer,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-        self.norm_act = NormAct(out_chs, norm_layer, act_layer, device, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, activate."""
-        return self.norm_act(self.conv(x))
+__all__ = ["RRDB", "ConvRecurrence", "DenseBlock"]
 
 
 class DenseBlock(nn.Module):
-    """Convolutions that each see all maps before them; their fused output is added to the input."""
+    """Convolutions that each see all maps before them; their fused output is added to the input.
+
+    Args:
+        dim: Channels of the map.
+        growth: Channels that each convolution adds.
+        num_layers: Such convolutions.
+        res_scale: What the output is multiplied by, for each channel, before training.
+        **layers: `norm_layer`, `act_layer`, `device` and `dtype` of the convolutions.
+    """
 
     def __init__(
-        self, dim: int, growth: int, num_layers: int, res_scale: float, norm_layer: str,
-        act_layer: str, device: Any = None, dtype: Any = None,
-    ) -> None:  # fmt: skip
+        self, dim: int, growth: int, num_layers: int, res_scale: float, **layers: Any
+    ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.normalised = bool(norm_layer)
         self.layers = nn.ModuleList(
-            ConvNormAct(dim + i * growth, growth, 3, norm_layer, act_layer, **dd)
-            for i in range(num_layers)
+            ConvNormAct(dim + i * growth, growth, 3, **layers) for i in range(num_layers)
         )
-        self.fuse = ConvNormAct(dim + num_layers * growth, dim, 1, norm_layer, None, **dd)
+        self.fuse = ConvNormAct(dim + num_layers * growth, dim, 1, apply_act=False, **layers)
+        dd = {key: layers.get(key) for key in ("device", "dtype")}
         self.scale = LayerScale2d(dim, init_values=res_scale, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,34 +69,33 @@ class DenseBlock(nn.Module):
             maps = torch.cat([maps, layer(maps)], dim=1)
         return x + self.scale(self.fuse(maps))
 
-    def init_weights(self) -> None:
-        """Without normalisation a tenth of what the convolutions have."""
-        if self.normalised:
-            return
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data.mul_(0.1)
-
 
 class Stage(nn.Module):
     """One residual-in-residual dense block, behind a halving of the map if `stride` is 2."""
 
     def __init__(
-        self, in_chs: int, dim: int, stride: int, num_blocks: int, growth: int, num_layers: int,
-        res_scale: float, norm_layer: str, act_layer: str, device: Any = None,
-        dtype: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        in_chs: int,
+        dim: int,
+        stride: int,
+        num_blocks: int,
+        growth: int,
+        num_layers: int,
+        res_scale: float,
+        norm_layer: str,
+        act_layer: str,
+        **dd: Any,
+    ) -> None:
         super().__init__()
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         # rounded up: a map of one pixel stays one
         self.pool = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
         self.widen = nn.Identity() if in_chs == dim else nn.Conv2d(in_chs, dim, 1, **dd)
-        self.blocks = nn.Sequential(*(
-            DenseBlock(dim, growth, num_layers, res_scale, norm_layer, act_layer, **dd)
-            for _ in range(num_blocks)
-        ))  # fmt: skip
+        layers = {"norm_layer": norm_layer, "act_layer": act_layer, **dd}
+        self.blocks = nn.Sequential(
+            *(DenseBlock(dim, growth, num_layers, res_scale, **layers) for _ in range(num_blocks))
+        )
         self.scale = LayerScale2d(dim, init_values=res_scale, **dd)
-        self.norm_act = NormAct(dim, norm_layer, act_layer, **dd)
+        self.norm_act = get_norm_act_layer(norm_layer, act_layer)(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, in_chs, H, W)` to `(B, dim, ceil(H / stride), ceil(W / stride))`."""
@@ -134,21 +103,11 @@ class Stage(nn.Module):
         return self.norm_act(x + self.scale(self.blocks(x)))
 
 
-#: Number of gates by name: none is a plain recurrent convolution, minimal has one gate for both
-#: purposes (MGU, arXiv:1603.09420), gru has an update and a reset gate.
-GATINGS = {"none": 0, "minimal": 1, "gru": 2}
-
-
-def _convolution(
-    in_chs: int, out_chs: int, kernel_size: int, separable: bool, bias: bool, **dd: Any
-) -> nn.Module:
-    """A convolution that keeps height and width, whole or depthwise followed by 1x1."""
-    padding = kernel_size // 2
-    if not separable:
-        return nn.Conv2d(in_chs, out_chs, kernel_size, padding=padding, bias=bias, **dd)
+def _separable(in_chs: int, out_chs: int, **dd: Any) -> nn.Sequential:
+    """A depthwise convolution of 3x3, then one of 1x1; height and width stay."""
     return nn.Sequential(
-        nn.Conv2d(in_chs, in_chs, kernel_size, padding=padding, groups=in_chs, bias=False, **dd),
-        nn.Conv2d(in_chs, out_chs, 1, bias=bias, **dd),
+        nn.Conv2d(in_chs, in_chs, 3, padding=1, groups=in_chs, bias=False, **dd),
+        nn.Conv2d(in_chs, out_chs, 1, bias=False, **dd),
     )
 
 
@@ -158,51 +117,29 @@ class ConvRecurrence(nn.Module):
     With the input map x and the state h, which starts as x:
 
         z, r = sigmoid(W_g x + U_g h)      update and reset gates
-        c    = act(W_c x + U_c (r h))      candidate
+        c    = tanh(W_c x + U_c (r h))     candidate
         h   <- (1 - z) h + z c
 
     All steps share their weights, so parameters do not grow with the steps, while each step widens
-    the receptive field by `2 * (kernel_size - 1)` pixels of the map with reset gates, else by half
-    of that. What the input adds is computed once.
+    the receptive field by 4 pixels of the map. What the input adds is computed once.
 
     Source: ConvGRU, Ballas et al., arXiv:1511.06432, section 3; there the input is a video, here
     the same map at every step. Separable convolutions: arXiv:1610.02357.
 
     Args:
+        dim: Channels of the map.
         steps: How often the state is renewed, at least 1.
-        kernel_size: Of the convolutions of the state, odd.
-        gating: Key of `GATINGS`.
-        separable: Depthwise followed by 1x1 instead of whole convolutions.
-        act_layer: Activation of the candidate.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        steps: int = 3,
-        kernel_size: int = 3,
-        gating: str = "gru",
-        separable: bool = True,
-        act_layer: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
+    def __init__(self, dim: int, steps: int = 3, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        if gating not in GATINGS:
-            raise UserError(f"Unknown gating {gating!r}. Choose one of: {', '.join(GATINGS)}.")
-        if steps < 1 or kernel_size % 2 == 0:
-            raise UserError(
-                f"steps={steps}, kernel_size={kernel_size}: give at least one step and an odd size."
-            )
+        if steps < 1:
+            raise UserError(f"steps={steps}: a recurrence takes at least one step.")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.dim, self.steps, self.num_gates = dim, steps, GATINGS[gating]
-        self.input = nn.Conv2d(dim, (self.num_gates + 1) * dim, 1, **dd)
-        self.candidate = _convolution(dim, dim, kernel_size, separable, bias=False, **dd)
-        self.gates: nn.Module | None = None
-        if self.num_gates:
-            out_chs = self.num_gates * dim
-            self.gates = _convolution(dim, out_chs, kernel_size, separable, bias=False, **dd)
-        self.act = create_act_layer(act_layer)
+        self.dim, self.steps = dim, steps
+        self.input = nn.Conv2d(dim, 3 * dim, 1, **dd)
+        self.candidate = _separable(dim, dim, **dd)
+        self.gates = _separable(dim, 2 * dim, **dd)
 
     @torch.jit.ignore
     def init_weights(self) -> None:
@@ -213,29 +150,17 @@ class ConvRecurrence(nn.Module):
         bias = self.input.bias
         assert bias is not None
         nn.init.zeros_(bias)
-        if self.num_gates:
-            nn.init.constant_(bias[self.dim : 2 * self.dim], -1)
-
-    @torch.jit.ignore
-    def longest_path(self) -> list[nn.Module]:
-        """The modules that the state goes through, once for each step."""
-        one = [*self.candidate.modules()]
-        one += self.gates.modules() if self.gates is not None else []
-        return one * self.steps
+        nn.init.constant_(bias[self.dim : 2 * self.dim], -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Renew the state `steps` times; `(B, dim, H, W)` in and out."""
         given = self.input(x)
         h = x
         for _ in range(self.steps):
-            if self.gates is not None:
-                gates = torch.sigmoid(given[:, self.dim :] + self.gates(h))
-                # with one gate both slices are that gate
-                update, reset = gates[:, : self.dim], gates[:, -self.dim :]
-                c = self.act(given[:, : self.dim] + self.candidate(reset * h))
-                h = h + update * (c - h)
-            else:
-                h = self.act(given[:, : self.dim] + self.candidate(h))
+            gates = torch.sigmoid(given[:, self.dim :] + self.gates(h))
+            update, reset = gates[:, : self.dim], gates[:, self.dim :]
+            c = torch.tanh(given[:, : self.dim] + self.candidate(reset * h))
+            h = h + update * (c - h)
         return h
 
 
@@ -249,11 +174,8 @@ class RRDB(nn.Module):
         num_blocks: Dense blocks in each residual-in-residual dense block.
         res_scale: What residuals are multiplied by, for each channel, before training.
         steps: Of the recurrence behind the stem; 0 leaves it out.
-        gating: Of the recurrence: `"gru"`, `"minimal"` or `"none"`.
-        kernel_size: Of the recurrence.
-        separable: Whether the recurrence's convolutions are depthwise and 1x1.
         stem_stride: Of the first convolution; 4 makes 224 px cost what 112 px cost with 2.
-        norm_layer: timm's name of the normalisation; "" for none, as in ESRGAN.
+        norm_layer: timm's name of the normalisation.
     """
 
     def __init__(
@@ -264,9 +186,6 @@ class RRDB(nn.Module):
         num_blocks: int = 3,
         res_scale: float = 0.2,
         steps: int = 0,
-        gating: str = "gru",
-        kernel_size: int = 3,
-        separable: bool = True,
         stem_stride: int = 2,
         norm_layer: str = "batchnorm2d",
         act_layer: str = "leaky_relu",
@@ -283,17 +202,15 @@ class RRDB(nn.Module):
         self.num_features = dims[-1]
         self.grad_checkpointing = False
         stem_size = max(3, 2 * stem_stride - 1)
+        layers: dict[str, Any] = {"norm_layer": norm_layer, "act_layer": act_layer, **dd}
         self.stem = ConvNormAct(
-            in_chans, dims[0], stem_size, norm_layer, act_layer, stem_stride, **dd
+            in_chans, dims[0], stem_size, stem_stride, padding=stem_size // 2, **layers
         )
-        self.recurrence = (
-            ConvRecurrence(dims[0], steps, kernel_size, gating, separable, **dd)
-            if steps else nn.Identity()
-        )  # fmt: skip
+        self.recurrence = ConvRecurrence(dims[0], steps, **dd) if steps else nn.Identity()
         self.stages = nn.Sequential(*(
             Stage(
                 dims[max(i - 1, 0)], dim, 2 if i else 1, num_blocks, growth, num_layers,
-                res_scale, norm_layer, act_layer, **dd,
+                res_scale, **layers,
             )
             for i, dim in enumerate(dims)
         ))  # fmt: skip
@@ -310,15 +227,14 @@ class RRDB(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """He's initialisation; dense blocks without normalisation a tenth of it, as in ESRGAN."""
+        """He's initialisation; the recurrence has its own."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, (DenseBlock, ConvRecurrence)):
-                module.init_weights()
+        if isinstance(self.recurrence, ConvRecurrence):
+            self.recurrence.init_weights()
         if isinstance(self.head, nn.Linear):
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
@@ -328,7 +244,8 @@ class RRDB(nn.Module):
         """Convolutions on the longest path from the image to the classifier, steps counted."""
         parts = [*self.stem.modules(), *self.stages.modules()]
         if isinstance(self.recurrence, ConvRecurrence):
-            parts += self.recurrence.longest_path()
+            block = self.recurrence
+            parts += [*block.candidate, *block.gates] * block.steps
         return sum(isinstance(module, nn.Conv2d) for module in parts)
 
     @torch.jit.ignore

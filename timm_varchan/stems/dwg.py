@@ -108,8 +108,8 @@ class DWGMixer(Mixer):
     def described(self, x: Tensor) -> dict[str, Tensor]:
         """The prior, the part of each plane in the mean, and what is known of its identity."""
         rows, named, count = self.rows(x)
-        one = torch.ones_like(self.fallback)
-        present = torch.where(named, self.present[:, rows], one).unsqueeze(-1)
+        ones = torch.ones_like(self.fallback)
+        present = torch.where(named, self.present[:, rows], ones).unsqueeze(-1)
         word = torch.where(named, self.word[:, rows], torch.zeros_like(self.word[0, 0]))
         part = present / present.sum(1, keepdim=True)
         return {
@@ -117,28 +117,28 @@ class DWGMixer(Mixer):
             "present": present,
             "part": part,
             "scale": self.gain * part,
-            "code": torch.where(named, self.code[:, rows], torch.zeros_like(one)),
+            "code": torch.where(named, self.code[:, rows], torch.zeros_like(ones)),
             "word": word,
             "gate": (word > 0).unsqueeze(-1).to(present.dtype),
         }
 
     def coefficients(self, x: Tensor) -> Tensor:
         """The mixing coefficients, `(B, C, K)`."""
-        known = self.tables(x)
+        tables = self.tables(x)
         B, C = x.shape[0], x.shape[1]
-        code = known["code"].expand(B, C, 2 * self.num_frequencies)
-        described = torch.cat([self.describe_content(x).to(code.dtype), code], -1)
-        token = self.plane(described.flatten(0, 1)).view(B, C, self.width)
+        code = tables["code"].expand(B, C, 2 * self.num_frequencies)
+        content = torch.cat([self.describe_content(x).to(code.dtype), code], -1)
+        token = self.plane(content.flatten(0, 1)).view(B, C, self.width)
         if self.vocabulary is not None:
-            token = token + self.vocabulary(known["word"]) * known["gate"]
+            token = token + self.vocabulary(tables["word"]) * tables["gate"]
         token = self.exchange(F.gelu(token).flatten(0, 1)).view(B, C, 2 * self.width)
-        own, shared = token[:, :, : self.width], token[:, :, self.width :]
+        plane, shared = token[:, :, : self.width], token[:, :, self.width :]
         if self.mixed:
-            pooled = (shared * known["part"]).sum(1, keepdim=True)
+            pooled = (shared * tables["part"]).sum(1, keepdim=True)
         else:
             pooled = shared.mean(1, keepdim=True)
-        residual = self.out(F.gelu(own + pooled).flatten(0, 1)).view(B, C, self.num_virtual)
-        return known["prior"] + residual * known["scale"]
+        residual = self.out(F.gelu(plane + pooled).flatten(0, 1)).view(B, C, self.num_virtual)
+        return tables["prior"] + residual * tables["scale"]
 
     def describe_content(self, x: Tensor) -> Tensor:
         """Describe the content of each plane by spatially global numbers, in float32 at least.
@@ -162,13 +162,12 @@ class DWGMixer(Mixer):
 
     def _check_channels(self, channels: Channels) -> None:
         super()._check_channels(channels)
-        sets = channels if isinstance(channels, tuple) else (channels,)
-        for channel in (c for s in sets if s is not None for c in s):
-            if channel.wavelength_nm is None and channel.name is not None:
-                if channel.name not in self.channel_names:
-                    raise UserError(
-                        f"Channel {channel.name!r} has no wavelength and this model has not "
-                        f"learned its name (it knows: {', '.join(self.channel_names) or 'none'}). "
-                        f"Create the model with channel_names=[{channel.name!r}, ...], give the "
-                        f"channel a wavelength in nm, or pass None for an anonymous channel."
-                    )
+        sets = channels if isinstance(channels, tuple) else (channels or (),)
+        for channel in (c for channel_set in sets for c in channel_set):
+            if channel.wavelength_nm is None and channel.name not in (None, *self.channel_names):
+                raise UserError(
+                    f"Channel {channel.name!r} has no wavelength and this model has not "
+                    f"learned its name (it knows: {', '.join(self.channel_names) or 'none'}). "
+                    f"Create the model with channel_names=[{channel.name!r}, ...], give the "
+                    f"channel a wavelength in nm, or pass None for an anonymous channel."
+                )

@@ -7,8 +7,8 @@ places of planes in a table, C channels, K virtual channels, H W pixels, D width
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ from timm_varchan.channels import (
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SAME_BAND_NM, SCALES, Prior, find_channel
 
-__all__ = ["ChannelsLike", "Mixer", "Told", "sent"]
+__all__ = ["ChannelsLike", "Mixer", "Plan", "sent"]
 
 #: What `set_channels` takes: a channel set, None for the default rule, or one set a sample.
 ChannelsLike = ChannelSetLike | None
@@ -46,35 +46,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _parse_channels(
-    channels: ChannelsLike | Sequence[ChannelSet], own: Callable[[], Iterable[Channel]]
-) -> Channels:
-    """Tell the three things that `set_channels` takes apart; own channels are known by name."""
-    if channels is None:
-        return None
-    if isinstance(channels, (list, tuple)) and channels:
-        sets = tuple(s for s in channels if isinstance(s, ChannelSet))
-        if len(sets) == len(channels):
-            if not all(len(s) for s in sets):
-                raise UserError(
-                    "In a mixed batch every sample's set needs a count: use "
-                    "ChannelSet.anonymous(n) in place of 'anonymous'."
-                )
-            return sets
-    return ChannelSet.parse(channels, own=own())  # type: ignore[arg-type]  # no channel sets in it
-
-
 def _named_stats(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSet | None:
     """Statistics of channels with names; without names they are those of the virtual channels."""
     if given is None:
         return None
     stats = ChannelSet.parse(given)
     if stats.is_anonymous and len(stats) == len(virtual) and not virtual.is_anonymous:
-        named = [
-            Channel(v.name, v.wavelength_nm, c.mean, c.std)
-            for v, c in zip(virtual, stats, strict=True)
-        ]
-        return ChannelSet(tuple(named), stats.correlation)
+        pairs = zip(virtual, stats, strict=True)
+        named = tuple(replace(v, mean=c.mean, std=c.std) for v, c in pairs)
+        return ChannelSet(named, stats.correlation)
     if any(c.is_anonymous for c in stats):
         raise UserError(
             f"The statistics are of {len(stats)} channels without names, and the virtual "
@@ -85,41 +65,18 @@ def _named_stats(given: ChannelSetLike | None, virtual: ChannelSet) -> ChannelSe
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
-    """Channel sets, and what the tables of their subsets are taken from; all on the CPU.
+class Plan:
+    """The channels of an input, and the tables for them; worked out on the CPU."""
 
-    Args:
-        channels: As `set_channels` was given them, parsed.
-        index: `(1 or S, C)`, the row of each plane, -1 where a shorter set has none.
-        num_rows: N.
-        solver: The prior of subsets of the rows.
-        by_row: What a subclass knows of each row, `(N, ...)` each.
-    """
+    channels: Channels  # as `set_channels` was given them, parsed
+    index: Tensor  # (1 or S, C), the row of each plane, -1 where a shorter set has none
+    solver: Prior  # of subsets of the N rows
+    by_row: dict[str, Tensor]  # what a subclass knows of each row, (N, ...) each
+    shape: tuple[int, int] | None = None  # of a mixed batch: samples and planes
+    tables: dict[str, Tensor] = field(default_factory=dict)  # (U or 1 or S, P, ...), U subsets
+    which: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.long))  # (S,) of U
 
-    channels: Channels
-    index: Tensor
-    num_rows: int
-    solver: Prior
-    by_row: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What a mixer is told of its input, worked out before anything is changed.
-
-    Args:
-        known: The channel sets.
-        shape: Of a mixed batch: samples and planes; None: one set for all samples.
-        tables: `(U or 1 or S, P, ...)` each; U different subsets.
-        which: `(S,)`, the subset of each sample.
-    """
-
-    known: _Known
-    shape: tuple[int, int] | None
-    tables: dict[str, Tensor]
-    which: Tensor
-
-    def __deepcopy__(self, memo: Any) -> "Told":
+    def __deepcopy__(self, memo: Any) -> "Plan":
         return self  # nothing in it changes
 
 
@@ -181,8 +138,8 @@ class Mixer(nn.Module):
             )
         self.num_virtual = len(self.virtual_channels)
         self.measured = _named_stats(channel_stats, self.virtual_channels)
-        known = self.measured is not None and self.measured.correlation is not None
-        self.prior_name = prior or ("measured" if known else "spectral")
+        has_table = self.measured is not None and self.measured.correlation is not None
+        self.prior_name = prior or ("measured" if has_table else "spectral")
         self.prior_scale = prior_scale
         if self.prior_name not in PRIORS or prior_scale not in SCALES:
             raise UserError(
@@ -193,15 +150,17 @@ class Mixer(nn.Module):
         self._check_channels(self.default_channels)
         like = torch.empty(0, device=device, dtype=dtype or torch.get_default_dtype())
         self._home = (like.device, like.dtype)
-        self._earlier: deque[tuple[int, Told]] = deque(maxlen=NUM_EARLIER)
+        self._earlier: deque[tuple[int, Plan]] = deque(maxlen=NUM_EARLIER)
         self._forgotten = 0
         self.channels: Channels = None
-        self.tell(self.plan(None))
+        self._put(self.plan(None))
 
     @classmethod
     def before(cls, bank: nn.Module, *args: Any, **kwargs: Any) -> "Mixer":
         """The mixer for a bank, for subclasses that need to know its shape."""
         return cls(*args, **kwargs)
+
+    # What the input is ----------------------------------------------------------------------------
 
     @torch.jit.ignore
     def set_channels(
@@ -210,43 +169,41 @@ class Mixer(nn.Module):
         present: Tensor | None = None,
     ) -> None:
         """Say which channels the input has from now on, see `timm_varchan.set_channels`."""
-        self.tell(self.plan(channels, present))
+        self.follow(self.plan(channels, present))
 
     @torch.jit.ignore
     def plan(
         self, channels: ChannelsLike | Sequence[ChannelSet], present: Tensor | None = None
-    ) -> Told:
+    ) -> Plan:
         """Work out what `set_channels` would do, which raises what it raises."""
         if present is not None and isinstance(channels, ChannelSet) and channels == self.channels:
-            known = self._told.known
+            plan = self._plan
         else:
-            parsed = _parse_channels(channels, self.own_channels)
+            parsed = self._parsed(channels)
             self._check_channels(parsed)
-            known = self._know(parsed)
-        there = known.index >= 0
+            plan = self._without_tables(parsed)
+        mask = plan.index >= 0
         if present is not None:
-            there = _checked_mask(present, known.channels, self._sets(known.channels))
+            mask = _checked_mask(present, plan.channels, self._sets(plan.channels))
         with torch.device("cpu"), torch.no_grad():
-            mixed = present is not None or isinstance(known.channels, tuple)
-            return self._tables_of(known, there, mixed)
+            return self._with_tables(plan, mask, present is not None)
 
     @torch.jit.ignore
-    def tell(self, told: Told) -> None:
-        """Follow a plan."""
-        if hasattr(self, "_told"):
-            if len(self._earlier) == NUM_EARLIER:
-                self._forgotten = self._earlier[0][0]
-            self._earlier.append((_sequence_number(), self._told))
-        self._put(told)
+    def follow(self, plan: Plan) -> None:
+        """Do what was planned, and keep in mind what held before."""
+        if len(self._earlier) == NUM_EARLIER:
+            self._forgotten = self._earlier[0][0]
+        self._earlier.append((_sequence_number(), self._plan))
+        self._put(plan)
 
-    def _put(self, told: Told) -> None:
-        self._told, self.channels = told, told.known.channels
-        self.mixed = told.shape is not None
+    def _put(self, plan: Plan) -> None:
+        self._plan, self.channels = plan, plan.channels
+        self.mixed = plan.shape is not None
         self._place_tables(*self._home)
 
     @contextlib.contextmanager
     def recalled(self, node: Any) -> Iterator[None]:
-        """What was told when a node of the backward graph was made: for a forward computed again.
+        """What held when a node of the backward graph was made: for a forward computed again.
 
         Checkpointing runs a stem again in the backward pass, when the model may have been told of
         other channels. The numbers of nodes grow with time.
@@ -261,8 +218,8 @@ class Mixer(nn.Module):
                 f"{NUM_EARLIER} calls of set_channels ago. Use timm_varchan.share(model, channels) "
                 f"for each of the views."
             )
-        now = self._told
-        then = next((told for until, told in self._earlier if number < until), now)
+        now = self._plan
+        then = next((plan for until, plan in self._earlier if number < until), now)
         if then is now:
             yield
             return
@@ -272,7 +229,22 @@ class Mixer(nn.Module):
         finally:
             self._put(now)
 
-    def _know(self, channels: Channels) -> _Known:
+    def _parsed(self, channels: ChannelsLike | Sequence[ChannelSet]) -> Channels:
+        """Tell the three things that `set_channels` takes apart; own channels are known by name."""
+        if channels is None:
+            return None
+        if isinstance(channels, (list, tuple)) and channels:
+            sets = tuple(s for s in channels if isinstance(s, ChannelSet))
+            if len(sets) == len(channels):
+                if not all(len(s) for s in sets):
+                    raise UserError(
+                        "In a mixed batch every sample's set needs a count: use "
+                        "ChannelSet.anonymous(n) in place of 'anonymous'."
+                    )
+                return sets
+        return ChannelSet.parse(channels, own=self.own_channels())  # type: ignore[arg-type]
+
+    def _without_tables(self, channels: Channels) -> Plan:
         """What the tables of subsets of these channels are taken from."""
         sets = self._sets(channels)
         different = {c.identity: c for s in sets for c in s} or {(None, None): Channel()}
@@ -284,38 +256,89 @@ class Mixer(nn.Module):
             for number, channel_set in enumerate(sets):
                 found = [row_of[c.identity] for c in channel_set]
                 index[number, : len(found)] = torch.tensor(found, dtype=torch.long)
-            return _Known(channels, index, len(rows), self._prior_of(rows), self.row_tables(rows))
+            return Plan(channels, index, self.prior_of(rows), self.row_tables(rows))
 
-    def _tables_of(self, known: _Known, there: Tensor, mixed: bool) -> Told:
+    def _with_tables(self, plan: Plan, mask: Tensor, masked: bool) -> Plan:
         """The tables of samples that have these of the planes; solved once for equal samples."""
-        planes = torch.where(there, known.index, -1)
+        planes = torch.where(mask, plan.index, -1)
         which = torch.zeros(1, dtype=torch.long)
         if len(planes) > 1:
             planes, which = torch.unique(planes, dim=0, return_inverse=True)
-        index, there = planes.clamp(min=0), planes >= 0
-        count = torch.zeros(len(index), known.num_rows, dtype=torch.float64)
-        count.scatter_add_(1, index, there.double())
+        index, mask = planes.clamp(min=0), planes >= 0
+        count = torch.zeros(len(index), plan.solver.num_rows, dtype=torch.float64)
+        count.scatter_add_(1, index, mask.double())
         place = index[:, :, None].expand(-1, -1, self.num_virtual)
-        prior = known.solver.coefficients(count).gather(1, place) * there[:, :, None]
-        rows = known.index.clamp(min=0)
-        tables = {"prior": prior, "present": there.double()}
-        tables |= {name: table[rows] for name, table in known.by_row.items()}
+        prior = plan.solver.coefficients(count).gather(1, place) * mask[:, :, None]
+        rows = plan.index.clamp(min=0)
+        tables = {"prior": prior, "present": mask.double()}
+        tables |= {name: table[rows] for name, table in plan.by_row.items()}
+        mixed = masked or isinstance(plan.channels, tuple)
         num_places = rows.shape[1] + int(mixed)  # wider batches: the last place is absent
         padding = -num_places % PLACE_STEP + int(mixed)
         tables = {
             name: nn.functional.pad(table, [0, 0] * (table.dim() - 2) + [0, padding])
             for name, table in tables.items()
         }
-        return Told(known, (len(which), rows.shape[1]) if mixed else None, tables, which)
+        shape = (len(which), rows.shape[1]) if mixed else None
+        return replace(plan, shape=shape, tables=tables, which=which)
+
+    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
+        """What subclasses need to know of each channel, by name, `(N, ...)` each.
+
+        They are found under these names, `(S, P, ...)`, and no others.
+        """
+        return {}
+
+    @torch.jit.unused
+    def prior_of(self, channels: ChannelSet) -> Prior:
+        """The prior of subsets of these channels, computed on the CPU."""
+        with torch.device("cpu"):
+            return Prior(
+                channels, self.virtual_channels, self.prior_name, self.measured, self.prior_scale
+            )
+
+    def _sets(self, channels: Channels) -> tuple[ChannelSet, ...]:
+        """The channel sets that the tables describe."""
+        if isinstance(channels, tuple):
+            return channels
+        return (self.default_channels if channels is None else channels,)
 
     @torch.jit.ignore
     def own_channels(self) -> list[Channel]:
         """Channels that this mixer knows by name, those with statistics last."""
         sets = [self.virtual_channels, self.default_channels, *self._sets(self.channels)]
         sets += [] if self.measured is None else [self.measured]
-        known = known_channels()
-        words = [known.get(n, Channel(n)) for n in getattr(self, "channel_names", ())]
+        registry = known_channels()
+        words = [registry.get(n, Channel(n)) for n in getattr(self, "channel_names", ())]
         return [*words, *(channel for channel_set in sets for channel in channel_set)]
+
+    def _check_channels(self, channels: Channels) -> None:
+        """Refuse channel sets that this mixer cannot serve."""
+        for channel_set in channels if isinstance(channels, tuple) else (channels,):
+            if channel_set is None:
+                continue
+            if self.prior_name == "zero":
+                self._check_places(channel_set)
+            if not self.supports_anonymous and (
+                not channel_set.channels or any(c.is_anonymous for c in channel_set)
+            ):
+                raise UserError(
+                    f"{type(self).__name__} needs to know each channel, but {channel_set} has "
+                    f"anonymous ones. Name the channels or give their wavelengths in nm."
+                )
+
+    def _check_places(self, channels: ChannelSet) -> None:
+        """With zeros for what is absent, a channel that is none of the virtual ones is lost."""
+        virtual = self.virtual_channels
+        lost = [c.label for c in channels if find_channel(c, virtual.channels, SAME_BAND_NM) < 0]
+        if lost or not len(channels):
+            raise UserError(
+                f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: its "
+                f"kernels are for {virtual}. Name the channels (and virtual_channels), leave "
+                f"those out, or take another prior."
+            )
+
+    # Forward --------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix `(B, C, H, W)` to `(B, K, H, W)`; an input that does not fit is a UserError."""
@@ -383,107 +406,9 @@ class Mixer(nn.Module):
         return rows, named, count
 
     @torch.jit.unused
-    def unexplained_variance(self, channels: ChannelSetLike) -> list[float]:
-        """The part of each virtual channel's variance that these channels do not explain.
-
-        K fractions: 0 where the channel itself is there, NaN where nothing is known of it.
-        """
-        chosen = ChannelSet.parse(channels, own=self.own_channels())
-        if not len(chosen):
-            raise UserError("What channels explain depends on which they are; name them.")
-        with torch.device("cpu"):
-            error = self._prior_of(chosen).unexplained_variance(torch.ones(1, len(chosen)))
-        return error[0].tolist()
-
-    def _prior_of(self, channels: ChannelSet) -> Prior:
-        return Prior(
-            channels, self.virtual_channels, self.prior_name, self.measured, self.prior_scale
-        )
-
-    def _sets(self, channels: Channels) -> tuple[ChannelSet, ...]:
-        """The channel sets that the tables describe."""
-        if isinstance(channels, tuple):
-            return channels
-        return (self.default_channels if channels is None else channels,)
-
-    @torch.jit.unused
     def _strict(self) -> bool:
         """Whether an input with another count is an error rather than anonymous."""
         return not self.supports_anonymous or self.mixed or self.channels not in (None, ANONYMOUS)
-
-    def row_tables(self, channels: ChannelSet) -> dict[str, Tensor]:
-        """What subclasses need to know of each channel, by name, `(N, ...)` each.
-
-        They are found under these names, `(S, P, ...)`, and no others.
-        """
-        return {}
-
-    def _place_tables(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Assign the tables (in place would break a backward that still needs the old ones).
-
-        They travel together, those of equal samples once.
-        """
-        self._home = (device, dtype)
-        told, counts = self._told, len(self._sets(self.channels)[0])
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        with torch.inference_mode(False), torch.no_grad():
-            scalars = {
-                "num_named": torch.tensor(1.0 if self.mixed else float(counts), device="cpu"),
-                "fallback": torch.tensor(math.nan if self._strict() else 1.0, device="cpu"),
-            }
-            tables = {"which": told.which, **told.tables, **scalars}
-            parts = [table.to(exact).flatten() for table in tables.values()]
-            together = torch.split(sent(torch.cat(parts), device), [len(part) for part in parts])
-            which = together[0].long()
-            for (name, table), part in zip([*tables.items()][1:], together[1:], strict=True):
-                placed = part.view(table.shape)
-                placed = placed.to(dtype if table.is_floating_point() else table.dtype)
-                if name in ("prior", "present") and len(told.which) > 1:
-                    placed = placed.index_select(0, which)
-                setattr(self, name, placed)
-        self.table_names = tuple(tables)[1:]
-        self._ready: dict[int, dict[str, Tensor]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: what was told before, and tables made ready, are not needed."""
-        return {**self.__dict__, "_earlier": deque(maxlen=NUM_EARLIER), "_ready": {}}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
-        """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            device, dtype = self._home
-            start = "cpu" if device.type == "meta" else device  # nothing can be copied out of meta
-            probe = fn(torch.zeros((), device=start, dtype=dtype))
-        if (probe.device, probe.dtype) != self._home:
-            self._place_tables(probe.device, probe.dtype)
-        return self
-
-    def _check_channels(self, channels: Channels) -> None:
-        """Refuse channel sets that this mixer cannot serve."""
-        for channel_set in channels if isinstance(channels, tuple) else (channels,):
-            if channel_set is None:
-                continue
-            if self.prior_name == "zero":
-                self._check_places(channel_set)
-            if not self.supports_anonymous and (
-                not channel_set.channels or any(c.is_anonymous for c in channel_set)
-            ):
-                raise UserError(
-                    f"{type(self).__name__} needs to know each channel, but {channel_set} has "
-                    f"anonymous ones. Name the channels or give their wavelengths in nm."
-                )
-
-    def _check_places(self, channels: ChannelSet) -> None:
-        """With zeros for what is absent, a channel that is none of the virtual ones is lost."""
-        virtual = self.virtual_channels
-        lost = [c.label for c in channels if find_channel(c, virtual.channels, SAME_BAND_NM) < 0]
-        if lost or not len(channels):
-            raise UserError(
-                f"prior='zero' has no place for {', '.join(lost) or 'unnamed channels'}: its "
-                f"kernels are for {virtual}. Name the channels (and virtual_channels), leave "
-                f"those out, or take another prior."
-            )
 
     @torch.jit.ignore
     def _check_input(self, x: Tensor) -> None:
@@ -500,9 +425,15 @@ class Mixer(nn.Module):
                 f"The input is {x.dtype}; needed are floating-point planes. Scale and normalise "
                 f"them first, e.g. x.float() / 255."
             )
-        self._follow(x)
-        if self._told.shape is not None:
-            num_samples, num_planes = self._told.shape
+        if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            # Weights may have been assigned without a word (`assign=True`).
+            weight = self._own_weight()
+            home = (x.device, self._home[1] if weight is None else weight.dtype)
+            if home != self._home:
+                self._place_tables(*home)
+        declared = self._sets(self.channels)[0]
+        if self._plan.shape is not None:
+            num_samples, num_planes = self._plan.shape
             if x.shape[0] != num_samples or x.shape[1] < num_planes:
                 raise UserError(
                     f"The input has {x.shape[0]} samples of {x.shape[1]} channels, but the model "
@@ -511,23 +442,55 @@ class Mixer(nn.Module):
                     f"set_channels(model, channels) for inputs that all have the same channels, "
                     f"or with the masks or sets of this batch, padded to {num_planes} planes."
                 )
-            return
-        declared = self._sets(self.channels)[0]
-        if x.shape[1] != len(declared) and self._strict():
+        elif x.shape[1] != len(declared) and self._strict():
             raise UserError(
                 f"The input has {x.shape[1]} channels, but the channel set is {declared} "
                 f"({len(declared)}). Call timm_varchan.set_channels(model, ...) with the "
                 f"input's own channels, 'anonymous', or None for the default rule."
             )
 
-    def _follow(self, x: Tensor) -> None:
-        """Bring the tables to weights that were assigned without a word (`assign=True`)."""
-        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-            return
-        own = self._own_weight()
-        device, dtype = self._home
-        if x.device != device or (own is not None and own.dtype != dtype):
-            self._place_tables(x.device, dtype if own is None else own.dtype)
+    # Where the tables are -------------------------------------------------------------------------
+
+    def _place_tables(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Assign the tables (in place would break a backward that still needs the old ones).
+
+        They travel together, those of equal samples once.
+        """
+        self._home = (device, dtype)
+        plan, counts = self._plan, len(self._sets(self.channels)[0])
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        with torch.inference_mode(False), torch.no_grad():
+            scalars = {
+                "num_named": torch.tensor(1.0 if self.mixed else float(counts), device="cpu"),
+                "fallback": torch.tensor(math.nan if self._strict() else 1.0, device="cpu"),
+            }
+            tables = {"which": plan.which, **plan.tables, **scalars}
+            parts = [table.to(exact).flatten() for table in tables.values()]
+            together = torch.split(sent(torch.cat(parts), device), [len(part) for part in parts])
+            which = together[0].long()
+            for (name, table), part in zip([*tables.items()][1:], together[1:], strict=True):
+                placed = part.view(table.shape)
+                placed = placed.to(dtype if table.is_floating_point() else table.dtype)
+                if name in ("prior", "present") and len(plan.which) > 1:
+                    placed = placed.index_select(0, which)
+                setattr(self, name, placed)
+        self.table_names = tuple(tables)[1:]
+        self._ready: dict[int, dict[str, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: earlier plans, and tables made ready, are not needed."""
+        return {**self.__dict__, "_earlier": deque(maxlen=NUM_EARLIER), "_ready": {}}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
+        """Follow `.to(...)`, `.cuda()`, `to_empty` and their kind."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            device, dtype = self._home
+            start = "cpu" if device.type == "meta" else device  # nothing can be copied out of meta
+            probe = fn(torch.zeros((), device=start, dtype=dtype))
+        if (probe.device, probe.dtype) != self._home:
+            self._place_tables(probe.device, probe.dtype)
+        return self
 
     def _own_weight(self) -> Tensor | None:
         """A weight of the mixer, if it has any, whose type the tables have."""
@@ -536,8 +499,8 @@ class Mixer(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
         channels = f"default {self.default_channels}" if self.channels is None else self.channels
-        if self._told.shape is not None:
-            channels = f"{self._told.shape[0]} sets"
+        if self._plan.shape is not None:
+            channels = f"{self._plan.shape[0]} sets"
         return f"virtual={self.virtual_channels}, prior={self.prior_name}, channels={channels}"
 
 
@@ -548,15 +511,15 @@ def _checked_mask(present: Tensor, channels: Channels, sets: tuple[ChannelSet, .
             "Presence masks need one channel set with a count. Call set_channels(model, "
             "'R+G+B+...', present=mask), or give ChannelSet.anonymous(n)."
         )
-    there = present.detach().cpu().bool()
-    if there.dim() != 2 or there.shape[1] != len(sets[0]) or not len(there):
+    mask = present.detach().cpu().bool()
+    if mask.dim() != 2 or mask.shape[1] != len(sets[0]) or not len(mask):
         raise UserError(
-            f"The mask has shape {tuple(there.shape)}, and the channels are {sets[0]}; needed is "
+            f"The mask has shape {tuple(mask.shape)}, and the channels are {sets[0]}; needed is "
             f"(batch, {len(sets[0])}), one column for each channel."
         )
-    if not bool(there.any(1).all()):
+    if not bool(mask.any(1).all()):
         raise UserError("A sample has no channel at all. Leave it out or give it one.")
-    return there
+    return mask
 
 
 def _sequence_number() -> int:

@@ -4,8 +4,8 @@ Axes: B samples, N channels of a set, U different ones among them, K virtual cha
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,45 +42,60 @@ MAX_BORROWED = 3.0
 SPECTRAL_RANGE, SPECTRAL_POWER = 0.665, 1.4
 
 
+def _apart_nm(channel: Channel, other: Channel, by_name: bool = True) -> float:
+    """How far apart two channels are, in nm; infinitely where a wavelength is not known."""
+    if by_name and channel.name is not None and channel.name == other.name:
+        return 0.0
+    if channel.wavelength_nm is None or other.wavelength_nm is None:
+        return math.inf
+    return abs(channel.wavelength_nm - other.wavelength_nm)
+
+
 def find_channel(channel: Channel, among: Sequence[Channel], within_nm: float = 0.0) -> int:
     """The place of the same channel: of that name, else wavelength, else the nearest; or -1."""
-    for place, other in enumerate(among):
-        if channel.name is not None and channel.name == other.name:
-            return place
-    if channel.wavelength_nm is None:
-        return -1
-    apart = [
-        math.inf if c.wavelength_nm is None else abs(c.wavelength_nm - channel.wavelength_nm)
-        for c in among
-    ]
+    names = [c.name for c in among]
+    if channel.name is not None and channel.name in names:
+        return names.index(channel.name)
+    apart = [_apart_nm(channel, c) for c in among]
     nearest = min(range(len(among)), key=apart.__getitem__, default=-1)
     return nearest if nearest >= 0 and apart[nearest] <= within_nm else -1
 
 
+def _spectral_correlation(distance: Tensor) -> Tensor:
+    """Of bands whose wavelengths' logarithms are so far apart."""
+    return (-((distance.abs() / SPECTRAL_RANGE) ** SPECTRAL_POWER)).exp()
+
+
+def correlation_table(channels: ChannelSet) -> Tensor:
+    """The correlation `(N, N)` of channels: measured, else from their wavelengths (float64)."""
+    if channels.correlation is not None:
+        return torch.tensor(channels.correlation, dtype=torch.float64)
+    log = torch.tensor(channels.wavelengths_nm, dtype=torch.float64).log()
+    return _spectral_correlation(log[:, None] - log)
+
+
+def _members(keys: Sequence[Hashable]) -> tuple[Tensor, list[Any]]:
+    """Which of the different keys each channel has, `(N, U)`, and those keys; None is none."""
+    different = [key for key in dict.fromkeys(keys) if key is not None]
+    member = torch.zeros(len(keys), len(different), dtype=torch.float64)
+    for row, key in enumerate(keys):
+        if key is not None:
+            member[row, different.index(key)] = 1.0
+    return member, different
+
+
 class _System(NamedTuple):
-    """A linear prediction of the virtual channels from U different channels.
+    """A linear prediction of the virtual channels from U different channels."""
 
-    Args:
-        member: `(N, U)`, 1 where a channel is this one of the different channels.
-        correlation: `(U, U)`.
-        cross: `(U, K)`, of the virtual channels with the different channels.
-        usable: `(K,)`, which virtual channels it predicts.
-        borrowed: `(K,)`, which of them are another channel's prediction, for want of their own.
-        offset: `(U,)`, means over deviations; None: coefficients sum to one instead.
-        offset_virtual: `(K,)`, the same of the virtual channels.
-        std: `(U,)`, deviations.
-        std_virtual: `(K,)`, deviations.
-    """
-
-    member: Tensor
-    correlation: Tensor
-    cross: Tensor
-    usable: Tensor
-    borrowed: Tensor
-    offset: Tensor | None
-    offset_virtual: Tensor
-    std: Tensor
-    std_virtual: Tensor
+    member: Tensor  # (N, U), 1 where a channel is this one of the different channels
+    correlation: Tensor  # (U, U)
+    cross: Tensor  # (U, K), of the virtual channels with the different channels
+    usable: Tensor  # (K,), which virtual channels it predicts
+    borrowed: Tensor  # (K,), which of them are another channel's prediction, for want of their own
+    offset: Tensor | None  # (U,), means over deviations; None: coefficients sum to one instead
+    offset_virtual: Tensor  # (K,), the same of the virtual channels
+    std: Tensor  # (U,), deviations
+    std_virtual: Tensor  # (K,), deviations
 
     def counts(self, count: Tensor) -> Tensor:
         """How many planes `(B, U)` there are of each of the different channels."""
@@ -88,22 +103,22 @@ class _System(NamedTuple):
 
     def solve(self, count: Tensor) -> Tensor:
         """Coefficients `(B, U, K)` in units of the deviations, 0 for absent channels."""
-        there = (self.counts(count) > 0).to(self.cross)
-        both = there[:, :, None] * there[:, None, :]
+        present = (self.counts(count) > 0).to(self.cross)
+        both = present[:, :, None] * present[:, None, :]
         system, right = self.correlation.expand_as(both), self.cross.expand(len(count), -1, -1)
         if self.offset is not None:
             # Second moments instead of covariances: least squares without a bias, which padding
             # with zeros would make unfoldable.
             system = system + torch.outer(self.offset, self.offset)
             right = right + torch.outer(self.offset, self.offset_virtual)
-        system = system * both + torch.diag_embed(NUGGET * there + (1 - there))
-        right = right * there[:, :, None]
+        system = system * both + torch.diag_embed(NUGGET * present + (1 - present))
+        right = right * present[:, :, None]
         if self.offset is not None:
             return torch.linalg.solve(system, right)
         # Ordinary kriging: a Lagrange multiplier keeps the sum of the coefficients at one.
-        solved = torch.linalg.solve(system, torch.cat([right, there[:, :, None]], -1))
+        solved = torch.linalg.solve(system, torch.cat([right, present[:, :, None]], -1))
         plain, ones = solved[..., :-1], solved[..., -1:]
-        total = (ones * there[:, :, None]).sum(1, keepdim=True).clamp(min=1e-12)
+        total = (ones * present[:, :, None]).sum(1, keepdim=True).clamp(min=1e-12)
         return plain + ones * (1 - plain.sum(1, keepdim=True)) / total
 
     def deviation(self, mixed: Tensor) -> Tensor:
@@ -124,57 +139,29 @@ class _System(NamedTuple):
         return (1 - explained).clamp(min=0)
 
 
-def _members(ids: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Which of the different ids each one is `(N, U)`, and those ids; -1 is none."""
-    different = list(dict.fromkeys(i for i in ids if i >= 0))
-    member = torch.zeros(len(ids), len(different), dtype=torch.float64)
-    for row, one in enumerate(ids):
-        if one >= 0:
-            member[row, different.index(one)] = 1.0
-    return member, different
-
-
 def _measured(
-    channels: ChannelSet, virtual: ChannelSet, known: ChannelSet
-) -> tuple[_System, list[int], list[int]]:
-    """The system of the measured correlation; the places in it of channels and virtual ones."""
-    ids = [find_channel(c, known.channels, SAME_CHANNEL_NM) for c in channels]
-    virtual_ids = [find_channel(v, known.channels, SAME_BAND_NM) for v in virtual]
-    member, rows = _members(ids)
-    table = torch.tensor(known.correlation, dtype=torch.float64)
-    mean = torch.tensor(known.mean or [0.0] * len(known), dtype=torch.float64)
-    std = torch.tensor(known.std or [1.0] * len(known), dtype=torch.float64)
+    stats: ChannelSet, ids: Sequence[int], virtual: ChannelSet, virtual_ids: Sequence[int]
+) -> _System:
+    """The system of the measured correlation, of channels and virtual ones by their place in it."""
+    member, rows = _members([i if i >= 0 else None for i in ids])
+    table = torch.tensor(stats.correlation, dtype=torch.float64)
+    mean = torch.tensor(stats.mean or [0.0] * len(stats), dtype=torch.float64)
+    std = torch.tensor(stats.std or [1.0] * len(stats), dtype=torch.float64)
     columns = [max(i, 0) for i in virtual_ids]
-    system = _System(
+    return _System(
         member, table[rows][:, rows], table[rows][:, columns], torch.tensor(virtual_ids) >= 0,
-        torch.tensor([find_channel(v, known.channels) < 0 for v in virtual]),
+        torch.tensor([find_channel(v, stats.channels) < 0 for v in virtual]),
         (mean / std)[rows], (mean / std)[columns], std[rows], std[columns],
     )  # fmt: skip
-    return system, ids, virtual_ids
-
-
-def _spectral_correlation(distance: Tensor) -> Tensor:
-    """Of bands whose wavelengths' logarithms are so far apart."""
-    return (-((distance.abs() / SPECTRAL_RANGE) ** SPECTRAL_POWER)).exp()
-
-
-def correlation_table(channels: ChannelSet) -> Tensor:
-    """The correlation `(N, N)` of channels: measured, else from their wavelengths (float64)."""
-    if channels.correlation is not None:
-        return torch.tensor(channels.correlation, dtype=torch.float64)
-    log = torch.tensor(channels.wavelengths_nm, dtype=torch.float64).log()
-    return _spectral_correlation(log[:, None] - log)
 
 
 def _spectral(channels: ChannelSet, virtual: ChannelSet) -> _System:
     """The system of a correlation that falls with the distance of the wavelengths."""
     # Bands of the same nanometre are one: hundreds of copies would outweigh the nugget.
     waves = [nm if nm is None else round(nm) for nm in channels.wavelengths_nm]
-    lengths = list(dict.fromkeys(nm for nm in waves if nm is not None))
-    member, _ = _members([-1 if nm is None else lengths.index(nm) for nm in waves])
+    member, lengths = _members(waves)
     log = torch.tensor(lengths, dtype=torch.float64).log()
     log_virtual = torch.tensor([nm or 1.0 for nm in virtual.wavelengths_nm]).double().log()
-
     return _System(
         member,
         _spectral_correlation(log[:, None] - log),
@@ -220,28 +207,36 @@ class Prior:
         channel_stats: ChannelSet | None = None,
         scale: str = "plain",
     ) -> None:
-        self.kind, self.scale = kind, scale
+        self.kind, self.scale, self.num_rows = kind, scale, len(channels)
         self.spectral = _spectral(channels, virtual_channels)
         self.measured: _System | None = None
         ids, virtual_ids = [-1] * len(channels), [-1] * len(virtual_channels)
         if channel_stats is not None and channel_stats.correlation is not None:
-            self.measured, ids, virtual_ids = _measured(channels, virtual_channels, channel_stats)
+            among = channel_stats.channels
+            ids = [find_channel(c, among, SAME_CHANNEL_NM) for c in channels]
+            virtual_ids = [find_channel(v, among, SAME_BAND_NM) for v in virtual_channels]
+            self.measured = _measured(channel_stats, ids, virtual_channels, virtual_ids)
         elif kind == "measured":
             raise UserError(
                 "prior='measured' needs channel_stats with a correlation: pass "
                 "channel_stats=timm_varchan.measure_channels(loader, channels)."
             )
-        self.member = _same_channel(channels, ids)
-        near = SAME_BAND_NM if kind != "nearest" else math.inf
-        measured = kind == "measured"
+        # Which of the different channels each one is; anonymous ones all differ.
+        self.member, _ = _members([
+            ("measured", i) if i >= 0 else round(c.wavelength_nm) if c.wavelength_nm is not None
+            else c.name or ("anonymous", row)
+            for row, (c, i) in enumerate(zip(channels, ids, strict=True))
+        ])  # fmt: skip
         self.distance = torch.full((len(channels), len(virtual_channels)), math.inf).double()
         for n, channel in enumerate(channels):
             for k, virtual in enumerate(virtual_channels):
-                same = measured and ids[n] >= 0 and ids[n] == virtual_ids[k]
+                near = SAME_BAND_NM if kind != "nearest" else math.inf
+                if kind == "measured" and virtual_ids[k] >= 0:
+                    near = 0.0
                 apart = _apart_nm(channel, virtual, by_name=kind != "nearest")
-                if apart <= (0.0 if measured and virtual_ids[k] >= 0 else near):
+                if apart <= near:
                     self.distance[n, k] = apart
-                elif same:
+                elif kind == "measured" and virtual_ids[k] == ids[n] >= 0:
                     self.distance[n, k] = 1.0  # another name for it: after the channel itself
 
     def solve(self, count: Tensor) -> Tensor:
@@ -250,7 +245,7 @@ class Prior:
         For the counts `(B, N)` of planes of each channel; 0 for absent ones.
         """
         count = count.double()
-        there = (count > 0)[:, :, None]
+        present = (count > 0)[:, :, None]
         planes = self._mean(count) * (self.kind != "zero")
         done = torch.tensor(self.kind not in ("measured", "spectral"))
         systems = [self.spectral] if self.kind == "spectral" else [self.measured, self.spectral]
@@ -259,11 +254,11 @@ class Prior:
                 predicted, possible = self._predict(system, count)
                 planes = torch.where(possible & ~done, predicted, planes)
                 done = done | possible
-        distance = self.distance.masked_fill(~there, math.inf)
+        distance = self.distance.masked_fill(~present, math.inf)
         nearest = distance.amin(1, keepdim=True)
-        own = (distance <= nearest + 1e-6) & distance.isfinite()
-        whole = own / (own * count[:, :, None]).sum(1, keepdim=True).clamp(min=1)
-        return torch.where(nearest.isfinite(), whole, planes * there)
+        chosen = (distance <= nearest + 1e-6) & distance.isfinite()
+        whole = chosen / (chosen * count[:, :, None]).sum(1, keepdim=True).clamp(min=1)
+        return torch.where(nearest.isfinite(), whole, planes * present)
 
     def coefficients(self, count: Tensor) -> Tensor:
         """What a stem takes: the same, except that one channel alone is taken by all.
@@ -305,26 +300,3 @@ class Prior:
                 error = torch.where(possible, system.unexplained(planes, count), error)
         distance = self.distance.masked_fill((count == 0)[:, :, None], math.inf)
         return error.masked_fill(distance.amin(1) <= 1.0, 0.0)
-
-
-def _same_channel(channels: ChannelSet, ids: Sequence[int]) -> Tensor:
-    """Which of the different channels each one is, `(N, U)`, float64; anonymous ones all differ."""
-    keys: list[object] = []
-    for row, (channel, known) in enumerate(zip(channels, ids, strict=True)):
-        if known >= 0:
-            keys.append(("measured", known))
-        elif channel.wavelength_nm is not None:
-            keys.append(round(channel.wavelength_nm))
-        else:
-            keys.append(channel.name or ("anonymous", row))
-    different = list(dict.fromkeys(keys))
-    return _members([different.index(key) for key in keys])[0]
-
-
-def _apart_nm(channel: Channel, virtual: Channel, by_name: bool) -> float:
-    """How far apart two channels are, in nm; infinitely where a wavelength is not known."""
-    if by_name and channel.name is not None and channel.name == virtual.name:
-        return 0.0
-    if channel.wavelength_nm is None or virtual.wavelength_nm is None:
-        return math.inf
-    return abs(channel.wavelength_nm - virtual.wavelength_nm)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems.dwg import DWGMixer
-from timm_varchan.stems.mixer import ChannelsLike, Mixer
+from timm_varchan.stems.mixer import Mixer
 
 __all__ = ["STEMS", "Stem", "effective_weight", "like_bank", "make_stem", "register_stem"]
 
@@ -36,13 +36,7 @@ class _RecordWeight(TorchFunctionMode):
 
     weight: Tensor | None = None
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d:
             self.weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -202,11 +196,6 @@ class Stem(nn.Module):
         return type(self)(self.mixer, layer, anchors).train(self.training)
 
     @torch.jit.ignore
-    def set_channels(self, channels: ChannelsLike) -> None:
-        """Say which channels the input has (see `Mixer.set_channels`)."""
-        self.mixer.set_channels(channels)
-
-    @torch.jit.ignore
     def generated_kernels(self, x: Tensor) -> Tensor:
         """The kernels `(B or 1, out, C, kh, kw)` that the stem applies to the channels of an input.
 
@@ -256,12 +245,8 @@ class Stem(nn.Module):
                 f"This stem has two convolutions, for the channels {self.mixer.virtual_channels}: "
                 f"assign stem.bank.{name} and stem.anchors.weight instead of stem.{name}."
             )
-        if name == "weight" and value.shape[1] * bank.groups != self.num_bank:
-            raise UserError(
-                f"The weight {tuple(value.shape)} is for {value.shape[1] * bank.groups} channels, "
-                f"and this stem mixes every input into {self.num_bank}. Give it to the plain "
-                f"model and pass that through timm_varchan.adapt(model, virtual_channels=...)."
-            )
+        if name == "weight":
+            self._check_weight(value, name)
         if isinstance(getattr(type(self), name, None), property):  # parametrised under its name
             super().__setattr__(name, value)
         else:
@@ -287,16 +272,14 @@ class Stem(nn.Module):
         base_keys = [prefix + key for key in self.bank.state_dict()]
         mixed = any(key.startswith(f"{prefix}mixer.") for key in state_dict)
         if not mixed and all(key in state_dict for key in base_keys):
-            self._check_weight(state_dict.get(f"{prefix}weight"), prefix)
+            self._check_weight(state_dict.get(f"{prefix}weight"), f"{prefix}weight")
             for key in base_keys:
                 state_dict[f"{prefix}bank.{key.removeprefix(prefix)}"] = state_dict.pop(key)
-            for name in ("mixer", "anchors"):
-                own = getattr(self, name)
-                for key, value in ({} if own is None else own.state_dict()).items():
-                    state_dict[f"{prefix}{name}.{key}"] = value
-        own = None if self.anchors is None else self.anchors.weight.shape
-        given = state_dict.get(f"{prefix}anchors.weight")
-        if mixed and own != (None if given is None else given.shape):
+            for key, value in self.state_dict().items():
+                state_dict.setdefault(prefix + key, value)
+        given, wanted = state_dict.get(f"{prefix}anchors.weight"), self.anchors
+        wanted = None if wanted is None else wanted.weight.shape
+        if mixed and wanted != getattr(given, "shape", None):
             args[-1].append(
                 f"the weights of {prefix.rstrip('.')} are of a twin with other virtual_channels=. "
                 f"Create this one with the same, or keep whole models by timm_varchan.hub.save and "
@@ -304,15 +287,15 @@ class Stem(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _check_weight(self, weight: Tensor | None, prefix: str) -> None:
+    def _check_weight(self, weight: Tensor | None, name: str) -> None:
         """Refuse the kernels of a plain model for other channels than the bank's."""
         if weight is None or weight.dim() != 4 or not isinstance(self.bank, nn.Conv2d):
             return
         if weight.shape[1] != self.bank.weight.shape[1]:
             raise UserError(
-                f"{prefix}weight is of a plain model for {weight.shape[1]} channels, and these "
-                f"kernels are for {self.bank.weight.shape[1]}. Load it into that plain model "
-                f"(in_chans={weight.shape[1]}) and say what its channels are: "
+                f"{name} {tuple(weight.shape)} is of a plain model for {weight.shape[1]} channels, "
+                f"and these kernels are for {self.bank.weight.shape[1]}. Load it into that plain "
+                f"model (in_chans={weight.shape[1]}) and say what its channels are: "
                 f"timm_varchan.adapt(model, virtual_channels=...)."
             )
 
