@@ -6,7 +6,7 @@ Registered by rule when the package is imported; nothing is built until `timm.cr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
