@@ -13,8 +13,6 @@ __all__ = ["fill_missing"]
 
 #: Values of the pixels that are predicted at once: 32 MB in float64.
 CHUNK = 1 << 22
-#: Numbers that are copied in the time that one more step of a Python loop takes.
-LOOP = 1 << 17
 
 
 @torch.no_grad()
@@ -39,27 +37,27 @@ def fill_missing(x: Tensor, valid: Tensor, channels: ChannelSetLike) -> Tensor:
     Raises:
         UserError: Other shapes, integers, or channels whose correlation is not known.
     """
-    known = ChannelSet.parse(channels)
-    if x.dim() not in (3, 4) or x.shape[-3] != len(known) or not x.is_floating_point():
+    stats = ChannelSet.parse(channels)
+    if x.dim() not in (3, 4) or x.shape[-3] != len(stats) or not x.is_floating_point():
         raise UserError(
             f"The input is {x.dtype} {tuple(x.shape)}; needed are floating-point images (batch, "
-            f"{len(known)}, height, width) of {known}."
+            f"{len(stats)}, height, width) of {stats}."
         )
     if valid.dtype != torch.bool:
         raise UserError(f"valid is {valid.dtype}; needed is a mask of bool.")
-    if known.correlation is None:
+    if stats.correlation is None:
         raise UserError(
-            f"The correlation of {known} is not known. Measure it, and pass what comes back: "
+            f"The correlation of {stats} is not known. Measure it, and pass what comes back: "
             f"timm_varchan.measure_channels(loader, channels)."
         )
     filled = x.clone(memory_format=torch.contiguous_format)
     images = filled.view(-1, *x.shape[-3:])
-    there = valid.expand(x.shape).reshape(images.shape)
-    predict = _Prediction(known, x.device)
+    valid = valid.expand(x.shape).reshape(images.shape)
+    predict = _Prediction(stats, x.device)
     # Without a place in memory for every channel of every hole: the places of the holes alone.
-    for places in torch.split((~there.all(1)).nonzero(), max(1, CHUNK // len(known))):
+    for places in torch.split((~valid.all(1)).nonzero(), max(1, CHUNK // len(stats))):
         b, h, w = places.unbind(1)
-        images[b, :, h, w] = predict(images[b, :, h, w], there[b, :, h, w])
+        images[b, :, h, w] = predict(images[b, :, h, w], valid[b, :, h, w])
     return filled
 
 
@@ -81,42 +79,29 @@ class _Prediction:
         self.system = self.table + NUGGET * torch.eye(len(channels)).to(self.table)
         self.inverse = torch.linalg.inv(self.system)
 
-    def __call__(self, pixels: Tensor, there: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, valid: Tensor) -> Tensor:
         """Pixels `(P, C)` with their missing values predicted."""
-        z = ((pixels - self.mean) / self.std).masked_fill(~there, 0.0)
+        z = ((pixels - self.mean) / self.std).masked_fill(~valid, 0.0)
         weighted = z @ self.inverse  # of which the missing part is P_MV z_V
         solved = torch.zeros_like(z)
-        kinds, which = torch.unique(there, dim=0, return_inverse=True)
-        count = kinds.sum(1)
-        few_missing = count * 2 >= kinds.shape[1]
-        part = kinds ^ few_missing[:, None]  # the smaller one of missing and valid
-        for size in part.sum(1).unique().tolist():
-            for missing in (False, True):
-                alike = ((part.sum(1) == size) & (few_missing == missing)).nonzero()[:, 0]
-                matrix, right = (self.inverse, -weighted) if missing else (self.system, z)
-                for some in torch.split(alike, max(1, CHUNK // max(1, size * size))):
-                    place = part[some].nonzero()[:, 1].view(len(some), size)
-                    blocks = torch.linalg.inv(matrix[place[:, :, None], place[:, None, :]])
-                    number = torch.full_like(count, -1)
-                    number[some] = torch.arange(len(some), device=some.device)
-                    rows = (number[which] >= 0).nonzero()[:, 0]
-                    kind = number[which[rows]]
-                    columns = place[kind]
-                    values = _products(blocks, kind, right[rows[:, None], columns])
-                    solved[rows[:, None], columns] = values
-        predicted = torch.where(few_missing[which, None], solved, solved @ self.table)
-        return torch.where(there, pixels, (predicted * self.std + self.mean).to(pixels.dtype))
-
-
-def _products(blocks: Tensor, kind: Tensor, vectors: Tensor) -> Tensor:
-    """`blocks[kind[p]] @ vectors[p]` `(P, S)`, without a copy of the block for every vector."""
-    size = max(1, vectors.shape[1])
-    if len(vectors) * size * size < len(blocks) * LOOP:
-        chunk = max(1, CHUNK // (size * size))
-        pairs = zip(torch.split(kind, chunk), torch.split(vectors, chunk), strict=True)
-        return torch.cat([torch.bmm(blocks[k], v[:, :, None])[..., 0] for k, v in pairs])
-    made = torch.empty_like(vectors)
-    groups = torch.split(kind.argsort(), torch.bincount(kind).tolist())
-    for block, rows in zip(blocks, groups, strict=True):
-        made[rows] = vectors[rows] @ block  # symmetric
-    return made
+        few_missing = valid.sum(1) * 2 >= valid.shape[1]
+        part = valid ^ few_missing[:, None]  # the smaller one of missing and valid
+        sizes = part.sum(1)
+        for missing in (False, True):
+            matrix, right = (self.inverse, -weighted) if missing else (self.system, z)
+            for size in sizes[few_missing == missing].unique().tolist():
+                rows = ((sizes == size) & (few_missing == missing)).nonzero()[:, 0]
+                # Patterns that are alike stand together, so that each is solved once a piece.
+                kinds, kind = torch.unique(part[rows], dim=0, return_inverse=True)
+                place = kinds.nonzero()[:, 1].view(len(kinds), size)
+                order = kind.argsort(stable=True)
+                for some in torch.split(order, max(1, CHUNK // max(1, size * size))):
+                    used, which = torch.unique(kind[some], return_inverse=True)
+                    grid = place[used]
+                    blocks = torch.linalg.inv(matrix[grid[:, :, None], grid[:, None, :]])
+                    columns = place[kind[some]]
+                    values = right[rows[some, None], columns]
+                    values = torch.bmm(blocks[which], values[:, :, None])[:, :, 0]
+                    solved[rows[some, None], columns] = values
+        predicted = torch.where(few_missing[:, None], solved, solved @ self.table)
+        return torch.where(valid, pixels, (predicted * self.std + self.mean).to(pixels.dtype))

@@ -8,7 +8,7 @@ resumed run draws what the uninterrupted one would have drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from timm_varchan.stems.mixer import sent
 
 __all__ = [
     "CHANNEL_AUGS",
-    "FIXED_COUNT_AUGS",
     "MODES",
     "ORDERS",
     "DrawKey",
@@ -78,8 +77,13 @@ class SetView:
             seeded_rng("plane order", self.seed, position).sample(self.indices, len(self.indices))
             for position in positions[: len(x)]
         ]
-        place = sent(torch.tensor(rows), x.device)
-        return x.gather(1, place[:, :, None, None].expand(-1, -1, *x.shape[2:]))
+        return _permuted(x, torch.tensor(rows))
+
+
+def _permuted(x: Tensor, order: Tensor) -> Tensor:
+    """The planes of each sample in an order of its own, `(B, M)`."""
+    place = sent(order, x.device)
+    return x.gather(1, place[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
 def _take(x: Tensor, indices: Sequence[int]) -> Tensor:
@@ -166,8 +170,13 @@ class View:
             set_channels(model, self.channels, present=self.present)
 
 
-ChannelDraw = Callable[[Tensor, ChannelSet, DrawKey, float], View]
-
+#: What `--channel-aug` takes. `none`: all channels, as they come. `shuffle`: the planes of every
+#: sample in random order, of which the model hears nothing (the reference report's channel
+#: shuffling, Chia-Ming Lee, Deep Learning Assignment II). `hcs`: hierarchical channel sampling
+#: (ChannelViT, arXiv:2309.16108, section 3.3), one subset a step, the same on every process.
+#: `hcs-sample`: the same for each sample; the planes stay where they are. `hcs-mask`: for models of
+#: a fixed C, the absent channels of a step are zero, the others times C/m (its baseline there).
+CHANNEL_AUGS = ("none", "shuffle", "hcs", "hcs-sample", "hcs-mask")
 #: From so many channels on, half of the images show all of them: uniform sampling shows the whole
 #: set to one image in C.
 MANY_CHANNELS, MANY_FULL_SHARE = 5, 0.5
@@ -178,64 +187,29 @@ def full_share_for(num_channels: int) -> float:
     return MANY_FULL_SHARE if num_channels >= MANY_CHANNELS else 0.0
 
 
-def _none(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
-    """All channels, as they come."""
-    return View(x, channels)
-
-
-def _shuffle(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
-    """The planes of every sample in random order, of which the model hears nothing.
-
-    Source: the reference report's channel shuffling (Chia-Ming Lee, Deep Learning Assignment II).
-    """
-    order = key.uniform("shuffle", len(x), x.shape[1]).argsort(1)
-    order = sent(order, x.device)
-    return View(x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:])), ANONYMOUS)
-
-
 def _presence(num_samples: int, num_channels: int, key: DrawKey, full_share: float) -> Tensor:
-    """Hierarchical channel sampling, `(num_samples, num_channels)`: first the size, then which.
-
-    Source: ChannelViT, arXiv:2309.16108, section 3.3.
-    """
+    """Hierarchical channel sampling, `(num_samples, num_channels)`: first the size, then which."""
     drawn = key.uniform("hcs", num_samples, num_channels + 2)
     whole, size, rank = drawn[:, :1], drawn[:, 1:2], drawn[:, 2:].argsort(1).argsort(1)
     return (whole < full_share) | (rank <= (size * num_channels).floor())
 
 
-def _hcs(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
-    """Hierarchical channel sampling: one subset a step, the same on every process."""
-    step = DrawKey(key.seed, key.epoch, key.step)
-    indices = _presence(1, x.shape[1], step, full_share)[0].nonzero()[:, 0].tolist()
+def _drawn(name: str, x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
+    """The view of a named draw, see `CHANNEL_AUGS`."""
+    B, C = x.shape[:2]
+    if name == "shuffle":
+        order = key.uniform("shuffle", B, C).argsort(1)
+        return View(_permuted(x, order), ANONYMOUS)
+    if name == "hcs-sample":
+        return View(x, channels, _presence(B, C, key, full_share))
+    if name == "none":
+        return View(x, channels)
+    present = _presence(1, C, replace(key, start=0), full_share)[0]  # of the whole step
+    if name == "hcs-mask":
+        scale = present * (C / present.sum())
+        return View(x * sent(scale.to(x.dtype), x.device)[:, None, None], channels)
+    indices = present.nonzero()[:, 0].tolist()
     return View(_take(x, indices), channels.take(indices))
-
-
-def _hcs_sample(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
-    """Hierarchical channel sampling for each sample; the planes stay where they are."""
-    return View(x, channels, _presence(len(x), x.shape[1], key, full_share))
-
-
-def _hcs_mask(x: Tensor, channels: ChannelSet, key: DrawKey, full_share: float) -> View:
-    """For models of a fixed C: the absent channels of a step are zero, the others times C/m.
-
-    Source: the fixed-channel baseline of ChannelViT, arXiv:2309.16108.
-    """
-    step = DrawKey(key.seed, key.epoch, key.step)
-    present = _presence(1, x.shape[1], step, full_share)[0]
-    scale = present * (x.shape[1] / present.sum())
-    return View(x * sent(scale.to(x.dtype), x.device)[:, None, None], channels)
-
-
-#: By the name that `--channel-aug` takes.
-CHANNEL_AUGS: dict[str, ChannelDraw] = {
-    "none": _none,
-    "shuffle": _shuffle,
-    "hcs": _hcs,
-    "hcs-sample": _hcs_sample,
-    "hcs-mask": _hcs_mask,
-}
-#: Those that keep the number of planes, which models without a stem need.
-FIXED_COUNT_AUGS = ("none", "shuffle", "hcs-mask")
 
 
 def draw_channels(
@@ -263,14 +237,14 @@ def draw_channels(
     Returns:
         The planes and what to tell the model.
     """
-    view = CHANNEL_AUGS[name](x, channels, key, full_share)
+    view = _drawn(name, x, channels, key, full_share)
     if has_absent:
-        there = ~x.flatten(2).isnan().any(2).cpu()
-        drawn = there if view.present is None else there & view.present
-        present = torch.where(drawn.any(1, keepdim=True), drawn, there)
+        whole = ~x.flatten(2).isnan().any(2).cpu()
+        drawn = whole if view.present is None else whole & view.present
+        present = torch.where(drawn.any(1, keepdim=True), drawn, whole)
         present |= ~present.any(1, keepdim=True)  # mixed of images that have no channel in common
         view = View(view.planes.nan_to_num(), view.channels, present)
     if identity == "named" and not channels.is_anonymous:
         return view
-    told = ANONYMOUS if view.present is None else channels.without_identity()
-    return View(view.planes, told, view.present)
+    nameless = ANONYMOUS if view.present is None else channels.without_identity()
+    return replace(view, channels=nameless)
