@@ -173,9 +173,10 @@ def register_channel(
             known letters (`"GB"` would no longer be green and blue), a product, a file.
     """
     channel = Channel(name, wavelength_nm, mean, std)
-    known = _registry.get(name)
-    if known is not None and known != channel and not overwrite:
-        raise UserError(f"Channel {name!r} is known already ({known}). Pass overwrite=True.")
+    if not overwrite and _registry.get(name, channel) != channel:
+        raise UserError(
+            f"Channel {name!r} is known already ({_registry[name]}). Pass overwrite=True."
+        )
     if len(name) > 1 and all(letter in _registry for letter in name):
         raise UserError(
             f"Channel name {name!r} already reads as {'+'.join(name)}; choose another one."
@@ -186,18 +187,18 @@ def register_channel(
     return channel
 
 
-def _unknown(name: str, own: Sequence[str] = ()) -> UserError:
-    """An error that names what was perhaps meant, and how a new name is declared."""
+def _unknown(name: str, names: Sequence[str] = ()) -> UserError:
+    """An error that says what was perhaps meant, among others of these names of the owner."""
     if not name:
         return UserError("A channel without a name: nothing stands before or after a '+'.")
     if "," in name:
         joined = "+".join(part.strip() for part in name.split(","))
         return UserError(f"Channels are joined by '+', not by ',': say {joined!r}.")
-    if near := _near(name, own):
+    if near := _near(name, names):
         hint = f": did you mean {', '.join(near)}?"
     else:
-        some = [*own, "R", "G", "B", "NIR", "gray", "B02", "eurosat", "sentinel2-l2a"][:MAX_NAMES]
-        hint = f". Known are, among others: {', '.join(some)} (see: timm-varchan channels)."
+        some = [*names, "R", "G", "B", "NIR", "gray", "B02", "eurosat", "sentinel2-l2a"]
+        hint = f". Known are, among others: {', '.join(some[:MAX_NAMES])} (timm-varchan channels)."
     new = name.partition("@")[0] or "NAME"
     return UserError(
         f"Unknown channel {name!r}{hint} Declare a new one where you name it, as {new}@461nm, or "
@@ -206,23 +207,22 @@ def _unknown(name: str, own: Sequence[str] = ()) -> UserError:
     )
 
 
-def _near(name: str, own: Sequence[str]) -> list[str]:
+def _near(name: str, names: Sequence[str]) -> list[str]:
     """Names and products that are written much like this one."""
 
     def key(text: str) -> str:  # B2, b02 and B02 alike
         return re.sub(r"(?<!\d)0+(?=\d)", "", text.lower())
 
     by_key: dict[str, list[str]] = {}
-    for known in dict.fromkeys((*own, *_registry, *PRODUCTS)):
-        by_key.setdefault(key(known), []).append(known)
-    letters = name.upper()
-    row = [letters] if len(name) > 1 and all(letter in _registry for letter in letters) else []
-    own_key, like = key(name), len(name) // 3
-    keys = [own_key] if own_key in by_key else [
-        k for k in difflib.get_close_matches(own_key, by_key, MAX_NAMES)
-        if abs(len(k) - len(own_key)) <= like or k.startswith(own_key)
+    for text in dict.fromkeys((*names, *_registry, *PRODUCTS)):
+        by_key.setdefault(key(text), []).append(text)
+    wanted, letters = key(name), name.upper()
+    found = [letters] if len(name) > 1 and all(letter in _registry for letter in letters) else []
+    keys = [wanted] if wanted in by_key else [
+        k for k in difflib.get_close_matches(wanted, by_key, MAX_NAMES)
+        if abs(len(k) - len(wanted)) <= len(name) // 3 or k.startswith(wanted)
     ]  # fmt: skip
-    return [*row, *itertools.chain.from_iterable(by_key[k] for k in keys)][:MAX_NAMES]
+    return [*found, *itertools.chain.from_iterable(by_key[k] for k in keys)][:MAX_NAMES]
 
 
 def seeded_rng(*key: int | str) -> random.Random:
@@ -399,16 +399,15 @@ class ChannelSet:
         Raises:
             UserError: The means and deviations hold for another scale.
         """
-        scale = self.value_scale if value_scale is None else value_scale
-        offset = self.value_offset if value_offset is None else value_offset
-        said = self.value_scale is not None or self.value_offset != 0
-        if said and self.mean and (scale, offset) != (self.value_scale, self.value_offset):
-            own, given = self.value_scale, f"{scale:g}" if scale else "their type's range"
-            more = "" if offset == self.value_offset else f" with another offset ({offset:g})"
+        before = (self.value_scale, self.value_offset)
+        scale = before[0] if value_scale is None else value_scale
+        offset = before[1] if value_offset is None else value_offset
+        if self.mean and (scale, offset) != before != (None, 0.0):
+            old, new = (f"{s:g}" if s else "their type's range" for s in (before[0], scale))
+            more = "" if offset == before[1] else f" with another offset ({offset:g})"
             raise UserError(
-                f"The means and deviations of {self} hold for numbers divided by "
-                f"{'their type' if own is None else f'{own:g}'}, not by {given}{more}. Leave "
-                f"value_scale (--value-scale) out, or measure the channels anew."
+                f"The means and deviations of {self} hold for numbers divided by {old}, not by "
+                f"{new}{more}. Leave value_scale (--value-scale) out, or measure the channels anew."
             )
         return replace(self, value_scale=scale, value_offset=offset)
 
@@ -438,21 +437,20 @@ class ChannelSet:
             UserError: The other set has a channel that this one lacks, or an anonymous one.
         """
         wanted = ChannelSet.parse(other, own=self.channels)
-        free: dict[tuple[str | None, float | None], list[int]] = {}
-        for position, channel in enumerate(self.channels):
-            free.setdefault(channel.identity, []).append(position)
-        missing = [
-            c.label
-            for c in dict.fromkeys(wanted)
-            if c.is_anonymous
-            or len(free.get(c.identity, ())) < sum(c.identity == w.identity for w in wanted)
-        ]
+        free = [None if c.is_anonymous else c.identity for c in self]
+        places, missing = [], []
+        for channel in wanted:
+            if channel.is_anonymous or channel.identity not in free:
+                missing.append(channel.label)
+            else:
+                places.append(free.index(channel.identity))
+                free[places[-1]] = None  # taken
         if missing or not wanted.channels:
             raise UserError(
-                f"Channel {', '.join(missing) or 'anonymous'} is not among {self}, or not so "
-                f"often. Choose from: {', '.join(self.labels)}."
+                f"Channel {', '.join(dict.fromkeys(missing)) or 'anonymous'} is not among {self}, "
+                f"or not so often. Choose from: {', '.join(self.labels)}."
             )
-        return tuple(free[c.identity].pop(0) for c in wanted)
+        return tuple(places)
 
     def subset_indices(self, size: int | None = None) -> list[tuple[int, ...]]:
         """Positions of every subset, largest first, or of those with `size` channels."""
@@ -492,14 +490,14 @@ class ChannelSet:
                 f"The channel set is of version {values.get('version')!r}; this release reads "
                 f"{VERSION}. Measure or save it anew."
             )
-        channels = tuple(_channel_of(entry) for entry in listed)
+        keys = [field.name for field in fields(Channel)]
+        for entry in listed:
+            if not isinstance(entry, Mapping) or not set(entry) <= set(keys):
+                raise UserError(f"A channel is described by {', '.join(keys)}, not {entry!r:.60}.")
+        channels = tuple(Channel(**entry) for entry in listed)
         triangle = values.get("correlation")
-        return cls(
-            channels,
-            None if triangle is None else _square(triangle, len(channels)),  # type: ignore[arg-type]
-            values.get("value_scale"),
-            values.get("value_offset", 0.0),
-        )
+        table = None if triangle is None else _square(triangle, len(channels))
+        return cls(channels, table, values.get("value_scale"), values.get("value_offset", 0.0))
 
 
 ChannelSetLike = Union[ChannelSet, str, Path, Sequence[ChannelLike], Mapping[str, Any]]
@@ -513,9 +511,9 @@ def _parse_text(
 ) -> list[Channel]:
     product = PRODUCTS.get(text.strip().lower())
     if product is not None and text.strip() not in names:
-        known = [names[name] for name in product.bands]
-        # A product's statistics hang on the data: only its owner knows them.
-        return [c if c in own.channels else Channel(c.name, c.wavelength_nm) for c in known]
+        bands = [names[name] for name in product.bands]
+        # A product's statistics depend on the data: only its owner knows them.
+        return [c if c in own.channels else Channel(c.name, c.wavelength_nm) for c in bands]
     if "," in text:
         raise _unknown(text)
     channels: list[Channel] = []
@@ -535,12 +533,12 @@ def _channel(
     if item is None:
         return Channel()
     if isinstance(item, str):
-        known = names.get(item) or _declared(item)
-        if known is None and new_names and item and "," not in item:
-            known = Channel(item)
-        if known is None:
+        found = names.get(item) or _declared(item)
+        if found is None and new_names and item and "," not in item:
+            found = Channel(item)
+        if found is None:
             raise _unknown(item, [name for name in own.names if name])
-        return known
+        return found
     if isinstance(item, Real) and not isinstance(item, bool):
         return Channel(wavelength_nm=float(item))
     raise UserError(
@@ -576,13 +574,6 @@ def _as_owned(channels: Sequence[Channel], own: ChannelSet) -> ChannelSet:
 # Parts of the serial form -------------------------------------------------------------------------
 
 
-def _channel_of(entry: Mapping[str, Any]) -> Channel:
-    known = [field.name for field in fields(Channel)]
-    if not isinstance(entry, Mapping) or not set(entry) <= set(known):
-        raise UserError(f"A channel is described by {', '.join(known)}, not by {entry!r:.60}.")
-    return Channel(**entry)
-
-
 def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
     """The correlation as tuples, refused if it cannot be one."""
     table = np.array([[float(value) for value in row] for row in correlation], ndmin=2)
@@ -601,7 +592,7 @@ def _checked(correlation: Sequence[Sequence[float]], count: int) -> Correlation:
     return tuple(map(tuple, table.tolist()))
 
 
-def _square(triangle: Sequence[float], count: int) -> list[list[float]]:
+def _square(triangle: Sequence[float], count: int) -> Correlation:
     """The correlation whose upper triangle without the diagonal this is."""
     number = count * (count - 1) // 2
     if not isinstance(triangle, Sequence) or len(triangle) != number:
@@ -610,7 +601,7 @@ def _square(triangle: Sequence[float], count: int) -> list[list[float]]:
         raise UserError(f"{triangle!r:.40} holds what is no correlation.")
     table = np.zeros((count, count))
     table[np.triu_indices(count, 1)] = triangle
-    return (table + table.T + np.eye(count)).tolist()
+    return tuple(map(tuple, (table + table.T + np.eye(count)).tolist()))
 
 
 def write_channels(channels: ChannelSet, path: str | Path) -> Path:

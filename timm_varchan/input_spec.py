@@ -90,11 +90,11 @@ class InputSpec:
             UserError: Values that a specification refuses; channels that come with a scale of
                 their own, and another scale.
         """
-        known = cls() if spec is None else spec
-        told = {name: value for name, value in changes.items() if value is not None}
-        scale, offset = told.pop("value_scale", None), told.pop("value_offset", None)
-        channels = ChannelSet.parse(told.pop("channels", known.channels), own=known.channels)
-        inherited = (known.channels.value_scale, known.channels.value_offset)
+        spec = cls() if spec is None else spec
+        changes = {name: value for name, value in changes.items() if value is not None}
+        scale, offset = changes.pop("value_scale", None), changes.pop("value_offset", None)
+        channels = ChannelSet.parse(changes.pop("channels", spec.channels), own=spec.channels)
+        inherited = (spec.channels.value_scale, spec.channels.value_offset)
         if (channels.value_scale, channels.value_offset) in ((None, 0.0), inherited):
             # The files are on the scale that somebody says now, else on that of the specification.
             if channels.mean and scale is not None and inherited[0] not in (None, scale):
@@ -107,22 +107,16 @@ class InputSpec:
             channels = replace(channels, value_scale=scale, value_offset=offset)
         else:
             channels = channels.with_scale(scale, offset)
-        if "class_names" in told:
-            told["class_names"] = tuple(told["class_names"])
-        unknown = sorted(set(told) - {field.name for field in fields(cls)})
-        if unknown:
-            raise TypeError(f"{', '.join(unknown)} is no field of an InputSpec.")
-        return replace(known, channels=channels, **told)
+        if "class_names" in changes:
+            changes["class_names"] = tuple(changes["class_names"])
+        return replace(spec, channels=channels, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-serialisable form; `from_dict` reads it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
+            **values,
             "channels": self.channels.to_dict(),
-            "img_size": self.img_size,
-            "crop_pct": self.crop_pct,
-            "no_data": self.no_data,
-            "no_data_value": self.no_data_value,
-            "max_pixels": self.max_pixels,
             "class_names": list(self.class_names),
         }
 
@@ -134,13 +128,8 @@ class InputSpec:
             UserError: Another content.
         """
         try:
-            return cls(
-                **{
-                    **values,
-                    "channels": ChannelSet.from_dict(values["channels"]),
-                    "class_names": tuple(values["class_names"]),
-                }
-            )
+            channels, names = ChannelSet.from_dict(values["channels"]), values["class_names"]
+            return cls(**{**values, "channels": channels, "class_names": tuple(names)})
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"This says nothing of an input ({error}). Save the model anew."

@@ -68,33 +68,32 @@ class ChannelMoments:
         count, total, product = self._sums
         if not self._num_pixels:
             raise UserError("Nothing was measured: pass at least one image.")
-        nobody = ChannelSet.anonymous(len(count))
-        wanted = nobody if channels is None else ChannelSet.parse(channels)
-        if len(wanted) != len(count):
+        nameless = ChannelSet.anonymous(len(count))
+        named = nameless if channels is None else ChannelSet.parse(channels)
+        if len(named) != len(count):
             raise UserError(
-                f"The images have {len(count)} planes, but {wanted} are {len(wanted)} channels. "
+                f"The images have {len(count)} planes, but {named} are {len(named)} channels. "
                 f"Name as many as there are planes."
             )
         joint = total / count.clamp(min=1)
         covariance = product / count.clamp(min=1) - joint * joint.T
         mean, std = joint.diagonal(), covariance.diagonal().clamp(min=0).sqrt()
-        for wrong, said in (
+        for wrong, reason in (
             (count.diagonal() == 0, "has no valid pixel. Leave it out."),
             (~std.isfinite(), "holds values that are not finite (no-data pixels?). Write NaN or "
              "numbers in their place."),
         ):  # fmt: skip
             if bool(wrong.any()):
-                labels = itertools.compress(wanted.labels, wrong.tolist())
-                raise UserError(f"Channel {', '.join(labels)} {said}")
+                labels = itertools.compress(named.labels, wrong.tolist())
+                raise UserError(f"Channel {', '.join(labels)} {reason}")
         # Rounding leaves about 1e-8 of the mean where the plane is constant.
         constant = std <= 1e-6 * mean.abs()
         std = std.masked_fill(constant, 1.0)
         correlation = (covariance / torch.outer(std, std)).clamp(-1, 1)
         correlation = correlation.masked_fill(constant[:, None] | constant, 0.0)
         correlation.fill_diagonal_(1.0)
-        return wanted.with_stats(
-            mean.tolist(), std.tolist(), ((correlation + correlation.T) / 2).tolist()
-        )
+        correlation = (correlation + correlation.T) / 2
+        return named.with_stats(mean.tolist(), std.tolist(), correlation.tolist())
 
 
 def measure_channels(
@@ -117,8 +116,8 @@ def measure_channels(
     """
     moments = ChannelMoments()
     for batch in itertools.islice(batches_of(images), num_batches):
-        there = ~batch.isnan()
-        moments.update(batch, None if bool(there.all()) else there)
+        valid = ~batch.isnan()
+        moments.update(batch, None if bool(valid.all()) else valid)
     return moments.result(channels)
 
 

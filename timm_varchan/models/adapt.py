@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
+from posixpath import commonpath
 from typing import Any, TypeVar
 
 import torch
@@ -306,8 +306,7 @@ def _first_convs(model: nn.Module) -> list[str]:
 def _stem_places(model: nn.Module, convs: list[str], num_bank: int) -> list[str]:
     """Paths of the modules before which a mixer has to stand."""
     if len(convs) > 1:
-        split = [path.split(".") for path in convs]
-        shared = ".".join(os.path.commonprefix(split))  # type: ignore[type-var]
+        shared = commonpath([path.replace(".", "/") for path in convs]).replace("/", ".")
         block = model.get_submodule(shared)
         if shared and not isinstance(block, (nn.ModuleList, nn.Sequential)):
             return [shared]

@@ -152,7 +152,9 @@ def _build_twin(
     Args:
         base: The base architecture.
         pretrained: Load weights: those of the base architecture, or the twin's own.
-        pretrained_cfg: As in `timm.create_model`, like `pretrained_cfg_overlay` and `cache_dir`.
+        pretrained_cfg: As in `timm.create_model`.
+        pretrained_cfg_overlay: As in `timm.create_model`.
+        cache_dir: As in `timm.create_model`.
         in_chans: The default number of channels; a number other than 3 without `channel_set` means
             anonymous channels. The kernel bank has the base's 3.
         channel_set: The channels of the input (`channels` is taken: it is ResNet's widths); None
@@ -162,8 +164,8 @@ def _build_twin(
             bands close to them among them: RGB's kernels are the base's, the others are anchors,
             which start at zero beside pretrained weights and at random otherwise. Other channels:
             the bank is built for them by the base's own `in_chans=`.
-        channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`;
-            `statistics` is the same.
+        channel_stats: Mean, deviation and correlation of the planes, from `measure_channels`.
+        statistics: The same by its other name.
         prior: How absent virtual channels are made of the others, see `Mixer`; None: measured with
             statistics, else spectral, or what a saved model was trained with.
         prior_scale: See `Mixer`.
