@@ -25,20 +25,6 @@ import numpy as np
 from timm_varchan.errors import UserError
 from timm_varchan.products import PRODUCT_BANDS_NM, PRODUCTS
 
-__all__ = [
-    "ANONYMOUS",
-    "MIN_WAVELENGTH_NM",
-    "RGB",
-    "Channel",
-    "ChannelLike",
-    "ChannelSet",
-    "ChannelSetLike",
-    "known_channels",
-    "register_channel",
-    "seeded_rng",
-    "write_channels",
-]
-
 #: Wavelengths below this, in nm, are refused: they are almost always micrometres.
 MIN_WAVELENGTH_NM = 100.0
 #: Of the serial form.

@@ -9,8 +9,6 @@ from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import NUGGET
 
-__all__ = ["fill_missing"]
-
 #: Values of the pixels that are predicted at once: 32 MB in float64.
 CHUNK = 1 << 22
 

@@ -12,8 +12,6 @@ from timm_varchan.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["MAX_PIXELS", "NO_DATA", "InputSpec", "PixelFlags"]
-
 #: What can be done about pixels that hold no data.
 NO_DATA = ("refuse", "mean", "predict", "keep")
 #: Width times height of the largest image that is read: 3 GiB as RGB of 8 bits.

@@ -12,8 +12,6 @@ from torch import Tensor
 from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 
-__all__ = ["ChannelMoments", "batches_of", "measure_channels"]
-
 
 class ChannelMoments:
     """Sums over pixels in float64, from which means, deviations and correlations follow.

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["PRODUCTS", "PRODUCT_BANDS_NM", "Product", "natural_sets", "plane_near", "products_with"]
-
 # Middle of the ranges that the makers give, in nm (SuperDove; WorldView-2 and -3).
 PRODUCT_BANDS_NM = {
     "PS_CoastalBlue": 441.5, "PS_Blue": 490.0, "PS_Green1": 531.0, "PS_Green": 565.0,

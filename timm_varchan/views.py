@@ -18,18 +18,6 @@ from timm_varchan.channels import ANONYMOUS, ChannelSet, seeded_rng
 from timm_varchan.models import has_stems, set_channels
 from timm_varchan.stems.mixer import sent
 
-__all__ = [
-    "CHANNEL_AUGS",
-    "MODES",
-    "ORDERS",
-    "DrawKey",
-    "Mode",
-    "SetView",
-    "View",
-    "draw_channels",
-    "full_share_for",
-]
-
 ORDERS = ("in order", "shuffled")
 
 

@@ -17,15 +17,6 @@ from timm_varchan.stems import STEMS, ChannelsLike, Mixer, make_stem
 from timm_varchan.stems.prior import NUGGET, SAME_BAND_NM, correlation_table, find_channel
 from timm_varchan.stems.stem import put_layer
 
-__all__ = [
-    "adapt",
-    "choose_virtual_channels",
-    "has_stems",
-    "set_channels",
-    "stems",
-    "unexplained_variance",
-]
-
 #: Virtual channels of data with many bands, at most; a satellite's bands have one each.
 NUM_VIRTUAL = 16
 

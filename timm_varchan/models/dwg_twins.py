@@ -37,8 +37,6 @@ from timm_varchan.models.adapt import adapt, named_channels, with_rgb_first
 from timm_varchan.stems import Stem
 from timm_varchan.stems.stem import effective_weight
 
-__all__ = ["register_model"]
-
 PREFIX = "dwg_"
 #: Families whose first layer is linear on patches of pixels: there is no convolution to keep.
 LINEAR_FAMILIES = frozenset({"naflexvit", "gemma4_vit"})

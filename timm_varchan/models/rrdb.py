@@ -37,8 +37,6 @@ from torch import Tensor, nn
 
 from timm_varchan.errors import UserError
 
-__all__ = ["RRDB", "ConvRecurrence", "DenseBlock"]
-
 
 class DenseBlock(nn.Module):
     """Convolutions that each see all maps before them; their fused output is added to the input.

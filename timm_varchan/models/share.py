@@ -17,8 +17,6 @@ from timm_varchan.measure import batches_of
 from timm_varchan.models.adapt import set_channels
 from timm_varchan.stems import ChannelsLike
 
-__all__ = ["estimate_bn_buffers", "share"]
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 

@@ -12,8 +12,6 @@ from timm_varchan.channels import RGB, ChannelSet, ChannelSetLike
 from timm_varchan.errors import UserError
 from timm_varchan.stems.mixer import Channels, Mixer
 
-__all__ = ["DWGMixer", "OwnLinear", "fourier_features"]
-
 #: Numbers that describe the content of a plane.
 NUM_CONTENT = 2
 

@@ -25,8 +25,6 @@ from timm_varchan.channels import (
 from timm_varchan.errors import UserError
 from timm_varchan.stems.prior import PRIORS, SAME_BAND_NM, SCALES, Prior, find_channel
 
-__all__ = ["ChannelsLike", "Mixer", "Plan", "sent"]
-
 #: What `set_channels` takes: a channel set, None for the default rule, or one set a sample.
 ChannelsLike = ChannelSetLike | None
 Channels = ChannelSet | tuple[ChannelSet, ...] | None

@@ -13,16 +13,6 @@ from torch import Tensor
 from timm_varchan.channels import Channel, ChannelSet
 from timm_varchan.errors import UserError
 
-__all__ = [
-    "NUGGET",
-    "PRIORS",
-    "SAME_BAND_NM",
-    "SCALES",
-    "Prior",
-    "correlation_table",
-    "find_channel",
-]
-
 #: How an absent virtual channel is made of the others.
 PRIORS = ("measured", "spectral", "nearest", "mean", "zero")
 #: Whether a prediction keeps its own, smaller deviation or is brought to that of the channel.

@@ -18,8 +18,6 @@ from timm_varchan.errors import UserError
 from timm_varchan.stems.dwg import DWGMixer
 from timm_varchan.stems.mixer import Mixer
 
-__all__ = ["STEMS", "Stem", "effective_weight", "like_bank", "make_stem", "register_stem"]
-
 #: What timm and others read from a first layer, also where it is a block of convolutions.
 CONV_NUMBERS = frozenset(
     {"in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"}
@@ -317,6 +315,7 @@ class KeptStem:
         self.parent, self.name, self.method = parent, name, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method on the parent without its stem, and put the stem back."""
         modules = self.parent._modules
         method = getattr(type(self.parent), self.method)
         stem = modules[self.name]
