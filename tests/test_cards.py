@@ -57,7 +57,8 @@ def sections(text):
 
 def test_card_of_a_folder_says_what_its_files_say(folder):
     (folder / "results.json").write_text(json.dumps(results()))
-    text = write_card(folder, source="hf-hub:org/name").read_text()
+    text = write_card(folder, source="hf-hub:org/name", license="mit").read_text()
+    assert "license: mit" in text
     assert (folder / "README.md").read_text() == text
     assert sections(text) == ["Usage", "Details", "Limits", "Citation", "Results"]
     assert "# Model card for name\n" in text
@@ -118,12 +119,6 @@ def test_broken_files_are_told(folder, tmp_path):
     with pytest.raises(ValueError, match=r"results\.json is no result"):
         folder_card(folder)
     (folder / "results.json").unlink()
-
-
-def test_a_card_names_licence_and_source(folder):
-    text = write_card(folder, source="hf-hub:a/b", license="mit").read_text()
-    assert "license: mit" in text
-    assert "hf-hub:a/b" in text
 
 
 def test_other_licences_have_a_name():

@@ -127,14 +127,6 @@ def test_arguments_of_the_stem_stay_behind(tmp_path):
         assert_same(again(x), logits(made, x, "B08+B02"))
 
 
-def test_names_of_the_package():
-    assert callable(timm_varchan.fold)
-    assert callable(timm_varchan.hub.save)
-    assert callable(timm_varchan.plots.plot_stem)
-    with pytest.raises(AttributeError, match="module 'timm_varchan' has no attribute 'nothing'"):
-        timm_varchan.nothing  # noqa: B018
-
-
 def test_refusals():
     for other in (
         torch.nn.Sequential(timm_varchan.DWGMixer()),

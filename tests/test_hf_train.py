@@ -91,14 +91,13 @@ def test_two_processes_that_ignore_each_other_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [ONE, LAUNCHED_ONE], ids=["python", "accelerate"])
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("command", "args", "message"),
     [
-        (["--dataset", "./nowhere"], "There is no ./nowhere"),
-        (["--lr", "fast"], "could not convert string to float: 'fast'"),
+        (LAUNCHED_ONE, ["--dataset", "./nowhere"], "There is no ./nowhere"),
+        (ONE, ["--lr", "fast"], "could not convert string to float: 'fast'"),
     ],
-    ids=["data", "flag"],
+    ids=["accelerate", "python"],
 )
 def test_an_error_is_said_once_and_leaves_no_folder(command, args, message, tmp_path):
     done = launched(command, [*TINY_ARGS, *args, "--output-dir", str(tmp_path / "run")])

@@ -4,13 +4,22 @@ import dataclasses
 import json
 import math
 import signal
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
-from tiny_runs import REFUSED, TINY, flags_of, forget_accelerate, fresh_accelerate  # noqa: F401
+from tiny_runs import (
+    REFUSED,
+    TINY,
+    flags_of,
+    forget_accelerate,
+    fresh_accelerate,  # noqa: F401
+    image_folder,
+)
 from torch.utils.data import DataLoader
 
 import timm_varchan
@@ -75,6 +84,7 @@ def test_help_names_every_flag_with_its_text_and_default(capsys):
         (["--epochs", "0"], "--epochs is 0; it must be 1 or more"),
         (["--smoothing", "1"], "--smoothing is 1.0; it must be in 0..1, below 1"),
         (["--lr", "nan"], "--lr is nan"),
+        (["--mixup", "0.2", "--batch-size", "7"], "must be even"),
         (["--channel-aug", "cutmix"], "choice"),
         (["--model-kwargs", "drop"], "NAME=VALUE"),
         (["--learning-rate", "1"], "--learning-rate"),
@@ -170,16 +180,6 @@ def test_what_the_model_is_told():
     assert torch.allclose(masked.planes[:, there], x[:, there] * 5 / there.sum())
 
 
-def test_the_order_of_images_depends_on_seed_and_epoch():
-    sampler = EpochSampler(20, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(20))
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(EpochSampler(20, seed=2)) != first
-
-
 class EpochOf(torch.utils.data.Dataset):
     """The index and the epoch that the augmentation would draw from."""
 
@@ -221,7 +221,7 @@ def test_every_epoch_has_an_order_and_augmentations_of_its_own(processes, worker
         assert batches(loader, epoch) == expected
         assert batches(prepared(), epoch, done=1) == expected[1:]  # resumed
         orders.append(order)
-    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert orders[0] != orders[1] != orders[2] != orders[0] != list(EpochSampler(20, seed=2))
 
 
 # ---- hub form
@@ -342,6 +342,9 @@ def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
         run(dataclasses.replace(TINY, output_dir=str(tmp_path / "file" / "run")))
 
 
+PLAIN = {"model": "test_resnet", "channel_aug": "none", "eval_modes": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -349,7 +352,11 @@ def test_folders_that_cannot_be_used_are_refused_before_training(tmp_path):
         ({"limit": 1, "grad_accum_steps": 16}, "lower --grad-accum-steps"),
         ({"model": "dwg_test_vit", "img_size": 33}, "--img-size 32 or 48"),
         ({"model": "no_such_model"}, "no_such_model"),
-        ({"channels": "RGX"}, "X"),
+        ({"channels": "DNA+ER"}, r"'DNA'.*DNA@461nm, or DNA= without"),
+        ({"model": "dwg_densenet121", "drop_path": 0.1}, "Add --drop-path 0"),
+        ({**PLAIN, "train_only": "stem"}, "--train-only head"),
+        ({**PLAIN, "eval_statistics": 8, "eval_modes": ("mask",)}, "--eval-statistics needs"),
+        ({**PLAIN, "eval_modes": ("named",)}, "--eval-modes named need"),
         ({"model": "local-dir:nowhere"}, "nowhere"),
         ({"resume": "nowhere"}, "no checkpoint"),
     ],
@@ -432,10 +439,9 @@ def test_a_loss_that_is_no_number_stops_with_step_channels_and_cure(tmp_path, mo
     assert Checkpoints(tmp_path / "run" / "checkpoints").last().name == "step-00000003"
 
 
-@pytest.mark.parametrize("aug", ["shuffle", "hcs-sample"])
-def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
+def test_the_best_checkpoint_of_a_model_that_is_not_told_its_channels(tmp_path):
     config = dataclasses.replace(
-        TINY, output_dir=str(tmp_path / "run"), channel_aug=aug, channel_identity="anonymous",
+        TINY, output_dir=str(tmp_path / "run"), channel_aug="shuffle",
         eval_checkpoint="best", eval_modes=None, smoothing=0.1, clip_grad=1.0, epochs=1,
     )  # fmt: skip
     outcome = run(config)
@@ -444,67 +450,41 @@ def test_the_best_checkpoint_and_the_other_augmentations(tmp_path, aug):
     assert ChannelSet.from_dict(saved["model_args"]["channel_set"]) == ANONYMOUS
 
 
-def test_a_plain_model_on_a_folder_of_images(tmp_path):
-    for split, count in (("train", 8), ("val", 4)):
-        for label in ("cat", "dog"):
-            (tmp_path / "data" / split / label).mkdir(parents=True)
-            for number in range(count):
-                colour = (number * 9, 255 * (label == "cat"), 90)
-                path = tmp_path / "data" / split / label / f"{number}.png"
-                Image.new("RGB", (20, 24), colour).save(path)
-    config = TrainConfig(
-        dataset=str(tmp_path / "data"), model="test_resnet", channel_aug="hcs-mask", epochs=1,
-        batch_size=4, img_size=32, workers=0, output_dir=str(tmp_path / "run"), warmup_epochs=0,
-    )  # fmt: skip
-    outcome = run(config)
-    assert {s.mode for s in outcome.sets} == {"mask"}
-    assert outcome.results["evaluation"]["split"] == "validation"
-    assert outcome.results["data"]["class_names"] == ["cat", "dog"]
-    loaded = timm.create_model(f"local-dir:{tmp_path / 'run' / 'model'}", pretrained=True)
-    assert loaded.num_classes == 2
-
-
 def test_few_images_lower_the_batch_and_every_class_weighs_alike(tmp_path, caplog):
+    """A plain model on a folder of images whose classes are not equally frequent."""
     for label, count in (("a", 9), ("b", 3)):
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(count):
-            image = Image.new("RGB", (16, 16), (number * 20, 90, 255 * (label == "b")))
+            image = Image.new("RGB", (16, 20), (number * 20, 90, 255 * (label == "b")))
             image.save(tmp_path / "data" / label / f"{number}.png")
     config = TrainConfig(
-        dataset=str(tmp_path / "data"), epochs=1, img_size=16, workers=0, sets="RGB",
-        output_dir=str(tmp_path / "run"), class_weights="balanced", validation_fraction=0.1,
+        dataset=str(tmp_path / "data"), model="test_resnet", channel_aug="hcs-mask", epochs=1,
+        img_size=16, workers=0, sets="RGB", output_dir=str(tmp_path / "run"),
+        class_weights="balanced", validation_fraction=0.1,
     )  # fmt: skip
     with caplog.at_level("INFO"):
         outcome = run(config)
+    assert {s.mode for s in outcome.sets} == {"mask"}
+    assert outcome.results["evaluation"]["split"] == "validation"
+    assert outcome.results["data"]["class_names"] == ["a", "b"]
     assert "--batch-size is lowered to" in caplog.text
     assert outcome.results["config"]["batch_size"] == 11
+    labels = SimpleNamespace(labels=lambda: [0] * 6 + [1] * 2)
     weights = training_train._class_weights(
-        config, type("Data", (), {"train": Labels([0] * 6 + [1] * 2), "class_names": "abc"}),
-        torch.device("cpu"),
-    )  # fmt: skip
+        config, SimpleNamespace(train=labels, class_names="abc"), torch.device("cpu")
+    )
     assert weights.tolist() == pytest.approx([8 / 12, 2.0, 0.0])
     forget_accelerate()
     resumed = run(dataclasses.replace(config, resume="auto"))
     assert resumed.results["training"] == outcome.results["training"]
 
 
-class Labels(list):
-    def labels(self):
-        return self
-
-
 def test_a_hundred_channels_with_names(tmp_path):
-    import numpy as np
-
     rng = np.random.default_rng(0)
-    for label in "ab":
-        (tmp_path / "data" / label).mkdir(parents=True)
-        for number in range(4):
-            np.save(tmp_path / "data" / label / f"{number}.npy", rng.random((100, 8, 8), "f4"))
+    data = image_folder(tmp_path / "data", lambda *_: rng.random((100, 8, 8), "f4"), {"": 4})
     config = TrainConfig(
-        dataset=str(tmp_path / "data"), epochs=1, img_size=16, workers=0, sets="default",
-        channels="+".join(f"marker_{i}" for i in range(100)), new_names=True,
-        output_dir=str(tmp_path / "run"), val_max_sets=2,
+        dataset=data, epochs=1, img_size=16, workers=0, output_dir=str(tmp_path / "run"),
+        channels="+".join(f"marker_{i}" for i in range(100)), new_names=True, val_max_sets=2,
     )  # fmt: skip
     run(config)
     assert timm_varchan.hub.load(tmp_path / "run" / "model").channels.names[99] == "marker_99"

@@ -49,6 +49,10 @@ def truncate(checkpoint):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def half_write(checkpoint):
+    (checkpoint / "progress.json").write_text('{"progress": {"epo')
+
+
 def change(checkpoint):
     file = checkpoint / "optimizer.bin"
     data = bytearray(file.read_bytes())
@@ -56,30 +60,27 @@ def change(checkpoint):
     file.write_bytes(bytes(data))
 
 
-def lose(checkpoint):
-    (checkpoint / "random_states_0.pkl").unlink()
+HARMS = {
+    "shorter": truncate,
+    "a bit": change,
+    "a file less": lambda checkpoint: (checkpoint / "random_states_0.pkl").unlink(),
+    "half written": half_write,
+    "no seal": lambda checkpoint: (checkpoint / "progress.json").unlink(),
+}
 
 
-def half_write(checkpoint):
-    (checkpoint / "progress.json").write_text('{"progress": {"epo')
-
-
-def unseal(checkpoint):
-    (checkpoint / "progress.json").unlink()
-
-
-@pytest.mark.parametrize("harm", [truncate, change, lose, half_write, unseal])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(finished, tmp_path, harm, caplog):
-    folder = copied(finished, tmp_path)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    *_, before, newest = checkpoints.all()
-    assert damage(newest) is None
-    harm(newest)
-    assert damage(newest) is not None
-    assert checkpoints.last() == before
-    assert f"{newest} is damaged" in caplog.text
-    with pytest.raises(ValueError, match="is no checkpoint"):
-        checkpoints.resume_from(str(newest))
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(finished, tmp_path, caplog):
+    for name, harm in HARMS.items():
+        folder = copied(finished, tmp_path / name)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        *_, before, newest = checkpoints.all()
+        assert damage(newest) is None
+        harm(newest)
+        assert damage(newest) is not None
+        assert checkpoints.last() == before
+        assert f"{newest} is damaged" in caplog.text
+        with pytest.raises(ValueError, match="is no checkpoint"):
+            checkpoints.resume_from(str(newest))
     outcome = run(dataclasses.replace(STEPS, output_dir=str(folder), resume="auto"))
     assert history(outcome) == history(finished)
     assert damage(newest) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -15,6 +16,20 @@ TINY = TrainConfig(
     channels="RG", limit=30, img_size=16, workers=0, epochs=2, batch_size=8, eval_batch_size=16,
     eval_modes=("named",), eval_orders=("in order",), model="dwg_test_resnet", warmup_epochs=0,
 )  # fmt: skip
+
+
+def image_folder(folder, image, counts, names="ab"):
+    """Arrays `folder/SPLIT/CLASS/NUMBER.npy` that `image(label, number)` gives; the folder.
+
+    `counts` says how many of each class a split has; a split without a name lies in no folder.
+    """
+    for split, count in counts.items():
+        for label, name in enumerate(names):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                np.save(place / f"{number}.npy", image(label, number))
+    return str(folder)
 
 
 def flags_of(config):
