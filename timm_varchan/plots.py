@@ -471,6 +471,10 @@ _MAX_SHOWN = 500
 # Maps ---------------------------------------------------------------------------------------------
 
 
+#: A gray that is no class's.
+_NO_ANSWER = 225
+
+
 def class_colours(count: int) -> list[tuple[int, int, int]]:
     """Colours for so many classes (red, green, blue, each to 255), far apart for few."""
     tables = {10: "tab10", 20: "tab20"}
@@ -496,15 +500,17 @@ def plot_classes(
     shown = cells[::step, ::step]
     known = ~np.isnan(shown)
     table = np.array(class_colours(num_classes), np.uint8)
-    picture = np.full((*shown.shape, 3), 255, np.uint8)
+    picture = np.full((*shown.shape, 3), _NO_ANSWER, np.uint8)
     picture[known] = table[shown[known].astype(int)]
     height = _WIDTH * shown.shape[0] / shown.shape[1]
-    figure = _figure(min(max(height, 1.5), 9.0) + 0.3 + 0.21 * len(labels))
+    figure = _figure(min(max(height, 0.5), 9.0) + 0.4 + 0.21 * len(labels))
     axes = figure.subplots()
     axes.imshow(picture, interpolation="nearest")
     axes.set_axis_off()
     for number, text in labels.items():
         axes.bar(0, 0, color=table[number] / 255, label=text)
+    if not known.all():
+        axes.bar(0, 0, color=[_NO_ANSWER / 255] * 3, label="no answer")
     figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     return _saved(figure, path)
 
