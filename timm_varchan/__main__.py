@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_program(rest)
     try:
         if command == "run" or command not in COMMANDS:
-            known = f"There is no command {command}. Choose from: {', '.join(COMMANDS)}."
-            raise UserError(problem if command == "run" else known)
+            cure = f"There is no command {command}. Choose from: {', '.join(COMMANDS)}."
+            raise UserError(problem if command == "run" else cure)
         with needs("export" if command == "export" else "train"):
             commands = importlib.import_module("timm_varchan.commands")
         return int(commands.call(command, rest))

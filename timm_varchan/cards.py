@@ -247,14 +247,14 @@ def _evaluated(results: Mapping[str, Any]) -> list[EvalResult]:
             task_type="image-classification",
             dataset_type=name,
             dataset_name=name,
-            dataset_config=f"channels {one['channels']}, {one['mode']}, {one['order']}",
+            dataset_config=f"channels {entry['channels']}, {entry['mode']}, {entry['order']}",
             dataset_split=str(evaluation["split"]),
             metric_type=metric,
             metric_name=metric,
-            metric_value=round(one[metric]["value"], 4),
+            metric_value=round(entry[metric]["value"], 4),
         )
-        for one in evaluation["sets"]
-        if one["kind"] != "sample"
-        for metric in ([m for m in one if m.endswith("_macro") and one["kind"] == "all"]
+        for entry in evaluation["sets"]
+        if entry["kind"] != "sample"
+        for metric in ([m for m in entry if m.endswith("_macro") and entry["kind"] == "all"]
                        + ["accuracy"])
     ]  # fmt: skip

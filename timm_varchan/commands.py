@@ -169,11 +169,11 @@ def _log() -> None:
 
 def _say_retries_once() -> None:
     """Of the requests that huggingface_hub repeats, say the first failure and the first wait."""
-    said: set[int] = set()
+    lines: set[int] = set()
 
     def once(record: logging.LogRecord) -> bool:
-        is_new = record.lineno not in said
-        said.add(record.lineno)
+        is_new = record.lineno not in lines
+        lines.add(record.lineno)
         return is_new
 
     logging.getLogger("huggingface_hub.utils._http").addFilter(once)
@@ -255,12 +255,16 @@ def predict(
     )  # fmt: skip
     found = write_table(found, answer.output) if answer.output else found
     unread: dict[str, list[Prediction]] = {}  # by the reason, numbers in it aside
-    for one in tqdm(found, total=len(found_files), unit="file", disable=len(found_files) == 1):
-        if one.error is not None:
-            unread.setdefault(re.sub(r"[\d.,]+", "0", one.error), []).append(one)
-        _say_answer(one, answer)
+    for prediction in tqdm(
+        found, total=len(found_files), unit="file", disable=len(found_files) == 1
+    ):
+        if prediction.error is not None:
+            unread.setdefault(re.sub(r"[\d.,]+", "0", prediction.error), []).append(prediction)
+        _say_answer(prediction, answer)
     for first, *others in unread.values():
-        names = [str(one.file) for one in others[:_NUM_NAMED]] + ["..."] * bool(others[_NUM_NAMED:])
+        names = [str(prediction.file) for prediction in others[:_NUM_NAMED]] + ["..."] * bool(
+            others[_NUM_NAMED:]
+        )
         more = f" ({len(others)} more files likewise: {', '.join(names)})" if others else ""
         print(f"{first.file}: not read, {first.error}{more}", file=sys.stderr)
     if unread:
@@ -339,13 +343,13 @@ def look(
     names: list[str] = []
     read: list[torch.Tensor] = []
     shown = spec.channels
-    for file, image, there in (reader[i] for i in range(len(chosen))):
+    for file, image, shown_here in (reader[i] for i in range(len(chosen))):
         if isinstance(image, str):
             print(f"{file}: not read, {image}", file=sys.stderr)
-        elif read and there != shown:
-            print(f"{file}: left out, it has {there}, {names[0]} {shown}", file=sys.stderr)
+        elif read and shown_here != shown:
+            print(f"{file}: left out, it has {shown_here}, {names[0]} {shown}", file=sys.stderr)
         else:
-            shown = there
+            shown = shown_here
             names.append(file.name)
             read.append(image)
     if not read:

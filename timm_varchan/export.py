@@ -155,10 +155,10 @@ def _for_channels(
         if model.training:
             raise ValueError("The model is in training mode. Call model.eval() first.")
         return model, (count,)
-    told = stems(model)[0].channels
-    if channels is None and isinstance(told, tuple):
+    current = stems(model)[0].channels
+    if channels is None and isinstance(current, tuple):
         raise ValueError("The model is set to a mixed batch. Name one channel set to export.")
-    model = share(model, told if channels is None else channels).eval()
+    model = share(model, current if channels is None else channels).eval()
     mixer = stems(model)[0]
     if isinstance(mixer.channels, ChannelSet) and len(mixer.channels):
         return model, (len(mixer.channels),)

@@ -273,9 +273,9 @@ def check_img_size(model: nn.Module, img_size: int | None) -> None:
         model.train(training)
     step = _patch_size(model)
     fitting = [size for size in (img_size // step * step, (img_size // step + 1) * step) if size]
-    own = int(get_model_input_config(model)["input_size"][-1])
-    if cfg.get("fixed_input_size") and own != img_size:
-        fitting = [own]
+    fixed = int(get_model_input_config(model)["input_size"][-1])
+    if cfg.get("fixed_input_size") and fixed != img_size:
+        fitting = [fixed]
     raise UserError(
         f"The {cfg['architecture']} does not take images of {img_size} x {img_size} px ({reason}). "
         f"Sizes that fit: --img-size {' or '.join(map(str, fitting))}."

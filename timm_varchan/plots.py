@@ -311,9 +311,9 @@ def _draw_sizes(
     means = {s.size: 100 * s.mean for s in summaries}
     axes.plot(list(means), list(means.values()), "-", color=COLOURS[0], linewidth=1.5)
     for several, face, label in ((True, COLOURS[0], "mean"), (False, "white", "a single set")):
-        own = [s.size for s in summaries if (s.num_sets > 1) == several]
+        sizes = [s.size for s in summaries if (s.num_sets > 1) == several]
         axes.plot(
-            own, [means[size] for size in own], "o", color=COLOURS[0], markerfacecolor=face,
+            sizes, [means[size] for size in sizes], "o", color=COLOURS[0], markerfacecolor=face,
             markersize=6, label=label, zorder=3,
         )  # fmt: skip
     _draw_baseline(axes, results, baseline)
@@ -376,18 +376,23 @@ def plot_bands(
         raise UserError("No channel was evaluated alone or left out: there is nothing to rank.")
     tested = [band for band in bands if band.loss_without is not None]
     certain = [band for band in tested if band.certain][:MAX_BANDS]
-    own = [(band, band.alone) for band in bands if band.alone is not None]
-    own = sorted(own, key=lambda pair: (-pair[1].value, pair[0].index))[:MAX_BANDS]
-    heights = [1.0 + 0.22 * len(rows) for rows in (certain, own) if rows]
+    alone = [(band, band.alone) for band in bands if band.alone is not None]
+    alone = sorted(alone, key=lambda pair: (-pair[1].value, pair[0].index))[:MAX_BANDS]
+    heights = [1.0 + 0.22 * len(rows) for rows in (certain, alone) if rows]
     figure = _figure(0.9 + sum(heights))
     if heights:
         grid = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)
         panels = list(grid[:, 0])
     if certain:
         _draw_losses(panels.pop(0), certain)
-    if own:
+    if alone:
         axes = panels.pop(0)
-        _bars(axes, [band for band, _ in own], [value for _, value in own], [COLOURS[0]] * len(own))
+        _bars(
+            axes,
+            [band for band, _ in alone],
+            [value for _, value in alone],
+            [COLOURS[0]] * len(alone),
+        )
         axes.set_xlabel("accuracy of it alone (%)", fontsize=9)
         axes.set_xlim(0, 100)
         full = main_series(results)[0].accuracy
@@ -415,8 +420,8 @@ def _draw_losses(axes: Axes, bands: Sequence[Band]) -> None:
 
 def _bars(axes: Axes, bands: Sequence[Any], values: Sequence[Any], colours: Sequence[str]) -> None:
     """Horizontal bars with intervals; a value is `(value, low, high)` in 0..1."""
-    for place, (one, colour) in enumerate(zip(values, colours, strict=True)):
-        value, low, high = (100 * part for part in one)
+    for place, (estimate, colour) in enumerate(zip(values, colours, strict=True)):
+        value, low, high = (100 * part for part in estimate)
         axes.barh(place, value, 0.7, color=colour, alpha=0.85)
         axes.plot([low, high], [place, place], color="black", linewidth=1, alpha=0.7)
     axes.set_yticks(range(len(bands)), [_short(band.name) for band in bands], fontsize=9)
@@ -431,11 +436,11 @@ def plot_confusion(
     """The confusion matrix of one channel set: counts, coloured by fraction of the true class."""
     num = len(class_names)
     shown = min(num, _MAX_SHOWN)
-    true, said, numbers = confusion_cells(result.predictions, result.references, num).T
+    true, predicted, numbers = confusion_cells(result.predictions, result.references, num).T
     bins = (np.arange(shown + 1) * num / shown).round().astype(int)
     counts = np.zeros((shown, shown + 1), int)
     place = np.searchsorted(bins, true, "right") - 1
-    np.add.at(counts, (place, np.searchsorted(bins, said, "right") - 1), numbers)
+    np.add.at(counts, (place, np.searchsorted(bins, predicted, "right") - 1), numbers)
     labels = _class_labels(class_names)
     columns = [*labels, "no answer"] if counts[:, shown].any() else labels
     counts = counts[:, : len(columns)] if num == shown else counts[:, :shown]
@@ -498,10 +503,10 @@ def plot_classes(
     """
     step = max(1, max(cells.shape) // 1000)
     shown = cells[::step, ::step]
-    known = ~np.isnan(shown)
+    has_answer = ~np.isnan(shown)
     table = np.array(class_colours(num_classes), np.uint8)
     picture = np.full((*shown.shape, 3), _NO_ANSWER, np.uint8)
-    picture[known] = table[shown[known].astype(int)]
+    picture[has_answer] = table[shown[has_answer].astype(int)]
     height = _WIDTH * shown.shape[0] / shown.shape[1]
     figure = _figure(min(max(height, 0.5), 9.0) + 0.4 + 0.21 * len(labels))
     axes = figure.subplots()
@@ -509,7 +514,7 @@ def plot_classes(
     axes.set_axis_off()
     for number, text in labels.items():
         axes.bar(0, 0, color=table[number] / 255, label=text)
-    if not known.all():
+    if not has_answer.all():
         axes.bar(0, 0, color=[_NO_ANSWER / 255] * 3, label="no answer")
     figure.legend(loc="outside lower left", frameon=False, fontsize=9)
     return _saved(figure, path)
@@ -554,9 +559,9 @@ def plot_stem(
             f"({len(whole)}). Give (B, {len(whole)}, H, W) with at least one image."
         )
     every = tuple(range(len(whole)))
-    wanted = [tuple(one) for one in sets or dict.fromkeys((every, every[1:] or every))]
-    views = [_look(model, images, whole, one, num_kernels) for one in wanted]
-    lines = [len(one) for _ in images for one in wanted]
+    wanted = [tuple(places) for places in sets or dict.fromkeys((every, every[1:] or every))]
+    views = [_look(model, images, whole, places, num_kernels) for places in wanted]
+    lines = [len(places) for _ in images for places in wanted]
     widest = max(len(view.virtual) + view.num_kernels for view in views)
     width = min(max(3.0 + 0.38 * widest, 4.0), 8.0)
     figure = _figure(0.4 + sum(0.6 + 0.24 * n for n in lines), width)
@@ -674,9 +679,9 @@ def plot_preview(preview: Preview, path: str | Path) -> Path:
         (split, [_seen(example, preview.channels) for example in examples])
         for split, examples in preview.examples.items()
     ]
-    known = [example for examples in preview.examples.values() for example in examples]
-    if known and len(preview.channels) > 1:
-        clearest = max(known, key=lambda e: float(np.nanstd(e.image.numpy()[0])))
+    every = [example for examples in preview.examples.values() for example in examples]
+    if every and len(preview.channels) > 1:
+        clearest = max(every, key=lambda e: float(np.nanstd(e.image.numpy()[0])))
         shown = [_plane(clearest.image, i, c.label) for i, c in enumerate(preview.channels)]
         title = f"planes of {Path(clearest.name).name}, lowest to highest number"
         rows += [

@@ -130,12 +130,12 @@ def write_table(predictions: Iterable[Prediction], path: str | Path) -> Iterator
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         lines = csv.writer(file)
         lines.writerow(("file", "class", "probability", "note"))
-        for one in predictions:
-            name, probability = one.classes[0] if one.classes else ("", float("nan"))
-            note = one.error or ("" if one.is_sure else f"not sure: {name}")
-            shown = name if one.is_sure else ""
-            lines.writerow((one.file, shown, f"{probability:.4f}" if name else "", note))
-            yield one
+        for prediction in predictions:
+            name, probability = prediction.classes[0] if prediction.classes else ("", float("nan"))
+            note = prediction.error or ("" if prediction.is_sure else f"not sure: {name}")
+            shown = name if prediction.is_sure else ""
+            lines.writerow((prediction.file, shown, f"{probability:.4f}" if name else "", note))
+            yield prediction
 
 
 def missing_channels(model: nn.Module, channels: ChannelSet) -> str | None:
@@ -154,9 +154,9 @@ def missing_channels(model: nn.Module, channels: ChannelSet) -> str | None:
     poor = {name: value for name, value in fractions.items() if value >= _POOR}
     if not poor:
         return None
-    told = ", ".join(f"{1 - value:.0%} of what {name} would" for name, value in poor.items())
-    one = "This channel tells" if len(channels) == 1 else f"These {len(channels)} channels tell"
-    return f"{one} {told} (of its variance; {channels} came)."
+    parts = ", ".join(f"{1 - value:.0%} of what {name} would" for name, value in poor.items())
+    subject = "This channel tells" if len(channels) == 1 else f"These {len(channels)} channels tell"
+    return f"{subject} {parts} (of its variance; {channels} came)."
 
 
 def _check_options(model: nn.Module, class_names: Sequence[str], top: int, batch_size: int) -> None:
@@ -227,18 +227,18 @@ class ImageFiles(Dataset[Seen]):
 
     def _transform(self, channels: ChannelSet) -> nn.Module:
         """The transform for these channels; refuses channels without statistics."""
-        known, (mean, std) = channels, self.stats
-        if known in self._transforms:
-            return self._transforms[known]
+        key, (mean, std) = channels, self.stats
+        if key in self._transforms:
+            return self._transforms[key]
         if (mean is None) != (std is None):
             raise UserError("Only one of mean and std came. Give both or neither.")
         if mean is not None and std is not None:
             means, stds = (v * len(channels) if len(v) == 1 else v for v in (list(mean), list(std)))
             channels = channels.with_stats(means, stds)
-        self._transforms[known] = eval_transform(
+        self._transforms[key] = eval_transform(
             self.size[0], channels, crop_pct=self.size[1], no_data=self.reading.spec.no_data
         )
-        return self._transforms[known]
+        return self._transforms[key]
 
 
 def _run(

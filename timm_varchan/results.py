@@ -198,11 +198,11 @@ def _page(results: Mapping[str, Any]) -> list[_Block]:
     """Everything that the page says, in order."""
     evaluation, data = results["evaluation"], results["data"]
     first, *_ = evaluation["sets"]
-    said = headline(results)
+    sentence = headline(results)
     others = ", ".join(f"{m.partition('_')[0]} {Estimate(**first[m])}" for m in METRICS[1:])
     blocks: list[_Block] = [
         f"# {results['model']['name']} on {Path(data['name']).name}",
-        f"**A{said[1:]}.**",
+        f"**A{sentence[1:]}.**",
         _resolution(evaluation),
         f"Means over classes: {others}. {_trained(results)}",
         "## Channel sets",
@@ -232,28 +232,28 @@ def _sets_table(evaluation: Mapping[str, Any]) -> _Table:
     sets, shown = evaluation["sets"], evaluation["sets"]
     if len(sets) > MAX_ROWS:
         shown = [s for s in sets if s["kind"] in ("all", "natural", "asked")][:MAX_ROWS]
-    known = any(s["unexplained"] is not None for s in sets)
+    has_unexplained = any(s["unexplained"] is not None for s in sets)
     rows = [
         [
             _row_name(s, sets),
             str(Estimate(**s["accuracy"])),
             _points(s["loss"]),
-            *(["" if (e := s["unexplained"]) is None else f"{e:.2f}"] if known else []),
+            *(["" if (e := s["unexplained"]) is None else f"{e:.2f}"] if has_unexplained else []),
             *([_points((s["baseline"] or {}).get("difference"))] if evaluation["baseline"] else []),
         ]
         for s in shown
     ]
     head = ["channels", "accuracy", "lost against all"]
-    head += ["unexplained"] if known else []
+    head += ["unexplained"] if has_unexplained else []
     head += [f"minus {evaluation['baseline']}"] if evaluation["baseline"] else []
     return _Table(head, rows)
 
 
-def _row_name(one: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
+def _row_name(entry: Mapping[str, Any], sets: Sequence[Mapping[str, Any]]) -> str:
     """The set, with what tells it from other rows of the same set."""
-    parts = [one["name"]]
-    parts += [one["mode"]] if len({s["mode"] for s in sets}) > 1 else []
-    parts += [one["order"]] if one["order"] != sets[0]["order"] else []
+    parts = [entry["name"]]
+    parts += [entry["mode"]] if len({s["mode"] for s in sets}) > 1 else []
+    parts += [entry["order"]] if entry["order"] != sets[0]["order"] else []
     return ", ".join(parts)
 
 
@@ -266,10 +266,10 @@ def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
         yield _Table(["without", "lost (points)"], rows)
     rest = [b["name"] for b in tested if b not in certain]
     if rest:
-        one = "" if certain else "any single one of "
+        any_of = "" if certain else "any single one of "
         yield (
             f"No difference that these {evaluation['num_images']:,} images can tell without "
-            f"{one}{', '.join(rest)}."
+            f"{any_of}{', '.join(rest)}."
         )
     alone = [b for b in evaluation["bands"] if b["alone"]]
     alone.sort(key=lambda b: (-b["alone"]["value"], b["index"]))
@@ -281,11 +281,13 @@ def _bands(evaluation: Mapping[str, Any]) -> Iterable[_Block]:
         yield _Table(["alone", "accuracy", "may be no other than"], rows)
 
 
-def _like(one: Mapping[str, float], best: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _like(
+    estimate: Mapping[str, float], best: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> str:
     """What an accuracy cannot be told from: the best channel's, or that of knowing nothing."""
-    if one["low"] <= evaluation["most_frequent"]["fraction"]:
+    if estimate["low"] <= evaluation["most_frequent"]["fraction"]:
         return "the most frequent class"
-    is_near = one["high"] >= best["alone"]["low"] and one is not best["alone"]
+    is_near = estimate["high"] >= best["alone"]["low"] and estimate is not best["alone"]
     return str(best["name"]) if is_near else ""
 
 
@@ -293,14 +295,14 @@ def _size_table(evaluation: Mapping[str, Any]) -> _Table:
     """Accuracy in per cent by number of channels: mean, worst and best set, and which."""
     first = evaluation["sets"][0]
     series = first["mode"], first["order"]
-    own = [s for s in evaluation["sizes"] if (s["mode"], s["order"]) == series]
+    summaries = [s for s in evaluation["sizes"] if (s["mode"], s["order"]) == series]
     rows = [
         [
             str(s["size"]), f"{s['num_sets']} of {s['num_possible']:,}", f"{100 * s['mean']:.1f}",
             f"{100 * s['worst']:.1f} to {100 * s['best']:.1f}" if s["num_sets"] > 1 else "",
             s["worst_set"][:24] if s["num_sets"] > 1 else "",
         ]
-        for s in spread(own, MAX_ROWS)
+        for s in spread(summaries, MAX_ROWS)
     ]  # fmt: skip
     return _Table(["number", "sets", "mean", "worst to best", "worst set"], rows)
 
@@ -341,9 +343,9 @@ def _notes(evaluation: Mapping[str, Any]) -> list[str]:
         )
     check = evaluation["order_check"]
     if check is not None:
-        said = "the same answer" if check["equal"] else "**ANOTHER answer**"
+        verdict = "the same answer" if check["equal"] else "**ANOTHER answer**"
         notes.append(
-            f"Order: {said} with the planes of {check['num_images']} images in another order "
+            f"Order: {verdict} with the planes of {check['num_images']} images in another order "
             f"(logits of up to {check['scale']:.3g} differ by {check['difference']:.1g})."
         )
     if evaluation["foretold"] is not None:
@@ -460,10 +462,10 @@ def _data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _figure(one: WrongImage) -> str:
+def _figure(wrong: WrongImage) -> str:
     return (
-        f'<figure><img src="{_data_uri(one.thumbnail, "jpeg")}" alt="">'
-        f"<figcaption>{html.escape(one.name)}<br>{html.escape(one.text)}</figcaption></figure>"
+        f'<figure><img src="{_data_uri(wrong.thumbnail, "jpeg")}" alt="">'
+        f"<figcaption>{html.escape(wrong.name)}<br>{html.escape(wrong.text)}</figcaption></figure>"
     )
 
 
@@ -475,12 +477,12 @@ def wrong_images(
     wrong = np.flatnonzero(~predictions.right(0))
     sure = np.nan_to_num(predictions.probabilities[wrong, 0], nan=-1.0)
     for i in wrong[np.argsort(-sure, kind="stable")][:MAX_WRONG]:
-        said, true = int(predictions.classes[i, 0]), int(predictions.references[i])
+        answer, true = int(predictions.classes[i, 0]), int(predictions.references[i])
         buffer = io.BytesIO()
         picture = Image.fromarray(picture_of(images[int(i)][0], channels))
         picture.resize((_THUMBNAIL, _THUMBNAIL)).save(buffer, "JPEG", quality=80)
-        sureness = f" {predictions.probabilities[i, 0]:.0%}" if said >= 0 else ""
-        text = f"{names[true]}, said {names[said] if said >= 0 else names[-1]}{sureness}"
+        sureness = f" {predictions.probabilities[i, 0]:.0%}" if answer >= 0 else ""
+        text = f"{names[true]}, said {names[answer] if answer >= 0 else names[-1]}{sureness}"
         found.append(WrongImage(images.name(int(i)), buffer.getvalue(), text))
     return found
 
@@ -537,14 +539,14 @@ def write_results(
 def _write_sets(results: Mapping[str, Any], path: Path) -> None:
     """`sets.csv`: a line for every set, mode and order."""
     rows = []
-    for one in results["evaluation"]["sets"]:
-        row = {k: v for k, v in one.items() if not isinstance(v, (dict, list)) and v is not None}
-        row["indices"] = "+".join(map(str, one["indices"]))
+    for entry in results["evaluation"]["sets"]:
+        row = {k: v for k, v in entry.items() if not isinstance(v, (dict, list)) and v is not None}
+        row["indices"] = "+".join(map(str, entry["indices"]))
         for name in (*METRICS, "loss"):
-            row |= _columns(name, one[name] or {})
-        if one["baseline"]:
-            row |= _columns("baseline", one["baseline"]["accuracy"])
-            row |= _columns("minus_baseline", one["baseline"]["difference"])
+            row |= _columns(name, entry[name] or {})
+        if entry["baseline"]:
+            row |= _columns("baseline", entry["baseline"]["accuracy"])
+            row |= _columns("minus_baseline", entry["baseline"]["difference"])
         rows.append(row)
     write_rows(rows, path)
 

@@ -129,13 +129,13 @@ class _Scene:
         """Bands from 1 in the channels' order, what is said of them, and the channels."""
         kinds = [kind.name for kind in self.file.colorinterp]
         indexes = [i for i, kind in enumerate(kinds, start=1) if kind != "alpha"]
-        said = {kind.lower(): {-1: text} for kind, text in self.file.tags().items()}
+        tags_by_kind = {kind.lower(): {-1: text} for kind, text in self.file.tags().items()}
         for place, i in enumerate(indexes):
             tags = {**self.file.tags(i), **self.file.tags(i, ns="IMAGERY")}
             tags["description"] = self.file.descriptions[i - 1] or ""
             for kind, text in tags.items():
-                said.setdefault(kind.lower(), {})[place] = text
-        names = names_of(said, len(indexes))
+                tags_by_kind.setdefault(kind.lower(), {})[place] = text
+        names = names_of(tags_by_kind, len(indexes))
         # its own numbers stand for the bands, so that they are fitted as an image's planes are
         numbers = np.asarray(indexes, np.float32)[:, None, None]
         try:
@@ -291,8 +291,8 @@ def predict_scene(
     if output.suffix.lower() not in (".tif", ".tiff", ".csv"):
         raise UserError(f"The output is {output}; it must end in .tif or .csv.")
     for name in (output.name, f"{output.stem}_probability{output.suffix}", f"{output.stem}.png"):
-        place, own = output.with_name(name), Path(str(scene))
-        if place.exists() and own.exists() and place.samefile(own):
+        place, source = output.with_name(name), Path(str(scene))
+        if place.exists() and source.exists() and place.samefile(source):
             raise UserError(f"The output {output} would be written over the scene: name another.")
     tile = tile or img_size
     stride = stride or max(1, tile // 2)
@@ -383,12 +383,12 @@ def _run(
 
 def _keep_row(partial: _Partial, row: int, total: np.ndarray, covered: np.ndarray) -> None:
     """The likeliest class of each cell and its mean probability, NaN where no window answers."""
-    there = covered > 0
+    is_covered = covered > 0
     classes = np.full(len(covered), np.nan, np.float32)
     probabilities = classes.copy()
-    if there.any():
-        mean = total[there] / covered[there][:, None]
-        classes[there], probabilities[there] = mean.argmax(1), mean.max(1)
+    if is_covered.any():
+        mean = total[is_covered] / covered[is_covered][:, None]
+        classes[is_covered], probabilities[is_covered] = mean.argmax(1), mean.max(1)
     partial.write(row, classes, probabilities)
 
 
@@ -438,17 +438,19 @@ class _Map:
     def _areas(self, classes: np.ndarray) -> tuple[dict[int, str], list[str]]:
         """What is said of the area of every class that there is, the largest first; all lines."""
         size = self._ground_size()
-        known = classes[~np.isnan(classes)].astype(int)
-        counts = np.bincount(known)
-        said = {}
+        answers = classes[~np.isnan(classes)].astype(int)
+        counts = np.bincount(answers)
+        texts = {}
         for number in sorted(np.flatnonzero(counts).tolist(), key=lambda i: -counts[i]):
             area = "" if size is None else f", {counts[number] * size[0] * size[1] / 1e6:.4g} km2"
-            said[number] = f"{counts[number] / len(known):.1%}{area}"
+            texts[number] = f"{counts[number] / len(answers):.1%}{area}"
         side = f"{self.grid.stride} x {self.grid.stride} pixels"
         side += "" if size is None else f", {size[0]:.4g} x {size[1]:.4g} m"
-        lines = [f"A cell is {side}; {classes.size - len(known):,} of {classes.size:,} cells have "
-                 f"no answer."]  # fmt: skip
-        return said, [*lines, *(f"  {self.name(i)}: {text}" for i, text in said.items())]
+        lines = [
+            f"A cell is {side}; {classes.size - len(answers):,} of {classes.size:,} cells "
+            f"have no answer."
+        ]
+        return texts, [*lines, *(f"  {self.name(i)}: {text}" for i, text in texts.items())]
 
     def _ground_size(self) -> tuple[float, float] | None:
         """Width and height of a cell in metres, in the middle of the scene; None: nobody knows."""

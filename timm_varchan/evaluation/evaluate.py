@@ -90,9 +90,18 @@ class SetResult:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable form."""
-        told = ("name", "channels", "size", "kind", "mode", "order", "num_images", "num_not_finite")
+        plain = (
+            "name",
+            "channels",
+            "size",
+            "kind",
+            "mode",
+            "order",
+            "num_images",
+            "num_not_finite",
+        )
         metrics = {name: estimate._asdict() for name, estimate in self.metrics.items()}
-        values = {name: getattr(self, name) for name in told}
+        values = {name: getattr(self, name) for name in plain}
         return {**metrics, **values, "indices": list(self.indices)}
 
 
@@ -145,8 +154,8 @@ def default_modes(model: nn.Module, channels: ChannelSet) -> tuple[str, ...]:
     """How a model meets these channels: as it was told last, which is how training left it."""
     if not has_stems(model):
         return ("mask",)
-    told = stems(model)[0].channels
-    return ("anonymous",) if channels.is_anonymous or told == ANONYMOUS else ("named",)
+    current = stems(model)[0].channels
+    return ("anonymous",) if channels.is_anonymous or current == ANONYMOUS else ("named",)
 
 
 @contextmanager
@@ -211,10 +220,10 @@ class _Predictor:
             return [MODES[view.mode](target, x, view, positions)]
         channels = view.channels
         present = torch.zeros(len(views), len(channels), dtype=torch.bool, device=x.device)
-        for row, one in enumerate(views):
-            present[row, list(one.indices)] = True
-        told = channels if view.mode == "named" else ChannelSet.anonymous(len(channels))
-        set_channels(self.model, told, present=present.repeat_interleave(len(x), 0))
+        for row, part in enumerate(views):
+            present[row, list(part.indices)] = True
+        channels_of_view = channels if view.mode == "named" else ChannelSet.anonymous(len(channels))
+        set_channels(self.model, channels_of_view, present=present.repeat_interleave(len(x), 0))
         return list(self.model(x.repeat(len(views), 1, 1, 1)).split(len(x)))
 
 
@@ -304,10 +313,10 @@ def _bar(loader: Loader, views: int, progress: str | None) -> Any:
 
 def _check_order(model: nn.Module, x: Tensor, view: SetView) -> OrderCheck:
     """Compare the logits of some images with those of their planes in the reverse order."""
-    told = view.channels.take if view.mode == "named" else lambda order: ANONYMOUS
+    channels_in = view.channels.take if view.mode == "named" else lambda order: ANONYMOUS
     answers = []
     for order in (view.indices, view.indices[::-1]):
-        set_channels(model, told(order))
+        set_channels(model, channels_in(order))
         answers.append(model(x[:, order]).float())
     finite = answers[0].isfinite().all(-1)
     if not finite.any():
@@ -351,12 +360,12 @@ def validate_channel_sets(
     The arguments are those of `evaluate_channel_sets`, all channels first in `sets`; the forward
     passes are in the accelerator's precision.
     """
-    views = [SetView(channels, one.indices, mode, "in order") for one in sets]
+    views = [SetView(channels, planned.indices, mode, "in order") for planned in sets]
     found = _predict(model, loader, views, accelerator=accelerator, validating=True)
     right = (found.classes == found.references[:, None]).mean(0)
     missing = (found.classes == NO_CLASS).sum(0)
     finite = found.losses[found.classes[:, 0] != NO_CLASS]
-    names = [one.name for one in sets]
+    names = [planned.name for planned in sets]
     return Validation(
         loss=float(finite.mean()) if len(finite) else math.nan,
         accuracy=float(right[0]),
@@ -407,18 +416,18 @@ def evaluate_channel_sets(
         UserError: Unknown modes or orders, no images.
     """
     modes = default_modes(model, channels) if modes is None else modes
-    for given, known, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
-        unknown = [name for name in given or () if name not in known]
+    for given, choices, what in ((modes, MODES, "mode"), (orders, ORDERS, "order")):
+        unknown = [name for name in given or () if name not in choices]
         if unknown or (given is not None and not given):
-            raise UserError(f"Unknown {what} {unknown}. Choose from: {', '.join(known)}.")
+            raise UserError(f"Unknown {what} {unknown}. Choose from: {', '.join(choices)}.")
     fixed = not has_stems(model)
     if isinstance(sets, (str, int)):
         sets = plan_sets(channels, sets, seed=seed, budget=DEFAULT_BUDGET - int(fixed))
     rows = [
-        (one, SetView(channels, one.indices, mode, order, seed))
-        for one in sets
+        (planned, SetView(channels, planned.indices, mode, order, seed))
+        for planned in sets
         for mode in modes
-        for order in (_orders(one, len(channels), fixed) if orders is None else orders)
+        for order in (_orders(planned, len(channels), fixed) if orders is None else orders)
     ]
     found = _predict(
         model, loader, [view for _, view in rows],
@@ -430,16 +439,17 @@ def evaluate_channel_sets(
 
     metrics = ChannelSetMetrics()
     results = []
-    for (one, view), said, probabilities in zip(
+    for (planned, view), classes, probabilities in zip(
         rows, found.classes.T, found.probabilities.T, strict=True
     ):
         values = metrics.compute(
-            predictions=said, references=found.references, num_classes=num_classes, seed=seed
+            predictions=classes, references=found.references, num_classes=num_classes, seed=seed
         )
         results.append(
             SetResult(
-                set_label(channels, view.indices), view.indices, view.mode, view.order, len(said),
-                values, said, probabilities, found.references, one.name, one.kind,
+                set_label(channels, view.indices), view.indices, view.mode, view.order,
+                len(classes), values, classes, probabilities, found.references,
+                planned.name, planned.kind,
             )
         )  # fmt: skip
     evaluation = Evaluation(results)
@@ -447,6 +457,7 @@ def evaluate_channel_sets(
     return evaluation
 
 
-def _orders(one: PlannedSet, count: int, fixed: bool) -> tuple[str, ...]:
+def _orders(planned: PlannedSet, count: int, fixed: bool) -> tuple[str, ...]:
     """The orders that tell something of a set: a stem gives the same answer in any."""
-    return ORDERS if fixed and (one.kind == "all" or count <= _FEW_CHANNELS) else ORDERS[:1]
+    has_orders = planned.kind == "all" or count <= _FEW_CHANNELS
+    return ORDERS if fixed and has_orders else ORDERS[:1]

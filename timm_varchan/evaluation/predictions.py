@@ -67,10 +67,10 @@ class Predictions:
         return cls(
             model,
             tuple(class_names),
-            tuple(tuple(set_label(channels, (i,)) for i in one.indices) for one in results),
-            tuple((one.mode, one.order) for one in results),
-            np.stack([one.predictions for one in results], 1).astype(np.int32),
-            np.stack([one.probabilities for one in results], 1).astype(np.float32),
+            tuple(tuple(set_label(channels, (i,)) for i in result.indices) for result in results),
+            tuple((result.mode, result.order) for result in results),
+            np.stack([result.predictions for result in results], 1).astype(np.int32),
+            np.stack([result.probabilities for result in results], 1).astype(np.float32),
             results[0].references.astype(np.int32),
             np.asarray(fingerprint, np.uint64),
         )
@@ -162,17 +162,17 @@ def compare_predictions(ours: Predictions, theirs: Predictions) -> dict[int, Com
     """
     theirs.check(ours.class_names, ours.references, ours.fingerprint)
     columns: dict[frozenset[str], int] = {}
-    for column, (one, (_, order)) in enumerate(zip(theirs.sets, theirs.variants, strict=True)):
+    for column, (names, (_, order)) in enumerate(zip(theirs.sets, theirs.variants, strict=True)):
         if order == "in order":
-            columns.setdefault(frozenset(one), column)
+            columns.setdefault(frozenset(names), column)
     found = {}
-    for number, (one, (_, order)) in enumerate(zip(ours.sets, ours.variants, strict=True)):
-        if frozenset(one) in columns and order == "in order":
-            right = theirs.right(columns[frozenset(one)])
+    for number, (names, (_, order)) in enumerate(zip(ours.sets, ours.variants, strict=True)):
+        if frozenset(names) in columns and order == "in order":
+            right = theirs.right(columns[frozenset(names)])
             estimate = Estimate(float(right.mean()), *wilson_interval(int(right.sum()), len(right)))
             found[number] = Compared(estimate, paired_difference(ours.right(number), right))
     if not found:
-        asked = ", ".join("+".join(one) for one in theirs.sets[:3])
+        asked = ", ".join("+".join(names) for names in theirs.sets[:3])
         logger.warning("%s answered other sets: %s. Name sets with --eval-sets.",
                        theirs.model, asked)  # fmt: skip
     return found

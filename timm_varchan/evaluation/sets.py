@@ -107,12 +107,16 @@ def plan_sets(
 
 
 def _kind(
-    indices: tuple[int, ...], count: int, natural: dict[tuple[int, ...], str], full: bool, own: bool
+    indices: tuple[int, ...],
+    count: int,
+    natural: dict[tuple[int, ...], str],
+    full: bool,
+    is_asked: bool,
 ) -> str:
     """Why a set is evaluated, the first that holds."""
     if len(indices) == count:
         return "all"
-    if own:
+    if is_asked:
         return "asked"
     if full:
         return "subset"
@@ -157,15 +161,15 @@ def _default(channels: ChannelSet, seed: int, budget: int) -> list[tuple[int, ..
 
 
 def _draw(
-    count: int, size: int, known: set[tuple[int, ...]], seed: int, turn: int
+    count: int, size: int, chosen: set[tuple[int, ...]], seed: int, turn: int
 ) -> set[tuple[int, ...]]:
     """A set of a size that is not known yet, none if all are."""
-    if sum(len(s) == size for s in known) >= math.comb(count, size):
+    if sum(len(s) == size for s in chosen) >= math.comb(count, size):
         return set()
     rng = seeded_rng("default sets", seed, size, turn)
     while True:
         drawn = tuple(sorted(rng.sample(range(count), size)))
-        if drawn not in known:
+        if drawn not in chosen:
             return {drawn}
 
 

@@ -103,11 +103,14 @@ def rank_bands(results: Sequence[SetResult]) -> list[Band]:
         certainly rises; between them, in the order of the data, all of which the images cannot
         tell either.
     """
-    own = {r.indices: r for r in main_series(results)}
-    whole = max(own, key=len)
-    full, bands = own[whole], []
+    by_indices = {r.indices: r for r in main_series(results)}
+    whole = max(by_indices, key=len)
+    full, bands = by_indices[whole], []
     for place in whole if len(whole) > 1 else ():
-        alone, without = own.get((place,)), own.get(tuple(i for i in whole if i != place))
+        alone, without = (
+            by_indices.get((place,)),
+            by_indices.get(tuple(i for i in whole if i != place)),
+        )
         if alone is None and without is None:
             continue
         parts = full.channels.split("+") if "+" in full.channels else list(full.channels)
@@ -159,14 +162,14 @@ def robustness(results: Sequence[SetResult]) -> Robustness | None:
     Returns:
         None where fewer than two sizes, or not size 1, were evaluated: nothing to interpolate.
     """
-    own = main_series(results)
-    means = {summary.size: summary.mean for summary in summarise_sizes(own)}
+    series = main_series(results)
+    means = {summary.size: summary.mean for summary in summarise_sizes(series)}
     count = max(means)
     if count < 2 or 1 not in means:
         return None
     sizes = sorted(means)
     mean = np.interp(range(1, count + 1), sizes, [means[size] for size in sizes]).mean()
-    losses = {band.name: band.loss_without for band in rank_bands(own) if band.loss_without}
+    losses = {band.name: band.loss_without for band in rank_bands(series) if band.loss_without}
     worst = max(losses, key=lambda name: losses[name].difference, default=None)
     loss = None if worst is None else losses[worst]
     return Robustness(means[count], float(mean), len(sizes), loss, worst)
@@ -220,14 +223,14 @@ class ClassCounts(NamedTuple):
 
 def class_counts(cells: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[ClassCounts]:
     """Counts a class, from `confusion_cells`, of the classes that have images, in order."""
-    said, rows = Counter[int](), dict[int, dict[int, int]]()
+    counts_said, rows = Counter[int](), dict[int, dict[int, int]]()
     for true, predicted, count in cells:
-        said[predicted] += count
+        counts_said[predicted] += count
         rows.setdefault(true, {})[predicted] = count
     names, found = [*class_names, "no answer"], []
     for true, answers in sorted(rows.items()):
         total, right = sum(answers.values()), answers.pop(true, 0)
         most = max(answers, key=lambda other: answers[other], default=None)
         mistaken = "" if most is None else f"{names[most]} ({answers[most]})"
-        found.append(ClassCounts(names[true], total, right, said[true], mistaken))
+        found.append(ClassCounts(names[true], total, right, counts_said[true], mistaken))
     return found

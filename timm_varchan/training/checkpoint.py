@@ -100,7 +100,9 @@ class Checkpoints:
                 ranks[checkpoint] = progress.rank
         return max(ranks, key=lambda c: ranks[c], default=None)
 
-    def save(self, accelerator: Accelerator, progress: Progress, own: Mapping[str, Tensor]) -> None:
+    def save(
+        self, accelerator: Accelerator, progress: Progress, extra: Mapping[str, Tensor]
+    ) -> None:
         """Write a checkpoint under another name and rename it; keep the newest and the best.
 
         Call it on every process, with what the accelerator does not know of it.
@@ -116,7 +118,7 @@ class Checkpoints:
                 temporary.mkdir(parents=True)
             accelerator.wait_for_everyone()
             accelerator.save_state(str(temporary))
-            save_file(dict(own), temporary / _own_name(accelerator.process_index))
+            save_file(dict(extra), temporary / _own_name(accelerator.process_index))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 _seal(temporary, progress)
@@ -149,9 +151,9 @@ class Checkpoints:
         """
         progress = read_progress(checkpoint)
         accelerator.load_state(str(checkpoint))
-        own = load_file(checkpoint / _own_name(0))
+        extra = load_file(checkpoint / _own_name(0))
         mine = checkpoint / _own_name(accelerator.process_index)
-        return progress, {**own, **load_file(mine)} if mine.is_file() else own
+        return progress, {**extra, **load_file(mine)} if mine.is_file() else extra
 
     def resume_from(self, resume: str | None) -> Path | None:
         """The checkpoint that `--resume` means.

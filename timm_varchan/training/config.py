@@ -329,12 +329,12 @@ def check_values(flags: Any) -> None:
         rules = [*_rules(hint)]
         choices = [c for rule in rules if isinstance(rule, tuple) for c in rule]
         flag = "--" + name.replace("_", "-")
-        for one in value if isinstance(value, tuple) else (value,):
-            if choices and one is not None and one not in choices:
-                raise UserError(f"{flag} is {one!r}. Choose from: {', '.join(choices)}.")
-            problems = (r.problem(one) for r in rules if isinstance(r, Bound) and one is not None)
+        for part in value if isinstance(value, tuple) else (value,):
+            if choices and part is not None and part not in choices:
+                raise UserError(f"{flag} is {part!r}. Choose from: {', '.join(choices)}.")
+            problems = (r.problem(part) for r in rules if isinstance(r, Bound) and part is not None)
             if problem := next(filter(None, problems), None):
-                raise UserError(f"{flag} is {one}; it must be {problem}.")
+                raise UserError(f"{flag} is {part}; it must be {problem}.")
 
 
 def _rules(hint: Any) -> Iterator[Bound | tuple[str, ...]]:

@@ -102,8 +102,8 @@ def _channels(config: TrainConfig | EvaluateConfig, channels: ChannelSet) -> str
         source = "as the files say"
     if config.use is not None:
         source += f", of which --use takes {config.use}"
-    known = known_channels()
-    usual = all(c.name in known and c == known[c.name] for c in channels)
+    registry = known_channels()
+    usual = all(c.name in registry and c == registry[c.name] for c in channels)
     given = evaluated or str(config.channels).endswith(".json")
     moments = "given" if given else "of ImageNet" if usual else "measured"
     return f"{len(channels)}: {channels}, {source}; mean and deviation {moments}"
@@ -111,11 +111,11 @@ def _channels(config: TrainConfig | EvaluateConfig, channels: ChannelSet) -> str
 
 def closing(results: Mapping[str, Any], folder: Path | None) -> str:
     """What was achieved in one sentence, where to look, and whether another epoch was better."""
-    told = f"{results['model']['name']}: {headline(results)}."
+    text = f"{results['model']['name']}: {headline(results)}."
     if folder is not None:
         model = "" if results["training"] is None else f", {folder}/model (the model and its card)"
-        told += f" Everything is in {folder}/: results.html (open it), results.md{model}."
-    return f"{told}{_other_epoch(results, folder)}"
+        text += f" Everything is in {folder}/: results.html (open it), results.md{model}."
+    return f"{text}{_other_epoch(results, folder)}"
 
 
 def _other_epoch(results: Mapping[str, Any], folder: Path | None) -> str:
@@ -246,9 +246,9 @@ def build_results(
 
 
 def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
-    there = data.splits
+    splits = data.splits
     num_images: dict[str, Any] = {
-        name: len(there.get(name, ())) for name in ("train", "validation", "test")
+        name: len(splits.get(name, ())) for name in ("train", "validation", "test")
     }
     if data.stream is not None:
         num_images["train"] = None  # nobody counted
@@ -257,7 +257,7 @@ def _data_entry(data: ImageData, num_evaluated: int) -> dict[str, Any]:
         **data.spec.to_dict(),
         "num_images": {**num_images, "evaluated": num_evaluated},
         "invalid_share": data.invalid_share,
-        "num_skipped": sum(split.num_skipped for split in there.values()),
+        "num_skipped": sum(split.num_skipped for split in splits.values()),
     }
 
 

@@ -258,8 +258,8 @@ def _arguments(config: TrainConfig, data: ImageData) -> dict[str, Any]:
     if resolved["pretrained_cfg"]["fixed_input_size"]:
         kwargs["img_size"] = data.spec.img_size
     if model_entrypoint(resolved["model_name"]).__module__.endswith("models.dwg_twins"):
-        known = tuple(resolved.get("channel_names", ()))
-        kwargs |= _twin_arguments(config, known, data.channels)
+        learned = tuple(resolved.get("channel_names", ()))
+        kwargs |= _twin_arguments(config, learned, data.channels)
     if config.drop_path:
         kwargs["drop_path_rate"] = config.drop_path
     return kwargs | config.model_kwargs
@@ -278,10 +278,10 @@ def _load(config: TrainConfig, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _twin_arguments(
-    config: TrainConfig, known: tuple[str, ...], channels: ChannelSet
+    config: TrainConfig, learned: tuple[str, ...], channels: ChannelSet
 ) -> dict[str, Any]:
     """What a twin is told of its channels; a saved one keeps what it predicts them from."""
-    arguments = _words(channels, known)
+    arguments = _words(channels, learned)
     if ":" in config.model:
         return arguments
     virtual = (
@@ -294,10 +294,10 @@ def _twin_arguments(
     return arguments | _channel_stats(channels)
 
 
-def _words(channels: ChannelSet, known: tuple[str, ...] = ()) -> dict[str, Any]:
+def _words(channels: ChannelSet, learned: tuple[str, ...] = ()) -> dict[str, Any]:
     """Names without a wavelength, of which a stem learns a code: those that it has come first."""
     words = [c.name for c in channels if c.name is not None and c.wavelength_nm is None]
-    names = tuple(dict.fromkeys((*known, *words)))
+    names = tuple(dict.fromkeys((*learned, *words)))
     return {"channel_names": names} if names else {}
 
 
@@ -422,7 +422,7 @@ class Trainer:
         checkpoint = self.checkpoints.resume_from(config.resume)
         if checkpoint is None:
             return Progress(images_per_update=images, num_processes=processes)
-        progress, own = self.checkpoints.load(self.accelerator, checkpoint)
+        progress, extra = self.checkpoints.load(self.accelerator, checkpoint)
         if progress.images_per_update != images:
             raise UserError(
                 f"{checkpoint} was trained with {progress.images_per_update} images an update, "
@@ -430,7 +430,7 @@ class Trainer:
                 f"{config.grad_accum_steps}). Use as many processes as before, or change "
                 f"--batch-size."
             )
-        self._load_own_state(own, progress.num_processes)
+        self._load_own_state(extra, progress.num_processes)
         progress.num_processes = processes
         _say(
             self.accelerator, "Resuming from %s: epoch %d, step %d",
@@ -604,8 +604,8 @@ class Trainer:
         which = self.config.eval_checkpoint or ("best" if apart else "last")
         best = self.checkpoints.best() if which == "best" else None
         if best is not None and best != self.checkpoints.last():
-            progress, own = self.checkpoints.load(self.accelerator, best)
-            self._load_own_state(own, progress.num_processes)
+            progress, extra = self.checkpoints.load(self.accelerator, best)
+            self._load_own_state(extra, progress.num_processes)
         model = whole_model(
             self.accelerator, self.best_model, lambda: build_model(self.config, self.data)
         )
@@ -616,28 +616,28 @@ class Trainer:
 
     def _save(self, progress: Progress) -> None:
         """Save what the accelerator prepared, and what it does not know or differs by process."""
-        own = {"sums": self._sums, **self._running()}
+        extra = {"sums": self._sums, **self._running()}
         if self.average is not None:
             average = self.average.module
             elsewhere = {} if self.accelerator.is_main_process else dict(average.named_parameters())
-            own |= {
+            extra |= {
                 _AVERAGE + name: tensor
                 for name, tensor in average.state_dict().items()
                 if name not in elsewhere
             }
-        own = {name: tensor.contiguous().clone() for name, tensor in own.items()}
-        self.checkpoints.save(self.accelerator, progress, own)
+        extra = {name: tensor.contiguous().clone() for name, tensor in extra.items()}
+        self.checkpoints.save(self.accelerator, progress, extra)
 
     @torch.no_grad()
-    def _load_own_state(self, own: Mapping[str, Tensor], num_processes: int) -> None:
+    def _load_own_state(self, extra: Mapping[str, Tensor], num_processes: int) -> None:
         """Take over what a checkpoint of so many processes holds besides the accelerator's own."""
         for name, buffer in self._running().items():
-            buffer.copy_(own[name])
+            buffer.copy_(extra[name])
         if self.accelerator.num_processes == num_processes:
-            self._sums.copy_(own["sums"])
+            self._sums.copy_(extra["sums"])
         if self.average is not None:
             self.average.module.load_state_dict(
-                {k.removeprefix(_AVERAGE): v for k, v in own.items() if k.startswith(_AVERAGE)}
+                {k.removeprefix(_AVERAGE): v for k, v in extra.items() if k.startswith(_AVERAGE)}
             )
 
     def _running(self) -> dict[str, Tensor]:
@@ -693,7 +693,7 @@ class Judge:
         """The sets to evaluate; one less by default where all channels are also shuffled."""
         channels, missing, also = self.data.channels, self.config.missing, []
         if missing is not None:
-            gone = {i for one in parse_sets(channels, missing) for i in one}
+            gone = {i for indices in parse_sets(channels, missing) for i in indices}
             also = [[i for i in range(len(channels)) if i not in gone]]
             if not also[0]:
                 raise UserError(f"--missing {missing} leaves no channel of {channels}.")
@@ -733,8 +733,8 @@ class Judge:
         """The unexplained fraction of variance, mean over the virtual channels, where known."""
         if mode != "named":
             return None
-        told = self.data.channels.take(indices)
-        error = statistics.fmean(unexplained_variance(self.model, told).values())
+        subset = self.data.channels.take(indices)
+        error = statistics.fmean(unexplained_variance(self.model, subset).values())
         return error if math.isfinite(error) else None
 
     def _bn_buffers(
@@ -754,12 +754,12 @@ class Judge:
         chosen = seeded_rng("set statistics", self.config.seed).sample(range(len(train)), count)
         images, device = train.take(sorted(chosen)), next(self.model.parameters()).device
         found = {}
-        for one in plan:
+        for planned in plan:
             for mode in modes:
-                told = channels.take(one.indices) if mode == "named" else ANONYMOUS
+                subset = channels.take(planned.indices) if mode == "named" else ANONYMOUS
                 loader = eval_loader(self.config, images, self.data.spec)
-                batches = (x[:, one.indices].to(device) for x, _ in loader)
-                found[one.indices, mode] = estimate_bn_buffers(self.model, batches, told)
+                batches = (x[:, planned.indices].to(device) for x, _ in loader)
+                found[planned.indices, mode] = estimate_bn_buffers(self.model, batches, subset)
         return found
 
 
