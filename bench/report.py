@@ -49,7 +49,8 @@ DENSENET = """@misc{huang2016densely,
   year = {2016},
   note = {arXiv:1608.06993}
 }"""
-COLOURS = {"twin": "#c2410c", "plain": "#475569"}
+#: Colours of the picture's lines, and the height of their labels in per cent.
+STYLES = (("#c2410c", 90), ("#0f766e", 46), ("#475569", 36))
 
 
 def fill(document: str) -> str:
@@ -75,18 +76,17 @@ def draw_channels_left(file: Path) -> Path | None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for label, (arm, way) in tables.LINES.items():
+    for (label, (arm, way)), style in zip(tables.LINES.items(), STYLES, strict=True):
         cells = {n: found.get(arm, way, question) for n, question in tables.LEFT.items()}
         points = {n: row for n, row in cells.items() if row is not None}
         if not points:
             continue
-        colour = COLOURS[label.split()[0]]
+        colour, height = style
         values = [100 * float(row["accuracy"]) for row in points.values()]
         spread = [100 * float(row["sd_seeds"] or 0) for row in points.values()]
         axes.errorbar(list(points), values, yerr=spread, color=colour, marker="o", markersize=9,
                       linewidth=4, capsize=6)  # fmt: skip
-        x, y, side = (13, 90, "right") if "twin" in label else (4.5, 50, "left")
-        axes.text(x, y, label, color=colour, fontsize=20, weight="bold", ha=side)
+        axes.text(13, height, label, color=colour, fontsize=18, weight="bold", ha="right")
     if not axes.containers:
         return None
     axes.set_xlabel("bands left of 13", fontsize=19)

@@ -52,8 +52,9 @@ RGB: Rows = {
 LEFT = {1: "one", 3: "3 left", 4: "4 left", 8: "8 left", 10: "10 left", 12: "all but one",
         13: "all"}  # fmt: skip
 LINES: Rows = {
+    "twin (ours)": ("twin", "trained"),
+    "plain timm, trained with the mean": ("tiled-mean", "trained"),
     "plain timm, trained with zeros": ("tiled-zero", "trained"),
-    "twin (ours), trained alike": ("twin", "trained"),
 }
 README: Rows = {
     label: row
@@ -173,18 +174,31 @@ def differences(name: str, rows: Rows, questions: Sequence[str], first: tuple[st
     return table(("minus", "seeds", *questions), lines) + conditions(used)
 
 
-def gain(name: str, questions: Sequence[str], first: str, second: str) -> str:
-    """Two arms side by side, a row for each question."""
-    found, lines, used = Results(name), [], []
+def gain(name: str, questions: Sequence[str], first: str, rivals: Mapping[str, str]) -> str:
+    """An arm beside others that were trained alike, a row for each question.
+
+    Args:
+        name: The benchmark.
+        questions: The rows.
+        first: The arm.
+        rivals: The others, by what they are called.
+    """
+    found, lines = Results(name), []
+    cells = {
+        (question, label): row
+        for question in questions
+        for label, arm in rivals.items()
+        if (row := found.get(first, "trained", question, arm))
+    }
+    labels = [label for label in rivals if any(key[1] == label for key in cells)]
     for question in questions:
-        row = found.get(first, "trained", question, second)
-        if row is None:
-            continue
-        used.append(row)
-        each = [f"{100 * float(row[key]):.1f}" for key in ("reference_accuracy", "accuracy")]
-        lines.append([question, *each, points(row)])
-    header = ("accuracy (%) on", "plain timm, trained with zeros", "twin", "gain in points")
-    return table(header, lines) + conditions(used)
+        rows = [cells[question, label] for label in labels]
+        theirs = [f"{100 * float(row['reference_accuracy']):.1f}" for row in rows]
+        lines.append([question, *theirs, *map(short, rows[:1]), *map(points, rows)])
+    header = ["accuracy (%) on", *labels, "twin"]
+    for label in labels:
+        header.append(f"gain over {label} (seeds: {seeds_of([cells[questions[0], label]])})")
+    return table(header, lines) + conditions([*cells.values()])
 
 
 def seeds_of(cells: Sequence[Row | None]) -> int:
@@ -299,7 +313,7 @@ def ratio(key: str) -> Callable[[Row], str]:
 #: The tables by name: how they are made, of which results, and what else that needs.
 TABLES: dict[str, tuple[Any, ...]] = {
     "readme": (accuracies, "eurosat", README, ("all", *MANY[2:]), short),
-    "gain": (gain, "eurosat", MANY, "twin", "tiled-zero"),
+    "gain": (gain, "eurosat", MANY, "twin", {"zeros": "tiled-zero", "the mean": "tiled-mean"}),
     "thirteen": (accuracies, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, short),
     "thirteen-minus": (
         differences, "eurosat", {**UNTRAINED_13, **TRAINED_13}, MANY, ("twin", "trained")
