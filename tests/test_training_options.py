@@ -42,6 +42,15 @@ def runs(tmp_path, *changes):
     return outcomes
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run with no option."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        (outcome,) = runs(tmp_path_factory.mktemp("plain"), {})
+    return outcome
+
+
 # ---- recipes
 
 
@@ -68,8 +77,8 @@ def test_recipes_train(tmp_path, name):
 # ---- precision and speed: they change no more than rounding
 
 
-def test_caching_changes_nothing(tmp_path):
-    plain, cached = runs(tmp_path, {}, {"cache": True})
+def test_caching_changes_nothing(plain, tmp_path):
+    (cached,) = runs(tmp_path, {"cache": True})
     assert history(plain) == history(cached)
 
 
@@ -83,12 +92,12 @@ def test_two_forward_passes_an_update_are_one_of_twice_the_size(tmp_path):
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_layouts_and_checkpointing_change_no_more_than_rounding(tmp_path):
-    plain, last = runs(tmp_path, {"channels_last": False}, {})
-    assert history(last)[0] == pytest.approx(history(plain)[0], rel=1e-3)
+def test_layouts_and_checkpointing_change_no_more_than_rounding(plain, tmp_path):
+    (rows,) = runs(tmp_path, {"channels_last": False})
+    assert history(plain)[0] == pytest.approx(history(rows)[0], rel=1e-3)
     vit = {"model": "dwg_test_vit"}  # no BatchNorm, which would see every batch twice
-    plain, checkpointing = runs(tmp_path / "vit", vit, {**vit, "grad_checkpointing": True})
-    assert history(checkpointing)[0] == pytest.approx(history(plain)[0], rel=1e-2)
+    whole, checkpointing = runs(tmp_path / "vit", vit, {**vit, "grad_checkpointing": True})
+    assert history(checkpointing)[0] == pytest.approx(history(whole)[0], rel=1e-2)
 
 
 def test_bfloat16_is_used(tmp_path, monkeypatch):
@@ -134,18 +143,16 @@ def test_channel_sets_do_not_recompile(tmp_path, aug, monkeypatch):
     assert outcome.results["training"]["updates"] == 24
 
 
-def test_clipping_and_layer_decay_reach_the_optimizer(tmp_path):
-    plain, clipped, decayed = runs(
-        tmp_path, {}, {"clip_grad": 1e-4, "opt": "sgd"}, {"layer_decay": 0.5}
-    )
+def test_clipping_and_layer_decay_reach_the_optimizer(plain, tmp_path):
+    clipped, decayed = runs(tmp_path, {"clip_grad": 1e-4, "opt": "sgd"}, {"layer_decay": 0.5})
     assert len({history(outcome)[0][0] for outcome in (plain, clipped, decayed)}) == 3
 
 
 # ---- average of the weights
 
 
-def test_the_average_is_tested_and_saved(tmp_path):
-    plain, averaged = runs(tmp_path, {}, {"ema_decay": 0.9})
+def test_the_average_is_tested_and_saved(plain, tmp_path):
+    (averaged,) = runs(tmp_path, {"ema_decay": 0.9})
     assert history(plain)[0][:2] == history(averaged)[0][:2]
     assert history(plain)[0][2] != history(averaged)[0][2]
     saved = EvaluateConfig(

@@ -129,7 +129,6 @@ def train(words: Sequence[str]) -> int:
     config = train_config(words)
     _log()
     with needs("train"):
-        from timm_varchan.results import markdown_page
         from timm_varchan.training.report import closing
         from timm_varchan.training.train import Interrupted, run
     try:
@@ -140,7 +139,7 @@ def train(words: Sequence[str]) -> int:
             print(f"Stopped; a checkpoint is saved. Go on with:\n{shlex.join(again)}", flush=True)
         return 128 + stopped.number
     if outcome.is_main:
-        print(f"\n{markdown_page(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
+        print(f"\n{closing(outcome.results, outcome.folder)}")
         if config.push_to_hub is not None:
             return push(str(config.folder / "model"), config.push_to_hub)
     return 0
@@ -150,13 +149,12 @@ def evaluate(words: Sequence[str]) -> int:
     """Judge a saved model on channel sets."""
     config = parse(EvaluateConfig, words, "timm-varchan evaluate")
     _log()
-    from timm_varchan.results import markdown_page
     from timm_varchan.training.report import closing
     from timm_varchan.training.train import evaluate as judge
 
     outcome = judge(config)
     if outcome.is_main:
-        print(f"{markdown_page(outcome.results)}\n{closing(outcome.results, outcome.folder)}")
+        print(closing(outcome.results, outcome.folder))
     return 0
 
 

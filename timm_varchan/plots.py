@@ -9,10 +9,9 @@ import logging
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -532,7 +531,6 @@ def plot_stem(
     *,
     sets: Sequence[Sequence[int]] | None = None,
     names: Sequence[str] = (),
-    num_kernels: int = NUM_KERNELS,
 ) -> Path:
     """What the stem makes of images: a block for each image and channel set, below each other.
 
@@ -547,7 +545,6 @@ def plot_stem(
         path: Picture to write.
         sets: Positions of the channels of each set; by default all channels, and all but the first.
         names: A name for each image.
-        num_kernels: How many of the generated kernels to show.
 
     Raises:
         UserError: No images, no stem, a stem without mixing coefficients.
@@ -560,9 +557,9 @@ def plot_stem(
         )
     every = tuple(range(len(whole)))
     wanted = [tuple(places) for places in sets or dict.fromkeys((every, every[1:] or every))]
-    views = [_look(model, images, whole, places, num_kernels) for places in wanted]
+    views = [_look(model, images, whole, places) for places in wanted]
     lines = [len(places) for _ in images for places in wanted]
-    widest = max(len(view.virtual) + view.num_kernels for view in views)
+    widest = max(len(view.virtual) + len(view.filters) for view in views)
     width = min(max(3.0 + 0.38 * widest, 4.0), 8.0)
     figure = _figure(0.4 + sum(0.6 + 0.24 * n for n in lines), width)
     grid = figure.subplots(
@@ -577,14 +574,12 @@ def plot_stem(
         left.set_anchor("N")
         left.set_xticks([])
         left.set_yticks([])
-        view.draw(right, number, whole.take(shown).labels)
+        _draw_stem(right, view, number, whole.take(shown).labels)
         right.set_title(f"{len(shown)} of {len(whole)} channels", fontsize=9, loc="left")
     return _saved(figure, path, 150)
 
 
-def _look(
-    model: nn.Module, images: Tensor, whole: ChannelSet, planes: Sequence[int], num_kernels: int
-) -> _StemView:
+def _look(model: nn.Module, images: Tensor, whole: ChannelSet, planes: Sequence[int]) -> _StemView:
     """The first stem's coefficients, and its kernels where the bank is one convolution."""
     twin = share(model, whole.take(planes)).eval()
     stem = next((module for module in twin.modules() if isinstance(module, Stem)), None)
@@ -594,14 +589,13 @@ def _look(
     coefficients = stem.mixer.coefficients(x).expand(len(x), -1, -1).float().cpu()
     kernels, chosen = coefficients.new_zeros(len(x), 0, len(planes), 1, 1), torch.zeros(0).long()
     if isinstance(stem.bank, nn.Conv2d):
-        chosen = stem.bank.weight.flatten(1).norm(dim=1).argsort(descending=True)[:num_kernels]
+        chosen = stem.bank.weight.flatten(1).norm(dim=1).argsort(descending=True)[:NUM_KERNELS]
         kernels = stem.generated_kernels(x)[:, chosen].expand(len(x), -1, -1, -1, -1).float().cpu()
     virtual = stem.mixer.virtual_channels.labels
     return _StemView(coefficients.numpy(), kernels.numpy(), virtual, tuple(chosen.tolist()))
 
 
-@dataclass(frozen=True)
-class _StemView:
+class _StemView(NamedTuple):
     """Coefficients `(B, C, K)`, n kernels `(B, n, C, kh, kw)`, names of the K, numbers of the n."""
 
     coefficients: np.ndarray
@@ -609,39 +603,35 @@ class _StemView:
     virtual: tuple[str, ...]
     filters: tuple[int, ...]
 
-    @property
-    def num_kernels(self) -> int:
-        """How many kernels there are to show, n."""
-        return self.kernels.shape[1]
 
-    def draw(self, axes: Axes, number: int, labels: Sequence[str]) -> None:
-        """One image's channels, a line each: K numbers, then n kernels, in cells of 1 x 1."""
-        num_virtual = len(self.virtual)
-        table = self.coefficients[number]
-        place: dict[str, Any] = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "auto"}
-        extent = (0.0, float(num_virtual), float(len(labels)), 0.0)
-        axes.imshow(table, vmin=-1, vmax=1, extent=extent, alpha=0.8, **place)
-        for (line, column), value in np.ndenumerate(table):
-            if abs(value) >= 0.005:
-                axes.text(
-                    column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center",
-                    fontsize=7, color="white" if abs(value) > 0.6 else "black",
-                )  # fmt: skip
-        limit = float(np.abs(self.kernels).max()) if self.num_kernels else 1.0
-        for line in range(len(labels)):
-            for column in range(self.num_kernels):
-                left = num_virtual + column + 0.2
-                extent = (left, left + 0.9, line + 0.95, line + 0.05)
-                kernel = self.kernels[number, column, line]
-                axes.imshow(kernel, vmin=-limit, vmax=limit, extent=extent, **place)
-        axes.set_xlim(0, num_virtual + self.num_kernels + 0.2)
-        axes.set_ylim(len(labels), 0)
-        ticks = [*np.arange(num_virtual) + 0.5, *np.arange(self.num_kernels) + num_virtual + 0.65]
-        texts = [*(f"to {v}" for v in self.virtual), *(f"kernel {k}" for k in self.filters)]
-        axes.set_xticks(ticks, texts, rotation=0 if len(ticks) < 8 else 90)
-        axes.set_yticks([line + 0.5 for line in range(len(labels))], labels)
-        axes.tick_params(length=0, labelsize=8)
-        axes.spines[:].set_visible(False)
+def _draw_stem(axes: Axes, view: _StemView, number: int, labels: Sequence[str]) -> None:
+    """One image's channels, a line each: K numbers, then n kernels, in cells of 1 x 1."""
+    num_virtual, num_kernels = len(view.virtual), len(view.filters)
+    table = view.coefficients[number]
+    place: dict[str, Any] = {"interpolation": "nearest", "cmap": "RdBu_r", "aspect": "auto"}
+    extent = (0.0, float(num_virtual), float(len(labels)), 0.0)
+    axes.imshow(table, vmin=-1, vmax=1, extent=extent, alpha=0.8, **place)
+    for (line, column), value in np.ndenumerate(table):
+        if abs(value) >= 0.005:
+            axes.text(
+                column + 0.5, line + 0.5, f"{value:.2f}", ha="center", va="center",
+                fontsize=7, color="white" if abs(value) > 0.6 else "black",
+            )  # fmt: skip
+    limit = float(np.abs(view.kernels).max()) if num_kernels else 1.0
+    for line in range(len(labels)):
+        for column in range(num_kernels):
+            left = num_virtual + column + 0.2
+            extent = (left, left + 0.9, line + 0.95, line + 0.05)
+            kernel = view.kernels[number, column, line]
+            axes.imshow(kernel, vmin=-limit, vmax=limit, extent=extent, **place)
+    axes.set_xlim(0, num_virtual + num_kernels + 0.2)
+    axes.set_ylim(len(labels), 0)
+    ticks = [*np.arange(num_virtual) + 0.5, *np.arange(num_kernels) + num_virtual + 0.65]
+    texts = [*(f"to {v}" for v in view.virtual), *(f"kernel {k}" for k in view.filters)]
+    axes.set_xticks(ticks, texts, rotation=0 if len(ticks) < 8 else 90)
+    axes.set_yticks([line + 0.5 for line in range(len(labels))], labels)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
 
 
 def picture_of(image: Tensor, channels: ChannelSet) -> np.ndarray:

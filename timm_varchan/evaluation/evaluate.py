@@ -330,8 +330,6 @@ def predict_channel_sets(
     model: nn.Module,
     loader: Loader,
     views: Sequence[SetView],
-    *,
-    accelerator: Accelerator | None = None,
     bn_buffers: BatchNormBuffers | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predictions of every view, with every batch loaded once.
@@ -340,9 +338,9 @@ def predict_channel_sets(
 
     Returns:
         Predicted classes `(images, views)`, `NO_CLASS` where a logit is not finite, and true
-        classes `(images,)`, on every process.
+        classes `(images,)`.
     """
-    found = _predict(model, loader, views, accelerator=accelerator, bn_buffers=bn_buffers)
+    found = _predict(model, loader, views, bn_buffers=bn_buffers)
     return found.classes, found.references
 
 

@@ -31,6 +31,7 @@ from timm_varchan.results import (
     Evaluated,
     evaluation_entry,
     headline,
+    markdown_page,
     write_results,
     write_rows,
 )
@@ -110,12 +111,12 @@ def _channels(config: TrainConfig | EvaluateConfig, channels: ChannelSet) -> str
 
 
 def closing(results: Mapping[str, Any], folder: Path | None) -> str:
-    """What was achieved in one sentence, where to look, and whether another epoch was better."""
+    """The page, what was achieved in one sentence, where to look, whether an epoch was better."""
     text = f"{results['model']['name']}: {headline(results)}."
     if folder is not None:
         model = "" if results["training"] is None else f", {folder}/model (the model and its card)"
         text += f" Everything is in {folder}/: results.html (open it), results.md{model}."
-    return f"{text}{_other_epoch(results, folder)}"
+    return f"{markdown_page(results)}\n{text}{_other_epoch(results, folder)}"
 
 
 def _other_epoch(results: Mapping[str, Any], folder: Path | None) -> str:
@@ -169,8 +170,10 @@ class RunLog:
         """Write the epochs so far, counted from 1; the last of them is new."""
         rows = [_row(entry) for entry in history]
         newest, number = rows[-1], len(history)
+        groups = {key: key.split("_")[0] for key in newest if key != "epoch"}
         self._accelerator.log(
-            {f"{_group(k)}/{k}": v for k, v in newest.items() if k != "epoch"}, step=newest["epoch"]
+            {f"{g if g in ('train', 'eval') else 'run'}/{k}": newest[k] for k, g in groups.items()},
+            step=newest["epoch"],
         )
         if not self._accelerator.is_main_process:
             return
@@ -190,14 +193,8 @@ class RunLog:
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of the history with a column for every channel set, its epoch counted from 1."""
     columns = {key: value for key, value in entry.items() if key != "eval_sets"}
-    sets = entry.get("eval_sets", {})
-    columns["epoch"] += 1
-    return columns | {f"eval_accuracy_{name}": value for name, value in sets.items()}
-
-
-def _group(name: str) -> str:
-    head = name.split("_")[0]
-    return head if head in ("train", "eval") else "run"
+    sets = {f"eval_accuracy_{name}": value for name, value in entry["eval_sets"].items()}
+    return {**columns, "epoch": entry["epoch"] + 1, **sets}
 
 
 def build_results(

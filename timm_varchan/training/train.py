@@ -159,13 +159,29 @@ def evaluate(config: EvaluateConfig) -> Outcome:
             baseline.check(data.class_names, split.labels(), split.fingerprint())
         _say(accelerator, "%s", opening(config, data, model, accelerator))
         evaluated = judge.evaluate(baseline)
-        results = build_results(config, data, accelerator, evaluated, model=model)
-        if folder is not None and accelerator.is_main_process:
-            write_run(results, evaluated, data, folder)
-        accelerator.wait_for_everyone()
-        return Outcome(folder, results, evaluated.sets, accelerator.is_main_process)
+        return _leave(config, data, accelerator, evaluated, folder, model)
     finally:
         accelerator.end_training()
+
+
+def _leave(
+    config: TrainConfig | EvaluateConfig,
+    data: ImageData,
+    accelerator: Accelerator,
+    evaluated: Evaluated,
+    folder: Path | None,
+    model: nn.Module,
+    progress: Progress | None = None,
+    taken: Progress | None = None,
+) -> Outcome:
+    """Write everything that stays in the folder, the model too if it was trained."""
+    results = build_results(
+        config, data, accelerator, evaluated, model=model, progress=progress, taken=taken
+    )
+    if folder is not None and accelerator.is_main_process:
+        write_run(results, evaluated, data, folder, None if progress is None else model)
+    accelerator.wait_for_everyone()
+    return Outcome(folder, results, evaluated.sets, accelerator.is_main_process)
 
 
 # Set-up -------------------------------------------------------------------------------------------
@@ -589,14 +605,10 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         model, taken = self._chosen(progress)
         evaluated = Judge(config, accelerator, model, self.data).evaluate(None)
-        results = build_results(
-            config, self.data, accelerator, evaluated, model=model, progress=progress, taken=taken
+        model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
+        return _leave(
+            config, self.data, accelerator, evaluated, config.folder, model, progress, taken
         )
-        if accelerator.is_main_process:
-            model.to(memory_format=torch.contiguous_format)  # safetensors knows no other layout
-            write_run(results, evaluated, self.data, config.folder, model)
-        accelerator.wait_for_everyone()
-        return Outcome(config.folder, results, evaluated.sets, accelerator.is_main_process)
 
     def _chosen(self, progress: Progress) -> tuple[nn.Module, Progress]:
         """The whole model that is tested and saved, on every process, and how far it is trained."""
