@@ -188,7 +188,7 @@ def _of_pattern(pattern: str) -> Match:
 def _plain(paths: Sequence[str], folder: Path, wanted: Sequence[str]) -> Match | None:
     """How the names say image and channel, if they do so plainly: see `_is_plain`."""
     some = paths[:: max(1, len(paths) // 50)]
-    for match in (*map(_matcher, _PLAIN), *_by_words(paths, wanted)):
+    for match in (*map(_matcher, _PLAIN), *_by_words(paths, some, wanted)):
         if sum(match(path) is not None for path in some) < 0.95 * len(some):
             continue
         groups: dict[str, set[str]] = {}
@@ -200,14 +200,18 @@ def _plain(paths: Sequence[str], folder: Path, wanted: Sequence[str]) -> Match |
     return None
 
 
-def _by_words(paths: Sequence[str], wanted: Sequence[str]) -> Iterator[Match]:
+def _by_words(paths: Sequence[str], some: Sequence[str], wanted: Sequence[str]) -> Iterator[Match]:
     """Ways to take one part of the names for the channel, where words of channels stand in it.
 
-    The wanted channels' all, or known ones, two at least and half of what stands there.
+    The wanted channels' all, or known ones, two at least and half of what stands there; some of the
+    names have one too.
     """
     asked = {re.sub(r"[\W_]+", "", name).lower() for name in wanted}
     for place in (-1, -2, -3, -4, 0, 1, 2):
         match = _at(place)
+        few = {found[1].lower() for path in some if (found := match(path))}
+        if not few & asked and not any(re.fullmatch(_WORDS, word) for word in few):
+            continue
         words = {found[1].lower() for path in paths if (found := match(path))}
         known = sum(re.fullmatch(_WORDS, word) is not None for word in words)
         if len(words) <= _MAX_PLANES and (

@@ -22,6 +22,8 @@ ROW_CURE = (
 )
 #: Bytes at the beginning, in the middle and at the end by which an image is known again.
 _HASHED = 4096
+#: Files that a thread takes at once: a thread for each costs more than the reading.
+_PART = 256
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,14 @@ class Records:
             values = (value for table in batches for value in table.column(0).to_pylist())
             self._known.update(zip(new, (_identity(v, self._folder) for v in values), strict=True))
         elif new:
+            parts = [new[start : start + _PART] for start in range(0, len(new), _PART)]
             with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-                paths = (self.paths[row] for row in new)
-                found = threads.map(lambda p: _identity(p, self._folder), paths, chunksize=256)
-                self._known.update(zip(new, found, strict=True))
+                for part, found in zip(parts, threads.map(self._of_files, parts), strict=True):
+                    self._known.update(zip(part, found, strict=True))
         return [self._known[row] for row in rows]
+
+    def _of_files(self, rows: Sequence[int]) -> list[int]:
+        return [_identity(self.paths[row], self._folder) for row in rows]
 
 
 def _identity(value: Any, folder: str) -> int:
