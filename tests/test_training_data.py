@@ -1,7 +1,6 @@
 """What a run begins with: planes of the files and their names, a saved model, streamed images."""
 
 import dataclasses
-import io
 import json
 import logging
 
@@ -15,6 +14,7 @@ from PIL import Image
 from test_training import interrupt_at
 from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate, image_folder  # noqa: F401
 from torch.utils.data import DataLoader
+from trees import npy_bytes
 
 import timm_varchan
 from timm_varchan import Channel, ChannelSet, hub
@@ -207,28 +207,30 @@ LOSSES = ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "lr")
 def shards(tmp_path_factory):
     """Three Parquet files of 16 images whose first pixel is their number; 12 for validation."""
     path = tmp_path_factory.mktemp("shards")
-    features = datasets.Features(
-        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
     for name, numbers in (
         *((f"train-{i:05d}-of-00003", range(16 * i, 16 * i + 16)) for i in range(3)),
         ("validation-00000-of-00001", range(12)),
     ):
-        rows = {"image": [], "label": []}
-        for number in numbers:
-            rows["image"].append(encoded(number))
-            rows["label"].append(number % 2)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(path / f"{name}.parquet")
+        labels = [number % 2 for number in numbers]
+        write_rows(path / f"{name}.parquet", map(encoded, numbers), labels)
     return path
 
 
 def encoded(number):
-    rng = np.random.default_rng(number)
-    image = rng.integers(0, 200, (2, 16, 16)).astype(np.uint8)
+    image = np.random.default_rng(number).integers(0, 200, (2, 16, 16)).astype(np.uint8)
     image[:, 0, 0] = number
-    file = io.BytesIO()
-    np.save(file, image)
-    return file.getvalue()
+    return npy_bytes(image)
+
+
+def write_rows(path, images, labels):
+    """A table whose labels may be out of range, which `ClassLabel` reads but does not write."""
+    features = datasets.Features(
+        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {"image": list(images), "label": [0] * len(labels)}
+    table = datasets.Dataset.from_dict(rows, features=features).data.table
+    column = table.schema.get_field_index("label")
+    parquet.write_table(table.set_column(column, table.schema.field(column), [labels]), path)
 
 
 def seen(data, *, processes=1, workers=0, epoch=0, num_batches=4, skip_corrupt=False):
@@ -326,18 +328,6 @@ def test_what_a_stream_cannot_do_is_refused(shards, tmp_path):
     )
     with pytest.raises(REFUSED):
         run(config)
-
-
-def write_rows(path, images, labels):
-    features = datasets.Features(
-        {"image": datasets.Value("binary"), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
-    rows = {"image": images, "label": [0] * len(labels)}
-    table = datasets.Dataset.from_dict(rows, features=features).data.table
-    # `ClassLabel` refuses to write what it reads
-    column = table.schema.get_field_index("label")
-    table = table.set_column(column, table.schema.field(column), [labels])
-    parquet.write_table(table, path)
 
 
 @pytest.mark.parametrize("label", [None, 2])

@@ -21,7 +21,6 @@ with needs("train"):
     from timm_varchan.data.streaming import ImageStream, check_workers, stream_data
     from timm_varchan.data.synthetic import SYNTHETIC_CHANNELS, SYNTHETIC_CLASSES
     from timm_varchan.data.transforms import (
-        TrainTransform,
         eval_transform,
         scale_values,
         train_transform,
@@ -35,7 +34,6 @@ __all__ = [
     "ImageStream",
     "Preview",
     "Reading",
-    "TrainTransform",
     "TransformedSplit",
     "cached",
     "channel_stats",

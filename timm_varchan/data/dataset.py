@@ -28,7 +28,7 @@ from timm_varchan.data.labels import (
     resolve_labels,
     stored_labels,
 )
-from timm_varchan.data.lists import SPLIT_ALIASES, Columns
+from timm_varchan.data.lists import SPLIT_ALIASES, Columns, asked_column, usual_column
 from timm_varchan.data.look import settle
 from timm_varchan.data.reading import FILLED, Reading
 from timm_varchan.data.records import ROW_CURE, Files, Records
@@ -501,22 +501,18 @@ LABEL_RULE = _ColumnRule(
 def find_column(rows: Any, asked: str | None, rule: _ColumnRule, where: str) -> str:
     """The asked column, else the first of the usual names, else the only one of the right type."""
     if isinstance(rows, Files):
-        return rule.names[0]
+        return ""
     if asked is not None:
-        if asked in rows.column_names:
-            return asked
-        problem = f"has no column {asked!r} for the {rule.what}"
-    else:
-        usual = [name for name in rule.names if name in rows.column_names]
-        typed = [name for name, kind in rows.features.items() if isinstance(kind, rule.feature)]
-        if usual:
-            return usual[0]
-        if len(typed) == 1:
-            return typed[0]
-        problem = f"has no column for the {rule.what} that is called one of {', '.join(rule.names)}"
-    raise UserError(
-        f"{where} {problem}; it has {', '.join(rows.column_names)}. Name it with {rule.flag}."
-    )
+        return asked_column(rows.column_names, asked, rule.what, where, rule.flag)
+    typed = [name for name, kind in rows.features.items() if isinstance(kind, rule.feature)]
+    found = usual_column(rows.column_names, rule.names) or (typed[0] if len(typed) == 1 else None)
+    if found is None:
+        raise UserError(
+            f"{where} has no column for the {rule.what} that is called one of "
+            f"{', '.join(rule.names)}; it has {', '.join(rows.column_names)}. Name it with "
+            f"{rule.flag}."
+        )
+    return found
 
 
 def readable(name: str, split: ImageSplit) -> ImageSplit:

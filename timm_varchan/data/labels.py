@@ -16,8 +16,6 @@ from timm_varchan.channels import seeded_rng
 from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 
-__all__ = ["StoredLabels", "balanced_indices", "label_problem", "resolve_labels", "stored_labels"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +46,7 @@ def stored_labels(rows: Any, column: str) -> StoredLabels:
     feature = rows.features[column]
     dtype = str(getattr(feature, "dtype", None))
     if isinstance(feature, (list, tuple, datasets.Sequence, getattr(datasets, "List", tuple))):
-        raise _several(f"The label column {column!r} holds {feature}")
+        raise several_labels(f"The label column {column!r} holds {feature}")
     is_number = re.fullmatch(r"bool|u?int\d+", dtype) is not None
     if not is_number and dtype not in ("string", "large_string"):
         raise UserError(
@@ -63,10 +61,11 @@ def stored_labels(rows: Any, column: str) -> StoredLabels:
     return StoredLabels([named.get(v, v) for v in values], names, False)
 
 
-def _several(what: str) -> UserError:
+def several_labels(what: str) -> UserError:
+    """The error for labels of which an image has several."""
     return UserError(
-        f"{what}: several labels an image. Only one class an image is served; name another column "
-        f"with --label-column."
+        f"{what}: several labels an image. Only one class an image is served; name a column of "
+        f"class names with --label-column."
     )
 
 
@@ -105,7 +104,7 @@ def _refuse_numbers_and_lists(names: set[str], num_rows: int) -> None:
         parts = Counter(part.strip() for n in joined for part in n.split(mark))
         known = [n for n in joined if all(part.strip() in names for part in n.split(mark))]
         if known or (mark != " " and len(joined) * 2 > len(names) and parts.total() > len(parts)):
-            raise _several(f"There is the label {min(known or joined)!r}")
+            raise several_labels(f"There is the label {min(known or joined)!r}")
 
 
 def resolve_labels(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm_varchan.data.decode import IMAGE_SUFFIXES
+from timm_varchan.data.labels import several_labels
 from timm_varchan.data.records import Files
 from timm_varchan.errors import UserError
 
@@ -125,7 +126,7 @@ def read_table(
     paths: list[Any] = list(zip(*columns_of, strict=True)) if len(images) > 1 else columns_of[0]
     names = [re.sub(_COLUMN_WORDS, "", c, flags=re.I) for c in images] if len(images) > 1 else []
     labels = [_label(value, path) for value in table[label]]
-    split = _usual(table, _SPLITS)
+    split = usual_column(table, _SPLITS)
     parts: dict[str | None, Files] = {}
     for row, name in enumerate(table[split] if split else [None] * len(labels)):
         part = parts.setdefault(name and str(name).strip(), Files([], [], planes=tuple(names)))
@@ -223,7 +224,8 @@ def _sample(values: Sequence[Any]) -> list[Any]:
 # Columns ------------------------------------------------------------------------------------------
 
 
-def _usual(table: Iterable[str], names: Sequence[str]) -> str | None:
+def usual_column(table: Iterable[str], names: Sequence[str]) -> str | None:
+    """The column that has the first of the usual names which is there, in any case."""
     lower = {column.lower(): column for column in table}
     return next((lower[name] for name in names if name in lower), None)
 
@@ -233,23 +235,24 @@ def _image_columns(
 ) -> list[str]:
     """The column of the paths, or one a channel."""
     if asked is not None and (asked in table or is_asked):
-        return [_asked(table, asked, "images", path, "--image-column")]
+        return [asked_column(table, asked, "images", path, "--image-column")]
     like = [c for c in table if (some := _sample(table[c])) and all(map(_is_image, some))]
-    usual = _usual(like, _PATHS)
+    usual = usual_column(like, _PATHS)
     if usual is not None or len(like) == 1:
         return [usual or like[0]]
     if like:
         return [c for c in like if "mask" not in c.lower()] or like[:1]
-    usual = _usual(table, _PATHS)
+    usual = usual_column(table, _PATHS)
     if usual is None and "0" in table:  # without a header
         usual = "0"
     return [usual] if usual is not None else []
 
 
-def _asked(table: Iterable[str], asked: str, what: str, path: Path, flag: str) -> str:
+def asked_column(table: Iterable[str], asked: str, what: str, where: object, flag: str) -> str:
+    """The column that somebody names, refused where there is no such one."""
     if asked not in table:
         raise UserError(
-            f"{path} has no column {asked!r} for the {what}; it has {', '.join(table)}. Name it "
+            f"{where} has no column {asked!r} for the {what}; it has {', '.join(table)}. Name it "
             f"with {flag}."
         )
     return asked
@@ -260,21 +263,18 @@ def _label_column(
 ) -> str | None:
     """The column of the labels; None where a table has none, as a test set's may."""
     if asked is not None:
-        return _asked(table, asked, "labels", path, "--label-column")
+        return asked_column(table, asked, "labels", path, "--label-column")
     rest = [
         c for c in table if c not in images and c.lower() not in (*_SPLITS, "index", "unnamed: 0")
     ]
-    usual = _usual(rest, _LABELS)
+    usual = usual_column(rest, _LABELS)
     if usual is not None or len(rest) < 2:
         return usual or (rest[0] if rest else None)
     flags = [
         c for c in rest if {str(x) for x in table[c]} <= {"0", "1", "0.0", "1.0", "True", "False"}
     ]
     if len(flags) > 1:
-        raise UserError(
-            f"{path} has a column a class ({', '.join(flags[:4])}, ...): several labels an image. "
-            f"Only one class an image is served: write one column with its name."
-        )
+        raise several_labels(f"{path} has a column a class ({', '.join(flags[:4])}, ...)")
     raise UserError(
         f"{path} has no column for the labels that is called one of {', '.join(_LABELS)}; it has "
         f"{', '.join(table)}. Name it with --label-column."
@@ -283,10 +283,7 @@ def _label_column(
 
 def _label(value: Any, path: Path) -> Any:
     if isinstance(value, (list, dict)):
-        raise UserError(
-            f"{path} has the label {json.dumps(value)[:60]}: several labels an image. Only one "
-            f"class an image is served; name another column with --label-column."
-        )
+        raise several_labels(f"{path} has the label {json.dumps(value)[:60]}")
     if isinstance(value, str):
         value = value.strip()
     return None if value in ("", "nan", "NaN") else value if value is None else str(value)
