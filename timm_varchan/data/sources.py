@@ -205,7 +205,7 @@ class Level:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     self._add(entry, above)
-        self.count = len(self.images) + sum(inner.count for inner in self.folders.values())
+        self.count: int = len(self.images) + sum(inner.count for inner in self.folders.values())
 
     def _add(self, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> None:
         here = f"{self.place}{entry.name}"
