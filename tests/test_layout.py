@@ -10,7 +10,7 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 #: A part imports itself and parts before it. A new file must be given its place here.
 PARTS = (
     "version errors products channels input_spec measure stems models filling views data "
-    "evaluation plots results hub cards training export folding predict scenes integrations "
+    "evaluation plots results hub cards training folding export predict scenes integrations "
     "commands __main__"
 ).split()
 
