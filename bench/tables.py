@@ -386,6 +386,7 @@ TABLES: dict[str, tuple[Any, ...]] = {
             "model": text("model"), "C": text("channels"), "parameters": number("params"),
             "M multi-adds": number("macs", 1, 1e6), "time / twin": ratio("to_twin"),
         },
+        ("3", "13"),
     ),
     "latency": (
         plain_table, "latency",
