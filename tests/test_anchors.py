@@ -49,12 +49,6 @@ def test_rgb_stays_timms_and_the_other_kernels_learn(base, tmp_path):
     assert (gradients > 0).all(), "each further virtual channel learns at the first step"
 
 
-def test_random_kernels_where_nothing_is_pretrained():
-    stem = stem_of(timm.create_model("dwg_test_resnet", virtual_channels=ANCHORED))
-    assert 0.5 < stem.anchors.weight.std() / stem.bank.weight.std() < 2
-    assert timm.create_model("dwg_test_resnet", virtual_channels=ANCHORED, device="meta")
-
-
 def test_three_planes_are_rgb_and_bands_beside_them_are_taken_for_them(tmp_path):
     _, twin = both("test_resnet", tmp_path, virtual_channels="B02+B03+B04+B08+B11")
     assert str(stem_of(twin).mixer.virtual_channels) == "R+G+B+B08+B11"
@@ -155,3 +149,9 @@ def test_weights_alone_fit_the_same_virtual_channels():
         with pytest.raises(RuntimeError, match=r"same, or keep whole models by timm_varchan.hub"):
             ours.load_state_dict(theirs.state_dict())
     wide.load_state_dict(wide.state_dict())
+
+
+def test_random_kernels_where_nothing_is_pretrained():
+    stem = stem_of(timm.create_model("dwg_test_resnet", virtual_channels=ANCHORED))
+    assert 0.5 < stem.anchors.weight.std() / stem.bank.weight.std() < 2
+    assert timm.create_model("dwg_test_resnet", virtual_channels=ANCHORED, device="meta")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 
 import numpy as np
 import pytest
@@ -54,7 +53,7 @@ def test_parse_reads_what_people_write(spec, labels):
     parsed = ChannelSet.parse(spec)
     assert parsed.labels == labels
     assert len(parsed) == len(labels)
-    assert [c.label for c in parsed] == list(labels)
+    assert ChannelSet.parse(json.loads(json.dumps(parsed.to_dict()))) == parsed
 
 
 def test_parsed_channels_know_their_wavelengths_and_imagenet_statistics():
@@ -135,17 +134,6 @@ def test_channel_refuses_impossible_values(values, message):
         Channel(**values)
 
 
-def test_satellite_names():
-    sentinel = "B01+B02+B03+B04+B05+B06+B07+B08+B8A+B09+B10+B11+B12"
-    assert len(ChannelSet.parse(sentinel)) == 13
-    assert known_channels()["B08"].wavelength_nm == 832.8
-    assert known_channels()["B8A"].wavelength_nm == 864.7
-    for satellite in (8, 9):
-        landsat = ChannelSet.parse([f"L{satellite}_B{band}" for band in range(1, 12)])
-        assert landsat.wavelengths_nm[1:5] == (482.0, 561.5, 654.5, 865.0)
-        assert landsat.wavelengths_nm[9] == 10895.0
-
-
 def test_register_channel_makes_a_name_known():
     added = register_channel("DNA", 461, mean=0.1, std=0.2)
     assert added == Channel("DNA", 461, 0.1, 0.2)
@@ -166,29 +154,9 @@ def test_register_channel_keeps_specifications_readable(name):
     assert name not in known_channels()
 
 
-def test_known_channels_is_a_copy():
-    known_channels()["X"] = Channel("X")
-    with pytest.raises(ValueError, match="Unknown"):
-        ChannelSet.parse("X")
-
-
-def test_text_form_reads_back():
-    for text in ("RGB", "GB", "B02+B08", "R+G+NIR", "anonymous"):
-        assert str(ChannelSet.parse(text)) == text
-        assert ChannelSet.parse(str(ChannelSet.parse(text))) == ChannelSet.parse(text)
-
-
 def test_subsets_come_largest_first():
-    assert [str(RGB.take(s)) for s in RGB.subset_indices()] == [
-        "RGB",
-        "RG",
-        "RB",
-        "GB",
-        "R",
-        "G",
-        "B",
-    ]
-    assert [str(RGB.take(s)) for s in RGB.subset_indices(2)] == ["RG", "RB", "GB"]
+    found = [str(RGB.take(s)) for s in RGB.subset_indices()]
+    assert found == ["RGB", "RG", "RB", "GB", "R", "G", "B"]
     assert RGB.subset_indices(1) == [(0,), (1,), (2,)]
     for size in (0, 4, -1):
         with pytest.raises(ValueError, match="1 to 3"):
@@ -225,38 +193,6 @@ def test_chance_is_equal_in_every_process():
     assert seeded_rng(7, "train", 3).random() == 0.505659528102461
 
 
-def test_chance_hangs_on_every_part_of_the_key():
-    draws = {
-        seeded_rng(*key).random() for key in [(1, "a"), (1, "b"), (2, "a"), ("1a",), (1, "a", 0)]
-    }
-    assert len(draws) == 5
-    assert seeded_rng(1, "a").random() == seeded_rng(1, "a").random()
-    state = random.getstate()
-    seeded_rng(1).random()
-    assert random.getstate() == state
-
-
-def test_config_round_trip_needs_no_registration():
-    mixed = ChannelSet.parse(["R", None, 865.0, Channel("DNA"), Channel("ER", 510, 0.1, 0.2)])
-    config = json.loads(json.dumps(mixed.to_dict()))
-    assert ChannelSet.from_dict(config) == mixed
-    assert ChannelSet.from_dict(ANONYMOUS.to_dict()) == ANONYMOUS
-    assert config["channels"][1] == {}
-    assert ChannelSet.parse(config) == mixed, "model arguments hold it in this form"
-
-
-def test_sets_are_values():
-    assert ChannelSet.parse("RGB") == RGB
-    assert len({RGB, ChannelSet.parse("RGB"), ChannelSet.parse("BGR")}) == 2
-    with pytest.raises(AttributeError):
-        RGB.channels = ()
-
-
-def test_wavelengths_may_be_numbers_of_numpy():
-    spec = [np.float32(490), np.int64(842)]
-    assert ChannelSet.parse(spec).wavelengths_nm == (490.0, 842.0)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -287,17 +223,6 @@ def test_own_channels_are_known_and_the_unknown_one_is_blamed():
     assert ChannelSet.parse("ER+DNA", own=own) == own.take((1, 0))
     with pytest.raises(ValueError, match=r"'Golgi'.* DNA, ER, R"):
         ChannelSet.parse("ER+Golgi", own=own)
-
-
-def test_a_model_knows_its_own_names():
-    channels = ChannelSet.parse("DNA@461nm+ER=+AGP=")
-    model = timm.create_model(
-        "dwg_test_resnet", channel_set=channels, channel_names=("ER", "AGP")
-    ).eval()
-    timm_varchan.set_channels(model, "ER+AGP")
-    assert model(torch.randn(1, 2, 32, 32)).isfinite().all()
-    with pytest.raises(ValueError, match="'Golgi'"):
-        timm_varchan.set_channels(model, "ER+Golgi")
 
 
 def test_a_specification_is_said_anew_in_parts():

@@ -19,13 +19,16 @@ from timm_varchan.models import set_channels, stems
 
 COUNTS = (1, 3, 5, 12)
 FEATURES = ("default", "list", "dict", "getter", "hook", "fx")
-#: Run in ONNX in the default part too; all are in the slow one.
-ONNX_DEFAULT = ("resnet18", "convnext_atto", "vit_tiny_patch16_224")
-#: Compiled and exported in the default part; all are in the slow one.
-TRACED_DEFAULT = ("resnet18", "vit_tiny_patch16_224")
-TRACED = [
-    arch if arch in TRACED_DEFAULT else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS
-]
+
+
+def some_of(*archs):
+    """All architectures, of which only these run in the default part."""
+    slow = pytest.mark.slow
+    return [arch if arch in archs else pytest.param(arch, marks=slow) for arch in ARCHS]
+
+
+#: Compiled and exported in the default part.
+TRACED = some_of("resnet18", "vit_tiny_patch16_224")
 SCRIPT = pytest.mark.filterwarnings(
     "ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning"
 )
@@ -214,11 +217,6 @@ class TestContract:
             optimiser.step()
         assert not dead
 
-    @torch.no_grad()
-    def test_evaluation_is_deterministic(self, trained):
-        x = images(5)
-        assert torch.equal(trained(x), trained(x))
-
     # 6. what is done with models
 
     @torch.no_grad()
@@ -290,14 +288,6 @@ class TestContract:
         assert len(twin(images(6))) == len(expected)
 
     @torch.no_grad()
-    def test_intermediates(self, arch, base, twin):
-        x = images(3)
-        expected = base.forward_intermediates(x, intermediates_only=True)
-        actual = twin.forward_intermediates(x, intermediates_only=True)
-        for ours, theirs in zip(actual, expected, strict=True):
-            assert_same(ours, theirs)
-
-    @torch.no_grad()
     @pytest.mark.filterwarnings("ignore:.*NOTE. The nodes obtained by tracing:UserWarning")
     def test_fx(self, trained):
         last = get_graph_node_names(trained)[1][-1]
@@ -357,32 +347,16 @@ class TestContract:
             x = images(count, batch)
             assert_same(exported(x), trained(x))
 
-    @torch.no_grad()
-    @pytest.mark.slow
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-    @pytest.mark.parametrize("example", [3, 5])
-    def test_onnx_with_dynamic_channels(self, trained, example, tmp_path):
-        check_onnx(trained, example, tmp_path)
-
-
-def check_onnx(model, example, folder):
-    run = run_onnx(model, folder, example)
-    for count, batch in itertools.product(COUNTS, (1, 2)):
-        x = images(count, batch)
-        assert_same(run(x), model(x), 1e-4)
-
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    ("arch", "example", "spec"),
-    [(*pair, None) for pair in zip(ONNX_DEFAULT, (3, 5, 3), strict=True)]
-    + [pytest.param("resnet18", 5, "anonymous", marks=pytest.mark.slow)],
-)
-def test_onnx_in_short(pair, arch, example, spec, tmp_path):
-    model = wake(pair(arch)[1])
-    set_channels(model, spec)
-    check_onnx(model, example, tmp_path)
+@pytest.mark.parametrize("arch", some_of("resnet18", "convnext_atto", "vit_tiny_patch16_224"))
+@pytest.mark.parametrize("example", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_onnx_with_dynamic_channels(trained, example, tmp_path):
+    run = run_onnx(trained, tmp_path, example)
+    for count, batch in itertools.product(COUNTS, (1, 2)):
+        x = images(count, batch)
+        assert_same(run(x), trained(x), 1e-4)
 
 
 @torch.no_grad()
@@ -394,17 +368,6 @@ def test_named_sets_export_with_their_own_count(pair, spec):
     exported = export(model, count, dynamic=False)
     x = images(count)
     assert_same(exported(x), model(x))
-
-
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_named_sets_run_in_onnx(pair, tmp_path):
-    model = wake(pair("resnet18")[1])
-    set_channels(model, "B02+B08")
-    run = run_onnx(model, tmp_path, 2, dynamic=False)
-    for batch in (1, 3):
-        x = images(2, batch)
-        assert_same(run(x), model(x), 1e-4)
 
 
 @torch.no_grad()

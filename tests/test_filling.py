@@ -55,21 +55,6 @@ def test_a_pixel_is_predicted_by_least_squares_of_its_own_valid_channels():
     np.testing.assert_allclose(filled[1, :, 0, 0], mean, rtol=1e-5)  # nothing valid: the means
 
 
-def test_masks_broadcast_types_stay_and_whole_images_are_copied():
-    x = scene().to(torch.float64)
-    channels = timm_varchan.measure_channels([x], BANDS)
-    rows = torch.ones(1, 5, 24, 1, dtype=torch.bool)
-    rows[:, 2, ::2] = False
-    filled = timm_varchan.fill_missing(x, rows, channels)
-    assert filled.dtype == torch.float64
-    assert torch.equal(filled[:, :2], x[:, :2])
-    whole = timm_varchan.fill_missing(x, torch.ones(1, 1, 1, 1, dtype=torch.bool), channels)
-    assert torch.equal(whole, x)
-    assert whole.data_ptr() != x.data_ptr()
-    half = timm_varchan.fill_missing(x.to(torch.bfloat16), rows, channels)
-    assert half.dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize(("count", "missing"), [(2, 0.5), (24, 0.1), (24, 0.7), (24, 0.98)])
 def test_dead_detectors_anywhere_are_predicted_as_absent_channels_are(count, missing):
     """Every pixel has a pattern of its own; the reference solves each one by itself."""
@@ -131,3 +116,18 @@ def test_what_cannot_be_filled_is_refused():
         timm_varchan.fill_missing(x[:, :4], mask[:, :4], channels)
     with pytest.raises(ValueError, match="mask of bool"):
         timm_varchan.fill_missing(x, mask.float(), channels)
+
+
+def test_masks_broadcast_types_stay_and_whole_images_are_copied():
+    x = scene().to(torch.float64)
+    channels = timm_varchan.measure_channels([x], BANDS)
+    rows = torch.ones(1, 5, 24, 1, dtype=torch.bool)
+    rows[:, 2, ::2] = False
+    filled = timm_varchan.fill_missing(x, rows, channels)
+    assert filled.dtype == torch.float64
+    assert torch.equal(filled[:, :2], x[:, :2])
+    whole = timm_varchan.fill_missing(x, torch.ones(1, 1, 1, 1, dtype=torch.bool), channels)
+    assert torch.equal(whole, x)
+    assert whole.data_ptr() != x.data_ptr()
+    half = timm_varchan.fill_missing(x.to(torch.bfloat16), rows, channels)
+    assert half.dtype == torch.bfloat16

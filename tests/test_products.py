@@ -1,15 +1,13 @@
 """Products by name: their planes in the order of the files, and the errors that name them."""
 
-import math
-
 import numpy as np
 import pytest
 import tifffile
 
 from timm_varchan import ChannelSet
 from timm_varchan.__main__ import main
-from timm_varchan.channels import known_channels, write_channels
-from timm_varchan.data import load_data, read_image
+from timm_varchan.channels import known_channels
+from timm_varchan.data import read_image
 from timm_varchan.products import PRODUCTS, natural_sets, products_with
 
 
@@ -35,11 +33,6 @@ def test_orders_in_which_silent_mistakes_are_made():
     assert ChannelSet.parse("planetscope-8b").names[5] == "PS_Red"
 
 
-def test_bands_of_a_product_are_known_by_name():
-    assert ChannelSet.parse("PS_Red+PS_NIR").wavelengths_nm == (665.0, 865.0)
-    assert str(ChannelSet.parse("WV_Blue+WV_SWIR3")) == "WV_Blue+WV_SWIR3"
-
-
 def test_natural_sets_need_every_band():
     assert natural_sets([665.0, 560.0, None, 490.0]) == {"RGB": (0, 1, 3)}
     assert natural_sets([665.0, 560.0, 490.0]) == {}, "all channels are no subset"
@@ -56,26 +49,6 @@ def test_a_wrong_number_of_planes_names_the_products_that_have_it(tmp_path, plan
     with pytest.raises(ValueError, match=f"it has {planes} planes.*{expected}"):
         read_image(file, "B02+B03+B04+B08")
     assert read_image(file, expected).shape == (planes, 8, 8)
-
-
-def test_statistics_of_a_file_of_channels_know_their_scale(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        for i in range(2):
-            image = rng.integers(0, 4000, (4, 8, 8)).astype(np.uint16)
-            tifffile.imwrite(folder / f"{i}.tif", image, photometric="minisblack")
-    file = tmp_path / "channels.json"
-    channels = ChannelSet.parse("sentinel2-10m").with_stats([0.2] * 4, [0.1] * 4)
-    write_channels(channels.with_scale(10_000), file)
-    read = ChannelSet.parse(str(file))
-    assert read == channels
-    assert read.take([1, 2]).value_scale == read.without_identity().value_scale == 10_000
-    data = load_data(str(tmp_path / "data"), channels=read)
-    assert math.isclose(float(data.train[0][0].max()), 0.4, abs_tol=0.02)
-    with pytest.raises(ValueError, match="divided by 10000, not by 255"):
-        load_data(str(tmp_path / "data"), channels=read, value_scale=255)
 
 
 def test_the_command_lists_products(capsys):
