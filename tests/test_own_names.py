@@ -1,6 +1,9 @@
 """A model's own names, with what is known of them, wherever channels are said."""
 
+import importlib
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +101,19 @@ def test_predictions_without_a_specification_know_them(model, images, tmp_path):
                            img_size=32))  # fmt: skip
     *_, row = predict_scene(model, tmp_path / "s.tif", tmp_path / "map.csv", **options)
     assert row.done == row.total
+
+
+def test_the_callback_of_lightning_knows_them(model, monkeypatch):
+    lightning = SimpleNamespace(Callback=object, LightningModule=object, Trainer=object)
+    monkeypatch.setitem(sys.modules, "lightning", SimpleNamespace(pytorch=lightning))
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", lightning)
+    callback = importlib.import_module("timm_varchan.integrations.lightning").Channels("ER+DNA")
+    callback.setup(None, model, "fit")
+    assert stems(model)[0].channels.names == ("ER", "DNA")
+    callback.load_state_dict(callback.state_dict())
+    other = type(callback)("DNA+ER")
+    with pytest.raises(ValueError, match=r"trained on ER\+DNA"):
+        other.load_state_dict(callback.state_dict())
 
 
 def test_the_saved_statistics_hold(folder):

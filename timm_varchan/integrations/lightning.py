@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Union
 
-from timm_varchan.channels import ChannelSet
+from timm_varchan.channels import ChannelSet, ChannelSetLike
 from timm_varchan.errors import MissingExtraError
 from timm_varchan.models import has_stems, set_channels
+from timm_varchan.models.adapt import parse_channels
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,29 +29,31 @@ class Channels(Callback):  # type: ignore[misc]  # of a package that need not be
     stands in no checkpoint of Lightning's.
 
     Args:
-        channels: As `timm_varchan.set_channels` takes them: `"B02+B03+B04"`, `"anonymous"`, or a
-            list of names, wavelengths in nm and null.
+        channels: As `timm_varchan.set_channels` takes them: `"B02+B03+B04"`, `"anonymous"`, a list
+            of names, wavelengths in nm and null, or names that the model itself has learned.
 
     Raises:
-        ValueError: Channels that nobody knows; when it starts, a model without a stem.
+        ValueError: When it starts: channels that neither the model nor anybody else knows, a model
+            without a stem.
     """
 
     def __init__(self, channels: Union[str, list[Union[str, float, None]]]) -> None:
-        self.channels = ChannelSet.parse(channels)
+        self.channels: ChannelSetLike = channels
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Before anything runs; a model that `configure_model` builds comes later."""
         if has_stems(pl_module):
-            set_channels(pl_module, self.channels)
+            self._start(trainer, pl_module)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.channels = parse_channels(pl_module, self.channels)
         set_channels(pl_module, self.channels)
 
     on_fit_start = on_validation_start = on_test_start = on_predict_start = _start
 
     def state_dict(self) -> dict[str, Any]:
         """The channel set, so that a checkpoint says what it was trained on."""
-        return {"channels": self.channels.to_dict()}
+        return {"channels": ChannelSet.parse(self.channels).to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other channels than the checkpoint's.
@@ -59,8 +62,9 @@ class Channels(Callback):  # type: ignore[misc]  # of a package that need not be
             ValueError: They differ.
         """
         saved = ChannelSet.from_dict(state_dict["channels"])
-        if saved.labels != self.channels.labels:
+        channels = ChannelSet.parse(self.channels, own=saved)
+        if saved.labels != channels.labels:
             raise ValueError(
                 f"The checkpoint was trained on {saved}, and this run's channels are "
-                f"{self.channels}. Name the checkpoint's."
+                f"{channels}. Name the checkpoint's."
             )
