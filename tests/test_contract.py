@@ -193,7 +193,7 @@ class TestContract:
         contrast = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1)
         kernels = stem.generated_kernels(images(2) * contrast)
         assert kernels.shape == (2, stem.out_channels, 2, *stem.kernel_size)
-        assert (kernels[0] - kernels[1]).abs().max() > 1e-4, "they hang on the content"
+        assert (kernels[0] - kernels[1]).abs().max() > 1e-4, "they depend on the content"
 
     # 5. gradients and determinism
 

@@ -17,7 +17,7 @@ def test_every_product_is_a_channel_set(name):
     assert channels.names == product.bands == ChannelSet.parse(name.upper()).names
     assert len(set(product.bands)) == len(product.bands)
     assert all(nm is not None and 400 < nm < 13_000 for nm in channels.wavelengths_nm)
-    assert channels.mean is None, "statistics hang on the data"
+    assert channels.mean is None, "statistics depend on the data"
     assert product.about
     assert product.source
     assert set(product.bands) <= set(known_channels())

@@ -110,7 +110,7 @@ def residual(mixer, spec, x):
     return (mixer.coefficients(x) - mixer.prior[:, : x.shape[1]]).detach()
 
 
-def test_residual_hangs_on_content_identity_and_set():
+def test_residual_depends_on_content_identity_and_set():
     mixer, x = awake(), torch.randn(1, 2, 6, 6)
     here = residual(mixer, "RG", x)
     brighter = torch.stack([x[:, 0] * 3 + 1, x[:, 1]], 1)

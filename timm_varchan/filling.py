@@ -87,7 +87,7 @@ class _Prediction:
         sizes = part.sum(1)
         for missing in (False, True):
             matrix, right = (self.inverse, -weighted) if missing else (self.system, z)
-            for size in sizes[few_missing == missing].unique().tolist():
+            for size in sorted(set(sizes[few_missing == missing].tolist())):
                 rows = ((sizes == size) & (few_missing == missing)).nonzero()[:, 0]
                 # Patterns that are alike stand together, so that each is solved once a piece.
                 kinds, kind = torch.unique(part[rows], dim=0, return_inverse=True)

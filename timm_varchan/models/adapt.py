@@ -216,7 +216,7 @@ def adapt(
     nameless = STEMS[stem].supports_anonymous and stem_kwargs.get("prior") != "zero"
     if in_chans not in (None, len(default)) and (chosen is None or nameless):
         takes_all = in_chans == len(virtual) and not nameless
-        default = virtual if takes_all else ChannelSet.anonymous(in_chans)  # type: ignore[arg-type]
+        default = virtual if takes_all else ChannelSet.anonymous(in_chans)
     like = model.get_submodule(convs[0]).weight
     arguments = {"device": like.device, "dtype": like.dtype, "num_bank": num_bank, **stem_kwargs}
     made = []

@@ -57,7 +57,7 @@ class DenseBlock(nn.Module):
             ConvNormAct(dim + i * growth, growth, 3, **layers) for i in range(num_layers)
         )
         self.fuse = ConvNormAct(dim + num_layers * growth, dim, 1, apply_act=False, **layers)
-        dd = {key: layers.get(key) for key in ("device", "dtype")}
+        dd: dict[str, Any] = {key: layers.get(key) for key in ("device", "dtype")}
         self.scale = LayerScale2d(dim, init_values=res_scale, **dd)
 
     def forward(self, x: Tensor) -> Tensor:

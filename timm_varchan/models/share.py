@@ -52,15 +52,15 @@ def share(
 
 def _put_buffers(model: nn.Module, bn_buffers: Mapping[str, Tensor]) -> None:
     """Replace BatchNorm buffers by copies of these, leaving tensors that others share alone."""
-    own = dict(model.named_buffers())
+    buffers = dict(model.named_buffers())
     for name, value in bn_buffers.items():
-        if name not in own or own[name].shape != value.shape:
+        if name not in buffers or buffers[name].shape != value.shape:
             raise UserError(
                 f"Buffer {name!r} {tuple(value.shape)} does not fit this model. Make them with "
                 f"timm_varchan.estimate_bn_buffers(model, ...) from the same architecture."
             )
         path, _, buffer = name.rpartition(".")
-        setattr(model.get_submodule(path), buffer, value.to(own[name], copy=True))
+        setattr(model.get_submodule(path), buffer, value.to(buffers[name], copy=True))
 
 
 @torch.no_grad()

@@ -275,9 +275,8 @@ class Stem(nn.Module):
                 state_dict[f"{prefix}bank.{key.removeprefix(prefix)}"] = state_dict.pop(key)
             for key, value in self.state_dict().items():
                 state_dict.setdefault(prefix + key, value)
-        given, wanted = state_dict.get(f"{prefix}anchors.weight"), self.anchors
-        wanted = None if wanted is None else wanted.weight.shape
-        if mixed and wanted != getattr(given, "shape", None):
+        shape = None if self.anchors is None else self.anchors.weight.shape
+        if mixed and shape != getattr(state_dict.get(f"{prefix}anchors.weight"), "shape", None):
             args[-1].append(
                 f"the weights of {prefix.rstrip('.')} are of a twin with other virtual_channels=. "
                 f"Create this one with the same, or keep whole models by timm_varchan.hub.save and "
