@@ -38,6 +38,7 @@ from timm_varchan.training import (
 )
 from timm_varchan.training import train as training_train
 from timm_varchan.training.checkpoint import Checkpoints, read_progress
+from timm_varchan.training.config import as_fields
 from timm_varchan.training.loaders import EpochSampler, epoch_batches
 from timm_varchan.training.report import closing
 from timm_varchan.views import CHANNEL_AUGS, DrawKey, draw_channels
@@ -56,7 +57,7 @@ def test_every_flag_reads_back_to_the_same_configuration(tmp_path):
     )  # fmt: skip
     assert train_config(flags_of(config)) == config
     assert train_config([]) == TrainConfig()
-    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert TrainConfig(**as_fields(TrainConfig, json.loads(json.dumps(config.to_json())))) == config
     nested = dataclasses.replace(config, model_kwargs={"blocks": ((1, 2), {"a": (3,)})}).to_json()
     assert json.loads(json.dumps(nested)) == nested
     file = tmp_path / "run.yaml"

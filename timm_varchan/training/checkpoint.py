@@ -294,8 +294,7 @@ def _refusal(path: Path, config: TrainConfig) -> str | None:
             f"{path} holds a run already. Continue it with: timm-varchan train --resume auto "
             f"--output-dir {shlex.quote(str(path))} - or choose another --output-dir."
         )
-    old = TrainConfig.from_json(json.loads(mark.read_text(encoding="utf-8")))
-    return _difference(path, old.to_json(), config.to_json())
+    return _difference(path, json.loads(mark.read_text(encoding="utf-8")), config.to_json())
 
 
 def _difference(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:

@@ -204,6 +204,10 @@ class EvaluationFlags:
     #: estimate BatchNorm's buffers anew for every set, on so many training images
     eval_statistics: Number = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """What JSON gives back: a configuration that was written and read compares equal."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
@@ -266,16 +270,6 @@ class TrainConfig(
         """Whether images of a batch are mixed with each other."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def to_json(self) -> dict[str, Any]:
-        """What JSON gives back: a configuration that was written and read compares equal."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """What `to_json` gave; names that are no flags are left out."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**as_fields(cls, {k: v for k, v in values.items() if k in names}))
-
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedFlags:
@@ -295,10 +289,6 @@ class EvaluateConfig(EvaluationFlags, PixelFlags, SourceFlags, DataFlags, Compar
 
     def __post_init__(self) -> None:
         check_values(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON-serialisable form."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 AnyFlags = TypeVar("AnyFlags")
