@@ -477,8 +477,8 @@ def _problem_of(records: Records, problems: Mapping[int, str], split: str) -> Us
             f"another split with --{split}-split."
         )
     more = f" (and {len(problems) - 1} rows more)" if len(problems) > 1 else ""
-    other = "" if split == "train" else f" Or name another split with --{split}-split."
-    return UserError(records.where(row, problems[row]) + more + ROW_CURE + other)
+    cure = "" if split == "train" else f" Or name another split with --{split}-split."
+    return UserError(records.where(row, problems[row]) + more + ROW_CURE + cure)
 
 
 class _ColumnRule(NamedTuple):
@@ -540,14 +540,14 @@ def _set_apart(data: ImageData, fraction: float, seed: int) -> ImageData:
 
 def _say_shared(data: ImageData, keys: Mapping[str, Sequence[Any]]) -> None:
     """Say which splits have an image in common, by anything that tells images apart."""
-    for (one, first), (other, second) in itertools.combinations(keys.items(), 2):
-        known = set(first)
-        both = [place for place, key in enumerate(second) if key in known]
+    for (name, first), (other_name, second) in itertools.combinations(keys.items(), 2):
+        keys_of_first = set(first)
+        both = [place for place, key in enumerate(second) if key in keys_of_first]
         if both:
             logger.warning(
                 "%s: the same image is in %s and in %s: %d of %d of %s, as %s. Figures on them "
-                "are no test.", data.name, one, other, len(both), len(second), other,
-                data.splits[other].name(both[0]),
+                "are no test.", data.name, name, other_name, len(both), len(second), other_name,
+                data.splits[other_name].name(both[0]),
             )  # fmt: skip
 
 
@@ -609,20 +609,20 @@ def unseen(split: ImageSplit, trained: np.ndarray, name: str = "the data") -> Im
     Returns:
         The other images; all of them where none is another one, which the log says loudly.
     """
-    known = np.isin(split.fingerprint(), trained)
-    if not known.any():
+    is_trained = np.isin(split.fingerprint(), trained)
+    if not is_trained.any():
         return split
-    if known.all():
+    if is_trained.all():
         logger.warning(
             "THE MODEL WAS TRAINED ON ALL %d IMAGES of %s: what comes of them is no test. Give "
-            "images that were set apart.", len(known), name,
+            "images that were set apart.", len(is_trained), name,
         )  # fmt: skip
         return split
     logger.warning(
         "%d of %d images of %s were trained on and are left out; the other %d were set apart.",
-        known.sum(), len(known), name, (~known).sum(),
+        is_trained.sum(), len(is_trained), name, (~is_trained).sum(),
     )  # fmt: skip
-    return split.take(np.flatnonzero(~known))
+    return split.take(np.flatnonzero(~is_trained))
 
 
 # What is measured, kept and put together ----------------------------------------------------------

@@ -167,9 +167,9 @@ def _npy(data: Any) -> np.ndarray:
     size = 4 if view[6] > 1 else 2  # bytes of the header's length, since version 2 four
     start = 8 + size + int.from_bytes(view[8 : 8 + size], "little")
     shape, fortran, dtype = _npy_header(bytes(view[:start]))
-    there, said = len(view) - start, math.prod(shape) * dtype.itemsize
-    if there != said:
-        raise ImageError(f"it has {there} bytes of numbers, its header says {said}")
+    num_bytes, num_said = len(view) - start, math.prod(shape) * dtype.itemsize
+    if num_bytes != num_said:
+        raise ImageError(f"it has {num_bytes} bytes of numbers, its header says {num_said}")
     return np.frombuffer(view, dtype, -1, start).reshape(shape, order="F" if fortran else "C")
 
 
@@ -221,8 +221,8 @@ def planes_first(array: np.ndarray, num_channels: int | None = None) -> np.ndarr
 
 def _can_be_channels(count: int, side: int, other: int) -> bool:
     """Whether one end of three axes can be the channels, the other end being a side."""
-    stretch, others = (max(s) / max(min(s), 1) for s in ((side, other), (count, side)))
-    return count < min(side, other) and (stretch <= others or (count <= 4 and stretch <= 10))
+    stretch, other_stretch = (max(s) / max(min(s), 1) for s in ((side, other), (count, side)))
+    return count < min(side, other) and (stretch <= other_stretch or (count <= 4 and stretch <= 10))
 
 
 def _real(planes: np.ndarray) -> np.ndarray:
@@ -387,15 +387,15 @@ def _tiff(data: memoryview, num_channels: int | None, max_pixels: int) -> Planes
         size = (page.imagewidth, page.imagelength)
         _check_size(size, max_pixels)
         _refuse_cut(start is None and any(_is_part_cut(data, part) for part in series.pages))
-        array, said = series.asarray(), (series.shape, series.dtype)
+        array, header = series.asarray(), (series.shape, series.dtype)
         valid = masks[0].asarray() if masks else None
         tags = {tag.code: tag.value for tag in page.tags if tag.code in _TAGS_READ}
-        names = _tiff_names(file, tags, math.prod(said[0]) // math.prod(size))
+        names = _tiff_names(file, tags, math.prod(header[0]) // math.prod(size))
         is_jpeg, dtype = page.compression in _JPEG, array.dtype.newbyteorder(file.byteorder)
         about = _About(series.axes, tags, page.bitspersample, is_jpeg, names)
-    if (array.shape, array.dtype) != said:
+    if (array.shape, array.dtype) != header:
         raise ImageError(
-            f"it decodes to {array.shape} {array.dtype}, its header says {said[0]} {said[1]}"
+            f"it decodes to {array.shape} {array.dtype}, its header says {header[0]} {header[1]}"
         )
     if tags.get(_PHOTOMETRIC) in _PILLOWS and array.dtype == np.uint8 and not is_jpeg:
         if tags.get(_INK_SET, 1) == 1:
@@ -445,8 +445,8 @@ def _keep_layout(data: memoryview, start: int, layout: _Layout, array: np.ndarra
     if stop > len(data) or len(data) - array.nbytes > 2**16:
         return
     layout = layout._replace(head=bytes(data[:start]), tail=bytes(data[stop:]))
-    there = layout.array(data)
-    if there is not None and np.array_equal(there, array, equal_nan=array.dtype.kind == "f"):
+    found = layout.array(data)
+    if found is not None and np.array_equal(found, array, equal_nan=array.dtype.kind == "f"):
         if len(_layouts) >= 16:
             _layouts.clear()
         _layouts[len(data)] = layout
@@ -469,8 +469,8 @@ def _one_axis(array: np.ndarray, axes: str, num_channels: int | None) -> np.ndar
     if "Y" not in axes or "X" not in axes or array.size == 0:
         raise ImageError(f"axes {axes} of {array.shape} are not those of an image")
     array = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
-    others = [a for a in axes if a not in "YX"]
-    several = [f"{a} ({n})" for a, n in zip(others, array.shape, strict=False) if n > 1]
+    outer = [a for a in axes if a not in "YX"]
+    several = [f"{a} ({n})" for a, n in zip(outer, array.shape, strict=False) if n > 1]
     if len(several) > 1:
         raise ImageError(
             f"its planes have several axes, {' and '.join(several)}; write one axis of channels, "
@@ -526,11 +526,11 @@ def is_mask(plane: np.ndarray) -> bool:
     return bool(np.isin(plane, (0, plane.max())).all())
 
 
-def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
     """Where there is data by two masks, each of which may be missing."""
-    if one is None or other is None:
-        return one if other is None else other
-    return np.logical_and(one, other)
+    if first is None or second is None:
+        return first if second is None else second
+    return np.logical_and(first, second)
 
 
 def has_data(planes: np.ndarray, text: object) -> np.ndarray | None:
@@ -573,28 +573,28 @@ def _colours(planes: np.ndarray, about: _About) -> tuple[np.ndarray, float | Non
         return planes, white
     if photometric == PHOTOMETRIC.MINISWHITE and is_whole:
         return planes.dtype.type(white or np.iinfo(planes.dtype).max) - planes, white
-    known = {item.value: item.name for item in PHOTOMETRIC}
-    known |= {0: "such that its white is zero", 5: "CMYK or other inks"}
-    name = known.get(photometric, photometric)
+    photometrics = {item.value: item.name for item in PHOTOMETRIC}
+    photometrics |= {0: "such that its white is zero", 5: "CMYK or other inks"}
+    name = photometrics.get(photometric, photometric)
     raise ImageError(f"its colours are {name}, in {planes.dtype}; write it as RGB or as bands")
 
 
 def _with_sidecars(planes: Planes, path: str, max_pixels: int) -> Planes:
     """The planes with what GDAL wrote into files beside the image: a mask, names, scales."""
-    valid, own = planes.valid, planes.names
+    valid, names = planes.valid, planes.names
     if os.path.isfile(path + ".msk"):
         mask = decode(read_bytes(path + ".msk"), None, max_pixels).image != 0
         valid = _both(valid, _fitting(mask, planes.image))
     if os.path.isfile(path + ".aux.xml"):
         text = bytes(read_bytes(path + ".aux.xml")).decode(errors="replace")
-        said = gdal_names(text, len(planes.image))
-        if said.no_data is not None:
-            valid = _both(valid, has_data(planes.image, said.no_data))
-        own = PlaneNames(
-            own.channels or said.channels, own.satellite or said.satellite,
-            own.scaling or said.scaling,
+        beside = gdal_names(text, len(planes.image))
+        if beside.no_data is not None:
+            valid = _both(valid, has_data(planes.image, beside.no_data))
+        names = PlaneNames(
+            names.channels or beside.channels, names.satellite or beside.satellite,
+            names.scaling or beside.scaling,
         )  # fmt: skip
-    return replace(planes, valid=valid, names=own)
+    return replace(planes, valid=valid, names=names)
 
 
 def read_bytes(path: str | Path) -> Any:

@@ -102,9 +102,11 @@ def _refuse_numbers_and_lists(names: set[str], num_rows: int) -> None:
     for mark in "|;, ":
         joined = [n for n in names if mark in n]
         parts = Counter(part.strip() for n in joined for part in n.split(mark))
-        known = [n for n in joined if all(part.strip() in names for part in n.split(mark))]
-        if known or (mark != " " and len(joined) * 2 > len(names) and parts.total() > len(parts)):
-            raise several_labels(f"There is the label {min(known or joined)!r}")
+        of_names = [n for n in joined if all(part.strip() in names for part in n.split(mark))]
+        if of_names or (
+            mark != " " and len(joined) * 2 > len(names) and parts.total() > len(parts)
+        ):
+            raise several_labels(f"There is the label {min(of_names or joined)!r}")
 
 
 def resolve_labels(
@@ -129,12 +131,12 @@ def resolve_labels(
     names = _find_classes(first) if names is None else names
     of_number = _names_as_numbers(names)
     of_name = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
-    numbers = [split for split, one in labels.items() if one.are_numbers]
+    numbers = [split for split, stored in labels.items() if stored.are_numbers]
     if of_number is None and numbers:
         if len(numbers) < len(labels):
-            others = ", ".join(split for split in labels if split not in numbers)
+            with_names = ", ".join(split for split in labels if split not in numbers)
             raise UserError(
-                f"The labels of {', '.join(numbers)} are numbers, those of {others} are names "
+                f"The labels of {', '.join(numbers)} are numbers, those of {with_names} are names "
                 f"({', '.join(names[:3])}, ...). Write the same kind in all."
             )
         logger.warning(
@@ -143,9 +145,9 @@ def resolve_labels(
         )  # fmt: skip
         of_number = {i: i for i in range(len(names))}
     indices = {}
-    for split, one in labels.items():
-        places: dict[Any, int] = (of_number or {}) if one.are_numbers else of_name
-        indices[split] = [places.get(value, -1) for value in one.values]
+    for split, stored in labels.items():
+        places: dict[Any, int] = (of_number or {}) if stored.are_numbers else of_name
+        indices[split] = [places.get(value, -1) for value in stored.values]
     return names, indices
 
 
@@ -158,24 +160,24 @@ def _names_as_numbers(names: Sequence[str]) -> dict[int, int] | None:
 
 
 def _find_classes(labels: StoredLabels) -> tuple[str, ...]:
-    known = {value for value in labels.values if value is not None}
-    if len(known) == 1:
+    values = {value for value in labels.values if value is not None}
+    if len(values) == 1:
         raise UserError(
-            f"There is only one class, {min(known)!r}. Give two or more: class folders with images "
-            f"in each, or labels.csv (path,label) beside the images."
+            f"There is only one class, {min(values)!r}. Give two or more: class folders with "
+            f"images in each, or labels.csv (path,label) beside the images."
         )
     if not labels.are_numbers:
-        return tuple(sorted(known))
-    known = {value for value in known if value >= 0}
-    gaps = sorted(set(range(len(known))) - known)
+        return tuple(sorted(values))
+    values = {value for value in values if value >= 0}
+    gaps = sorted(set(range(len(values))) - values)
     if gaps:
-        top = max(known)
+        top = max(values)
         raise UserError(
             f"Label {top} in row {list(labels.values).index(top)} is out of range: labels are "
             f"indices from 0, but no image has label {gaps[0]}. Correct the labels, or say the "
             f"classes with class_names=; measured numbers are no classes."
         )
-    return tuple(str(index) for index in range(len(known)))
+    return tuple(str(index) for index in range(len(values)))
 
 
 def label_problem(label: str | int | None, num_classes: int) -> str:

@@ -208,8 +208,8 @@ def _is_header(rows: Sequence[Sequence[str]]) -> bool:
     if any(_is_image(cell) for cell in first):
         return False
     usual = {*_PATHS, *_LABELS, *_SPLITS}
-    others = {cell.lower() for row in rows[1:] for cell in row}
-    return bool(usual & set(first)) or any(_is_image(c) for c in others) or not set(first) & others
+    cells = {cell.lower() for row in rows[1:] for cell in row}
+    return bool(usual & set(first)) or any(_is_image(c) for c in cells) or not set(first) & cells
 
 
 def _is_image(value: Any) -> bool:
@@ -320,13 +320,13 @@ class _Place(NamedTuple):
             return [os.path.join(path, name) for name in listing(path) if _is_image(name)]
         folder, name = os.path.split(path)
         names, found = listing(folder), []
-        for other in names[bisect.bisect_left(names, name) :]:
-            if not other.startswith(name):
+        for file in names[bisect.bisect_left(names, name) :]:
+            if not file.startswith(name):
                 break
-            if _is_image(other) and not other[len(name)].isalnum():
-                found.append(other)
-        exact = [other for other in found if os.path.splitext(other)[0] == name]
-        return [os.path.join(folder, other) for other in exact or found]
+            if _is_image(file) and not file[len(name)].isalnum():
+                found.append(file)
+        exact = [file for file in found if os.path.splitext(file)[0] == name]
+        return [os.path.join(folder, file) for file in exact or found]
 
     def files(self, values: Sequence[Any], folder: Path) -> list[Any]:
         """A path from the folder for every value, a tuple where it means several files."""

@@ -106,12 +106,12 @@ def settle(
     Raises:
         UserError: None of the images can be taken; planes and names that do not fit.
     """
-    channels = said = reading.channels
+    channels = asked = reading.channels
     if planes:
         named = channels_of_files(planes, records.name(0))
-        files = order_of(named, planes, said) if len(said) else range(len(named))
-        if not len(said):
-            channels = (named if guess else named.without_identity()).with_scale(*_scale_of(said))
+        files = order_of(named, planes, asked) if len(asked) else range(len(named))
+        if not len(asked):
+            channels = (named if guess else named.without_identity()).with_scale(*_scale_of(asked))
         reading = replace(reading.with_channels(channels), files=tuple(files))
         _say_sizes(records, reading)
     look = Look.at(records, reading)
@@ -122,7 +122,7 @@ def settle(
             problem = f"cannot be read: {look.failures[row]}"
             raise UserError(records.where(row, problem) + ROW_CURE)
         found = _guess_channels(look.seen)
-        channels = (found if guess else found.without_identity()).with_scale(*_scale_of(said))
+        channels = (found if guess else found.without_identity()).with_scale(*_scale_of(asked))
     elif partial and not planes:
         channels = _channels_there(look, channels)
     reading = reading.with_channels(channels)
@@ -187,14 +187,14 @@ def _guess_channels(seen: Mapping[int, Planes]) -> ChannelSet:
 
 def _channels_there(look: Look, channels: ChannelSet) -> ChannelSet:
     """The channels that every image has which was looked at, by what files call their planes."""
-    there = set(range(len(channels)))
+    places = set(range(len(channels)))
     for planes in look.seen.values():
         with contextlib.suppress(ImageError):  # raised again when the image is asked for
             taken = fit(planes, channels, partial=True)[1]
-            there &= there if taken is channels else set(channels.index(taken))
-    if not 0 < len(there) < len(channels):
+            places &= places if taken is channels else set(channels.index(taken))
+    if not 0 < len(places) < len(channels):
         return channels
-    found = channels.take(sorted(there))
+    found = channels.take(sorted(places))
     logger.warning("The files have %d of the %d channels: %s.", len(found), len(channels), found)
     return found
 
@@ -273,8 +273,8 @@ def _warn_of_types(look: Look) -> None:
 
 def _has_usual_statistics(channels: ChannelSet) -> bool:
     """Whether mean and deviation are those that come with the names, not measured ones."""
-    known = known_channels()
-    return all(c.name in known and known[c.name] == c for c in channels)
+    usual = known_channels()
+    return all(c.name in usual and usual[c.name] == c for c in channels)
 
 
 def _scale_problem(look: Look, channels: ChannelSet) -> tuple[str | None, bool]:

@@ -141,17 +141,17 @@ def label_of(
     given = _nanometres(wavelength or "")
     stated = _LENGTH.search(text) or re.fullmatch(r"\d{3,4}\.\d+", text)
     nm = given or (_nanometres(stated[0]) if stated else None)
-    own = None if stated and stated[0] == text else _name_of(text)
-    word, number = _worded(text, own), _numbered(text, satellite)
+    new_name = None if stated and stated[0] == text else _name_of(text)
+    word, number = _worded(text, new_name), _numbered(text, satellite)
     is_told = (satellite or satellite_of(text)) is not None
     if number and word and not is_told and not is_near(number.wavelength_nm, word.wavelength_nm):
         number = None  # "Band 1 (red)" counts
-    others = [_numbered(text, s) for s in ("L8", "L7")] if nm and not is_told else []
+    of_landsat = [_numbered(text, s) for s in ("L8", "L7")] if nm and not is_told else []
     exact = None if is_told and number else known_channels().get(text)
-    for known in (exact, number, *others, word):
-        if known is not None and is_near(nm, known.wavelength_nm):
-            return known
-    return Channel(own, nm)
+    for channel in (exact, number, *of_landsat, word):
+        if channel is not None and is_near(nm, channel.wavelength_nm):
+            return channel
+    return Channel(new_name, nm)
 
 
 def channels_of(
@@ -165,8 +165,8 @@ def channels_of(
         names = ["NIR" if name == "N" else name for name in names]
     found = [label_of(n, w, satellite) for n, w in zip(names, lengths, strict=True)]
     often = Counter(c.name for c in found)
-    told = [Channel(None, c.wavelength_nm) if often[c.name] > 1 else c for c in found]
-    return tuple(told) if any(not c.is_anonymous for c in told) else ()
+    distinct = [Channel(None, c.wavelength_nm) if often[c.name] > 1 else c for c in found]
+    return tuple(distinct) if any(not c.is_anonymous for c in distinct) else ()
 
 
 def _counts(names: Sequence[str]) -> bool:
@@ -219,14 +219,14 @@ def _items(root: ElementTree.Element) -> Iterator[tuple[str, str, ElementTree.El
 def names_of(found: Mapping[str, Mapping[int, str]], count: int, about: str = "") -> PlaneNames:
     """Names, scales and offsets of texts by kind and plane (-1: of the file)."""
     whole = [f"{kind} {texts[-1]}" for kind, texts in found.items() if -1 in texts]
-    said = found.get("description", {})
+    descriptions = found.get("description", {})
     lengths = next((found[tag] for tag in _LENGTH_TAGS if set(found.get(tag, ())) - {-1}), {})
     units = next(
         (found[tag] for tag in ("wavelength_units", "wavelength_unit") if tag in found), {}
     )
     satellite = satellite_of(about, *whole)
     channels = channels_of(
-        [said.get(i, "") for i in range(count)],
+        [descriptions.get(i, "") for i in range(count)],
         [f"{lengths.get(i, '')} {units.get(i, units.get(-1, ''))}".strip() for i in range(count)],
         satellite,
     )
@@ -333,19 +333,19 @@ def contradict(
     for at, (label, channel) in enumerate(zip(labels, order, strict=True)):
         if found[at] == at:
             continue
-        known = label.name is not None and label.name == channel.name
+        is_same = label.name is not None and label.name == channel.name
         if at in found or found[at] is not None:
             return True
-        if not known and not is_near(label.wavelength_nm, channel.wavelength_nm):
+        if not is_same and not is_near(label.wavelength_nm, channel.wavelength_nm):
             return True
     return False
 
 
 def as_asked(labels: Sequence[Channel]) -> str:
     """Channels as `--channels` takes them, whether their names are known or not."""
-    known = known_channels()
+    names = known_channels()
     return "+".join(
-        c.label if c.name is None or c.name in known
+        c.label if c.name is None or c.name in names
         else f"{c.name}=" if c.wavelength_nm is None else f"{c.name}@{c.wavelength_nm:g}nm"
         for c in labels
     )  # fmt: skip

@@ -88,7 +88,7 @@ def put_together(
         return dict(splits), ()
     found = {split: _images(rows, match) for split, rows in splits.items()}
     names = sorted(
-        {n for one in found.values() for _, files in one.values() for n in files}, key=natural
+        {n for images in found.values() for _, files in images.values() for n in files}, key=natural
     )
     if not names:
         raise UserError(
@@ -96,9 +96,9 @@ def put_together(
             f"{{channel}} stand for what differs, * for anything; the rest has to be the same."
         )
     _refuse_divided(found)
-    for split, one in found.items():
-        classes = {label for label, _ in one.values()}
-        if splits[split].are_names and len(classes) == len(one) > 1:
+    for split, images in found.items():
+        classes = {label for label, _ in images.values()}
+        if splits[split].are_names and len(classes) == len(images) > 1:
             raise UserError(
                 f"The folders of {folder} are one image each ({', '.join(names)}), not classes: "
                 f"{', '.join(sorted(classes)[:3])}, ... Put folders of classes around them, or "
@@ -107,11 +107,11 @@ def put_together(
     _say(found, names, len(paths), folder, pattern is None)
     return {
         split: Files(
-            [tuple(files.get(n) for n in names) for _, files in one.values()],
-            [label for label, _ in one.values()],
+            [tuple(files.get(n) for n in names) for _, files in images.values()],
+            [label for label, _ in images.values()],
             splits[split].are_names,
         )
-        for split, one in found.items()
+        for split, images in found.items()
     }, tuple(names)
 
 
@@ -130,23 +130,23 @@ def _images(rows: Files, match: Match) -> Images:
             place = match(path)
             if place is None:
                 continue
-            own, files = found.setdefault(place[0], (label, {}))
-            if own != label:
+            first_label, files = found.setdefault(place[0], (label, {}))
+            if first_label != label:
                 raise UserError(
-                    f"{path} has the label {label!r}, another file of the same image {own!r}. "
-                    f"Write one label an image, or {_CURE}."
+                    f"{path} has the label {label!r}, another file of the same image "
+                    f"{first_label!r}. Write one label an image, or {_CURE}."
                 )
             files.setdefault(place[1], path)
     return found
 
 
 def _refuse_divided(found: Mapping[str, Images]) -> None:
-    for (one, images), (other, others) in itertools.combinations(found.items(), 2):
+    for (split, images), (other_split, others) in itertools.combinations(found.items(), 2):
         both = sorted(set(images) & set(others))
         if both:
             raise UserError(
-                f"Files of the image {both[0]} are in {one} and in {other} ({len(both)} such "
-                f"images). Put all files of an image into one split."
+                f"Files of the image {both[0]} are in {split} and in {other_split} ({len(both)} "
+                f"such images). Put all files of an image into one split."
             )
 
 
@@ -213,9 +213,9 @@ def _by_words(paths: Sequence[str], some: Sequence[str], wanted: Sequence[str]) 
         if not few & asked and not any(re.fullmatch(_WORDS, word) for word in few):
             continue
         words = {found[1].lower() for path in paths if (found := match(path))}
-        known = sum(re.fullmatch(_WORDS, word) is not None for word in words)
+        num_known = sum(re.fullmatch(_WORDS, word) is not None for word in words)
         if len(words) <= _MAX_PLANES and (
-            1 < len(asked) <= len(asked & words) or (known > 1 and 2 * known >= len(words))
+            1 < len(asked) <= len(asked & words) or (num_known > 1 and 2 * num_known >= len(words))
         ):
             yield match
 
@@ -286,8 +286,8 @@ def order_of(found: ChannelSet, names: Sequence[str], wanted: ChannelSet) -> tup
     if None not in order:
         return tuple(place for place in order if place is not None)
     if len(wanted) == len(found) and all(place is None for place in order):
-        said = ", ".join(f"{n} is {c.label}" for n, c in zip(names, wanted, strict=True))
-        logger.warning("The files of an image are taken in order: %s", said)
+        pairs = ", ".join(f"{n} is {c.label}" for n, c in zip(names, wanted, strict=True))
+        logger.warning("The files of an image are taken in order: %s", pairs)
         return tuple(range(len(found)))
     raise UserError(
         f"An image is several files put together, one each for {', '.join(names)}; the channels "

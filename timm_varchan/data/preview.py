@@ -154,8 +154,8 @@ def order_problem(channels: ChannelSet) -> str | None:
         order.insert(stop, order.pop(start))
         return order
 
-    own = score(list(range(count)))
-    moves = ((score(moved(i, j)) - own, i, j) for i in range(count) for j in range(count))
+    as_is = score(list(range(count)))
+    moves = ((score(moved(i, j)) - as_is, i, j) for i in range(count) for j in range(count))
     gain, start, stop = max(moves)
     if gain < _GAIN:
         return None
@@ -164,7 +164,7 @@ def order_problem(channels: ChannelSet) -> str | None:
         name
         for name, product in PRODUCTS.items()
         if sorted(product.bands) == sorted(map(str, names))
-        and score([product.bands.index(str(n)) for n in names]) > own + _GAIN
+        and score([product.bands.index(str(n)) for n in names]) > as_is + _GAIN
     ]
     cure = f" --channels {better[0]} has an order that fits." if better else ""
     return (

@@ -103,12 +103,12 @@ class Reading:
             return value
         if not isinstance(value, tuple) or None not in value:
             return self.image(self.decode(value))
-        there = [k for k, place in enumerate(self.files) if value[place] is not None]
-        if len(there) == len(self.files):
+        present = [k for k, place in enumerate(self.files) if value[place] is not None]
+        if len(present) == len(self.files):
             return self.image(self.decode(value))
-        read = self.with_planes(there, self.channels.take(there)).read(value)
+        read = self.with_planes(present, self.channels.take(present)).read(value)
         image = torch.full((len(self.files), *read.shape[1:]), torch.nan)
-        image[there] = scale_values(read)
+        image[present] = scale_values(read)
         return image
 
     def image(self, planes: Planes) -> Tensor:
@@ -173,12 +173,12 @@ class Reading:
 
         Pixels are repeated, so that no new values come up.
         """
-        there = [path for path in paths if path is not None]
-        if not there:
+        present = [path for path in paths if path is not None]
+        if not present:
             raise ImageError("none of its files is there")
-        parts = [self._one_plane(path) for path in there]
+        parts = [self._one_plane(path) for path in present]
         height, width = (max(part.image.shape[axis] for part in parts) for axis in (1, 2))
-        for part, path in zip(parts, there, strict=True):
+        for part, path in zip(parts, present, strict=True):
             h, w = part.image.shape[1:]
             if abs(h / height - w / width) > 0.02:
                 raise ImageError(
@@ -254,21 +254,21 @@ def fit(
     if not labels or is_gray:
         return _in_order(planes, order, channels), channels
     found = find_planes(labels, channels.channels, satellite)
-    there = [k for k, place in enumerate(found) if place is not None]
+    present = [k for k, place in enumerate(found) if place is not None]
     named = labels[: planes.num_planes] if len(labels) != len(order) else labels
-    if len(there) < len(found) and len(named) == len(order):
+    if len(present) < len(found) and len(named) == len(order):
         if not contradict(named, order.channels, satellite):
             return _in_order(planes, order, channels), channels
-    if len(there) == len(found) or (partial and there):
-        taken = channels if len(there) == len(found) else channels.take(there)
+    if len(present) == len(found) or (partial and present):
+        taken = channels if len(present) == len(found) else channels.take(present)
         return planes.take([p for p in found if p is not None]), taken
-    said, absent = (
+    names, absent = (
         "+".join(c.label for c in x)
-        for x in (labels, (c for k, c in enumerate(channels) if k not in there))
+        for x in (labels, (c for k, c in enumerate(channels) if k not in present))
     )
-    lacks = f" and lacks {absent}" if there else ""
+    lacks = f" and lacks {absent}" if present else ""
     raise ImageError(
-        f"the file calls its planes {said}{lacks}, the channels are {channels}; leave --channels "
+        f"the file calls its planes {names}{lacks}, the channels are {channels}; leave --channels "
         f"out, which takes the file's names, or say --channels {as_asked(labels)}"
     )
 
@@ -285,10 +285,10 @@ def _in_order(planes: Planes, order: ChannelSet, channels: ChannelSet) -> Planes
     if len(planes.image) == 1 and len(order) == 3 and {*order.names} == {"R", "G", "B"}:
         planes = replace(planes, image=np.repeat(planes.image, 3, axis=0), names=NO_NAMES)
     if len(planes.image) != len(order):
-        known = products_with(len(planes.image))
+        product = products_with(len(planes.image))
         raise ImageError(
             f"it has {len(planes.image)} planes, but the channels are {order} ({len(order)}); see "
-            f"--channels" + (f". {known}" if known else "")
+            f"--channels" + (f". {product}" if product else "")
         )
     return planes if order is channels else planes.take(order.index(channels))
 
