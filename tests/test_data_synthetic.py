@@ -30,7 +30,7 @@ def test_what_comes_by_default(data):
         assert split.num_skipped == 0
 
 
-def test_images_hang_on_seed_split_and_index():
+def test_images_depend_on_seed_split_and_index():
     keys = [(0, "train", 3), (1, "train", 3), (0, "test", 3), (0, "train", 13)]
     images = [SyntheticImage(*key, 16)() for key in keys]
     assert np.array_equal(images[0], SyntheticImage(0, "train", 3, 16)())

@@ -1,4 +1,4 @@
-"""Transforms for any number of planes, chance that hangs on seed, epoch and index, and batches."""
+"""Transforms for any number of planes, chance that depends on seed, epoch and index, and batches."""
 
 import copy
 
@@ -117,7 +117,7 @@ def test_rotation_fills_corners_with_the_mean():
     assert result.min() == pytest.approx(0.0, abs=1e-5)
 
 
-def test_augmentation_hangs_on_seed_epoch_and_index_alone(small):
+def test_augmentation_depends_on_seed_epoch_and_index_alone(small):
     transform = train_transform(24, small.channels)
     one, other = (TransformedSplit(small.train, transform, seed=5) for _ in range(2))
     order = [3, 1, 2]

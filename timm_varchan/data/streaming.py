@@ -55,7 +55,7 @@ _PIECE = 100
 class ImageStream(torch.utils.data.IterableDataset[tuple[Tensor, int]]):
     """An epoch of transformed images and labels for one process, in a shuffled order.
 
-    Whoever comes to the end of its share of the rows begins again. Order and augmentation hang on
+    Whoever comes to the end of its share of the rows begins again. Order and augmentation depend on
     seed, epoch and place alone.
 
     Args:
