@@ -1,4 +1,4 @@
-"""Transforms for any number of planes, chance that depends on seed, epoch and index, and batches."""
+"""Transforms for any number of planes; chance that depends on seed, epoch and index alone."""
 
 import copy
 

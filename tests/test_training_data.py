@@ -14,7 +14,7 @@ from PIL import Image
 from test_training import interrupt_at
 from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate, image_folder  # noqa: F401
 from torch.utils.data import DataLoader
-from trees import npy_bytes
+from trees import names_of, npy_bytes
 
 import timm_varchan
 from timm_varchan import Channel, ChannelSet, hub
@@ -167,6 +167,23 @@ def test_other_data_than_the_models_is_refused(tmp_path):
     with pytest.raises(REFUSED, match="no"):
         evaluate(dataclasses.replace(config, model=str(tmp_path / "nothing")))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_absent_file_is_not_the_mean_in_evaluation(tmp_path):
+    saved(tmp_path / "m", "dwg_test_resnet", STAINS, "ab", channel_names=("DNA", "ER"))
+    for name in names_of("{a,b}/{0,1}_{DNA,ER}.npy"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "data" / name, np.random.default_rng(0).random((8, 8), np.float32))
+    (tmp_path / "data/b/1_ER.npy").unlink()
+    config = EvaluateConfig(
+        model=str(tmp_path / "m"), dataset=str(tmp_path / "data"), output=str(tmp_path / "run"),
+        workers=0,
+    )  # fmt: skip
+    with pytest.raises(REFUSED, match=r"1_DNA\.npy\) has no file for ER; --no-data mean"):
+        evaluate(config)
+    forget_accelerate()
+    filled = evaluate(dataclasses.replace(config, no_data="mean"))
+    assert filled.results["data"]["no_data"] == "mean"
 
 
 def test_no_twin_of_a_twin_is_suggested(tmp_path):
