@@ -13,7 +13,6 @@ from timm.models import GraphExtractNet, get_graph_node_names, save_for_hf
 from timm.utils import ModelEmaV3
 from torch.utils.flop_counter import FlopCounterMode
 
-import timm_varchan
 from timm_varchan.channels import RGB, Channel, ChannelSet
 from timm_varchan.models import set_channels, stems
 
@@ -179,22 +178,6 @@ class TestContract:
             set_channels(twin, spec)
             assert_same(twin(x), expected)
 
-    # 4. the factored path
-
-    @torch.no_grad()
-    def test_generated_kernels_do_what_the_stem_does(self, arch, trained):
-        stem = next(m for m in trained.modules() if isinstance(m, timm_varchan.Stem))
-        assert stem.mixer.num_virtual == 3
-        if arch == "mobileone_s0":  # several convolutions side by side, with BatchNorm
-            with pytest.raises(ValueError, match="not one convolution"):
-                stem.generated_kernels(images(2))
-            return
-        set_channels(trained, "R+NIR")
-        contrast = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1)
-        kernels = stem.generated_kernels(images(2) * contrast)
-        assert kernels.shape == (2, stem.out_channels, 2, *stem.kernel_size)
-        assert (kernels[0] - kernels[1]).abs().max() > 1e-4, "they depend on the content"
-
     # 5. gradients and determinism
 
     @pytest.mark.parametrize("spec", [None, "anonymous", "R+B08", (RGB, ChannelSet.parse("GB"))])
@@ -357,17 +340,6 @@ def test_onnx_with_dynamic_channels(trained, example, tmp_path):
     for count, batch in itertools.product(COUNTS, (1, 2)):
         x = images(count, batch)
         assert_same(run(x), trained(x), 1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("spec", ["B02+B08", "RGB+NIR", "G"])
-def test_named_sets_export_with_their_own_count(pair, spec):
-    model = wake(pair("resnet18")[1])
-    set_channels(model, spec)
-    count = len(ChannelSet.parse(spec))
-    exported = export(model, count, dynamic=False)
-    x = images(count)
-    assert_same(exported(x), model(x))
 
 
 @torch.no_grad()

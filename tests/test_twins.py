@@ -193,16 +193,6 @@ def test_arguments_reach_the_base():
     assert model(images(5)).shape == (2, 64)
 
 
-def test_device_and_type():
-    model = small_model("dwg_resnet18", dtype=torch.bfloat16)
-    tensors = [*model.parameters(), *model.buffers()]
-    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.bfloat16}
-    assert model(images(2).bfloat16()).dtype == torch.bfloat16
-    model = small_model("dwg_resnet18", device="meta")
-    assert {t.device.type for t in [*model.parameters(), *model.buffers()]} == {"meta"}
-    assert model(images(5).to("meta")).shape == (2, 7)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("arch", ["mobileone_s0", "repvgg_a0"])
 def test_reparameterised_models_stay_equal(arch):

@@ -50,20 +50,8 @@ __all__ = [
     "unexplained_variance",
 ]
 
-#: Where each public name lives; what is not listed lives in `models`.
-_HOMES = {
-    "ANONYMOUS": "channels",
-    "RGB": "channels",
-    "Channel": "channels",
-    "ChannelSet": "channels",
-    "DWGMixer": "stems",
-    "Stem": "stems",
-    "fill_missing": "filling",
-    "fold": "folding",
-    "measure_channels": "measure",
-    "register_channel": "channels",
-    "register_stem": "stems",
-}
+#: Where public names live, those that need the least first.
+_HOMES = ("channels", "measure", "filling", "stems", "models", "folding")
 #: Modules that are attributes of the package before anybody imported them.
 _MODULES = ("channels", "data", "export", "hub", "models", "plots", "predict", "stems")
 
@@ -73,7 +61,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'models')}"), name)
+    homes = (importlib.import_module(f"{__name__}.{home}") for home in _HOMES)
+    value = next(vars(home)[name] for home in homes if name in vars(home))
     globals()[name] = value
     return value
 
