@@ -288,10 +288,11 @@ class Stem(nn.Module):
         """Refuse the kernels of a plain model for other channels than the bank's."""
         if weight is None or weight.dim() != 4 or not isinstance(self.bank, nn.Conv2d):
             return
-        if weight.shape[1] != self.bank.weight.shape[1]:
+        count = self.bank.in_channels // self.bank.groups  # its weight is gone while it is pruned
+        if weight.shape[1] != count:
             raise UserError(
                 f"{name} {tuple(weight.shape)} is of a plain model for {weight.shape[1]} channels, "
-                f"and these kernels are for {self.bank.weight.shape[1]}. Load it into that plain "
+                f"and these kernels are for {count}. Load it into that plain "
                 f"model (in_chans={weight.shape[1]}) and say what its channels are: "
                 f"timm_varchan.adapt(model, virtual_channels=...)."
             )
