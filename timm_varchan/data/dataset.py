@@ -412,16 +412,7 @@ def data_of(
 
     Channels that the spec leaves open stay anonymous unless they may be guessed.
     """
-    records: dict[str, Records] = {}
-    stored: dict[str, StoredLabels] = {}
-    for split, rows in tables.splits.items():
-        where = f"{tables.name}/{split}"
-        if len(rows) == 0:
-            raise empty_split(where, split)
-        images = find_column(rows, columns.image, IMAGE_RULE, where)
-        names = tables.row_names.get(split)
-        records[split] = Records(rows, where, str(tables.folder), images, names)
-        stored[split] = stored_labels(rows, find_column(rows, columns.label, LABEL_RULE, where))
+    records, stored = _opened(tables, columns)
     classes, indices = resolve_labels(stored, spec.class_names or None)
     reading = settle(
         next(iter(records.values())),
@@ -454,6 +445,21 @@ def data_of(
             absent=() if is_filled else missing,
         )  # fmt: skip
     return ImageData(spec=reading.spec, name=tables.name, **made)
+
+
+def _opened(tables: Tables, columns: Columns) -> tuple[dict[str, Records], dict[str, StoredLabels]]:
+    """Images and labels as they are stored, by split."""
+    records: dict[str, Records] = {}
+    stored: dict[str, StoredLabels] = {}
+    for split, rows in tables.splits.items():
+        where = f"{tables.name}/{split}"
+        if len(rows) == 0:
+            raise empty_split(where, split)
+        images = find_column(rows, columns.image, IMAGE_RULE, where)
+        names = tables.row_names.get(split)
+        records[split] = Records(rows, where, str(tables.folder), images, names)
+        stored[split] = stored_labels(rows, find_column(rows, columns.label, LABEL_RULE, where))
+    return records, stored
 
 
 def _missing_files(records: Records, reading: Reading) -> dict[int, str]:
