@@ -59,7 +59,8 @@ LINES: Rows = {
 README: Rows = {
     label: row
     for label, row in {**UNTRAINED_13, **TRAINED_13}.items()
-    if row[0] in ("tiled-zero", "tiled-mean", "tiled-measured", "twin") or row == ("tiled", "zero")
+    if row[0] in ("tiled-zero", "tiled-mean", "tiled-measured", "twin-prior", "twin")
+    or row == ("tiled", "zero")
 }
 #: The networks of Task II.
 NETWORKS = ("resnet34", "rrdb_small", "rrdb_rnn_small")
