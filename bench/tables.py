@@ -212,6 +212,8 @@ def conditions(rows: Sequence[Row]) -> str:
 
     def values(key: str) -> str:
         found = {row[key] for row in rows if row.get(key)}
+        if key == "commit":
+            found = {commit for commits in found for commit in commits.split("+")}
         return ", ".join(sorted(found, key=lambda value: (len(value), value)))
 
     parts = {"Test images": values("images"), "training images": values("train_images"),
