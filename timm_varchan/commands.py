@@ -199,7 +199,7 @@ class LoadFlags:
         from timm_varchan import hub
 
         saved = hub.load(model, pretrained=self.pretrained)
-        spec = InputSpec.of(saved.spec, img_size=self.img_size, **pixels.said)
+        spec = InputSpec.of(saved.spec, img_size=self.img_size, **pixels.flags)
         hub.check_img_size(saved.model, self.img_size)
         return replace(saved, spec=spec)
 
@@ -515,7 +515,7 @@ def _data(source: str, flags: SourceFlags, pixels: PixelFlags) -> ImageData:
         label_column=flags.label_column,
         skip_corrupt=flags.skip_corrupt,
         allow_absent=True,
-        **pixels.said,
+        **pixels.flags,
     )
 
 

@@ -31,7 +31,7 @@ class PixelFlags:
     max_pixels: int | None = None  # width times height of the largest image; 2**30
 
     @property
-    def said(self) -> dict[str, Any]:
+    def flags(self) -> dict[str, Any]:
         """These fields, for `InputSpec.of`."""
         return {field.name: getattr(self, field.name) for field in fields(PixelFlags)}
 

@@ -159,7 +159,7 @@ def wanted_spec(config: TrainConfig | EvaluateConfig, spec: InputSpec) -> InputS
         channels=channels,
         img_size=config.img_size,
         crop_pct=config.crop_pct,
-        **config.said,
+        **config.flags,
     )
 
 
