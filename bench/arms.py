@@ -135,7 +135,7 @@ def rivals(config: Config, against: tuple[str, ...]) -> dict[str, Arm]:
         "zero": Arm(behind(config, "prior", "zero"), against=against),
         "mean": Arm(behind(config, "prior", "mean"), against=against),
         "twin-prior": Arm(behind(config, "prior"), against=(*against, "zero", "mean")),
-        "twin": Arm(behind(config), against=(*against, "zero", "mean", "twin-prior")),
+        "twin": Arm(behind(config, "dwg"), against=(*against, "zero", "mean", "twin-prior")),
     }
 
 
@@ -162,7 +162,7 @@ finetune = Benchmark(
     arms={
         **experts(FINETUNE, "RGB"),
         **rivals(FINETUNE, TO_EXPERTS),
-        "twin-2x": Arm({**behind(FINETUNE), "epochs": 12}, against=TO_EXPERTS),
+        "twin-2x": Arm({**behind(FINETUNE, "dwg"), "epochs": 12}, against=TO_EXPERTS),
         # The classifier is that of the expert for RGB: only what mixes the channels is trained.
         "stem-only": Arm(
             {
@@ -273,11 +273,11 @@ eurosat = Benchmark(
         **{f"tiled-{prior}": tiled(prior) for prior in ("zero", "mean", "measured")},
         "rgb-zero": Arm(behind(OWN_13, "prior", "zero"), against=PLAIN),
         "twin-prior": Arm(behind(OWN_13, "prior"), against=(*PLAIN, "rgb-zero")),
-        "twin": Arm(behind(OWN_13), against=(*PLAIN, "rgb-zero", "twin-prior")),
-        "twin-k3": Arm(behind({**LITE, "virtual_channels": "RGB"}), against=("twin",)),
-        "twin-k6": Arm(behind({**LITE, "virtual_channels": K6}), against=("twin",)),
+        "twin": Arm(behind(OWN_13, "dwg"), against=(*PLAIN, "rgb-zero", "twin-prior")),
+        "twin-k3": Arm(behind({**LITE, "virtual_channels": "RGB"}, "dwg"), against=("twin",)),
+        "twin-k6": Arm(behind({**LITE, "virtual_channels": K6}, "dwg"), against=("twin",)),
         **{
-            f"twin-full{100 * full:.0f}": Arm(behind({**OWN_13, "full_share": full}),
+            f"twin-full{100 * full:.0f}": Arm(behind({**OWN_13, "full_share": full}, "dwg"),
                                               against=("twin",))
             for full in (0.25, 0.75)
         },

@@ -8,6 +8,7 @@ import time
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import REFUSED, TINY, forget_accelerate, fresh_accelerate  # noqa: F401
 
@@ -72,6 +73,17 @@ def test_recipes_train(tmp_path, name):
     rates = [entry["lr"] for entry in outcome.results["training"]["history"]]
     assert rates == [1e-3, 1e-3] if name == "report" else rates[1] < rates[0] < config.lr
     assert outcome.results["config"]["recipe"] == name
+
+
+def test_beside_pretrained_weights_the_stem_of_a_twin_learns_nothing(tmp_path):
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    weights = {"pretrained_cfg_overlay": {"file": str(tmp_path / "weights.safetensors")}}
+    tuned = {"pretrained": True, "model_kwargs": weights}
+    asked = {**tuned, "model_kwargs": {**weights, "stem": "dwg"}}
+    scratch, *others = runs(tmp_path, {}, tuned, asked)
+    count = scratch.results["model"]["num_parameters"]
+    fewer, same = (outcome.results["model"]["num_parameters"] for outcome in others)
+    assert fewer < same == count
 
 
 # ---- precision and speed: they change no more than rounding

@@ -144,7 +144,8 @@ class ModelFlags:
 
     model: str = "dwg_test_resnet"  # a timm model, its twin 'dwg_...', or local-dir:FOLDER
     model_kwargs: KeyValues = field(default_factory=dict)  # further arguments of create_model
-    pretrained: bool = False  # start from pretrained weights
+    #: start from pretrained weights; the stem of a new twin is then `prior`, nothing learned in it
+    pretrained: bool = False
     adapt: bool = False  # put a stem into a model that has none (local-dir:, hf-hub:)
     #: whether training tells the model the channels
     channel_identity: Literal["named", "anonymous"] = "named"
