@@ -175,8 +175,8 @@ def made_up(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 40)
     for arm, way, luck in (("tiled", "zero", 0.2), ("tiled-zero", "trained", 0.5),
-                           ("twin", "trained", 0.7)):  # fmt: skip
-        for seed in range({"tiled": 1, "tiled-zero": 2, "twin": 3}[arm]):
+                           ("twin-prior", "trained", 0.7)):  # fmt: skip
+        for seed in range({"tiled": 1, "tiled-zero": 2, "twin-prior": 3}[arm]):
             found = {"labels": labels}
             for indices in {s for sets in benchmark.questions.values() for s in sets}:
                 right = rng.random(40) < luck
@@ -189,7 +189,9 @@ def made_up(tmp_path, monkeypatch):
 
 
 def test_seeds_are_means_over_the_same_images_with_their_spread(made_up):
-    rows = made_up.query("arm == 'twin' and question == 'random' and reference == 'tiled-zero'")
+    rows = made_up.query(
+        "arm == 'twin-prior' and question == 'random' and reference == 'tiled-zero'"
+    )
     by_seed = {row["seed"]: row for row in rows.to_dict("records")}
     assert list(by_seed) == ["0", "1", "2", "0+1"], "over the seeds that both have"
     each, together = [by_seed[seed] for seed in "01"], by_seed["0+1"]

@@ -144,7 +144,7 @@ class ModelFlags:
 
     model: str = "dwg_test_resnet"  # a timm model, its twin 'dwg_...', or local-dir:FOLDER
     model_kwargs: KeyValues = field(default_factory=dict)  # further arguments of create_model
-    #: start from pretrained weights; the stem of a new twin is then `prior`, nothing learned in it
+    #: start from pretrained weights; a named twin then learns nothing in its stem (`stem=prior`)
     pretrained: bool = False
     adapt: bool = False  # put a stem into a model that has none (local-dir:, hf-hub:)
     #: whether training tells the model the channels

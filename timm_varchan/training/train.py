@@ -300,7 +300,8 @@ def _twin_arguments(
     arguments = _words(channels, learned)
     if ":" in config.model:
         return arguments
-    if config.pretrained and config.channel_identity == "named" and not channels.is_anonymous:
+    named = config.channel_identity == "named" and not channels.is_anonymous
+    if config.pretrained and named and config.train_only != "stem":
         arguments["stem"] = "prior"  # beside such weights the learned part gains nothing
     virtual = (
         choose_virtual_channels(channels)
