@@ -481,7 +481,7 @@ def test_the_first_layer_keeps_its_name_in_traced_features():
 
 
 class DeviceReads(TorchDispatchMode):
-    """Counts what makes a program wait for its device: numbers read, shapes that hang on values."""
+    """Counts what makes a program wait for its device: numbers read, shapes set by values."""
 
     def __init__(self):
         super().__init__()

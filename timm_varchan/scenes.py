@@ -195,7 +195,7 @@ class _Partial:
     Args:
         output: The output.
         shape: Rows and columns of cells.
-        fingerprint: Of everything that the answer hangs on; other partial results are not used.
+        fingerprint: Of everything that the answer depends on; other partial results are not used.
     """
 
     def __init__(self, output: Path, shape: tuple[int, int], fingerprint: str) -> None:

@@ -153,7 +153,7 @@ def _refuse_divided(found: Mapping[str, Images]) -> None:
 def _say(
     found: Mapping[str, Images], names: Sequence[str], num_files: int, folder: Path, plain: bool
 ) -> None:
-    images = [files for one in found.values() for _, files in one.values()]
+    images = [files for group in found.values() for _, files in group.values()]
     used = sum(map(len, images))
     logger.warning(
         "%s: %d files are the planes of %d images, one file a channel (%s)%s%s",
@@ -236,7 +236,7 @@ def _at(place: int) -> Match:
 def are_channels(names: Sequence[str]) -> bool:
     """Whether these files are one image's, by names that say nothing but the channel."""
     found = [[match("/" + name) for name in names] for match in map(_matcher, _PLAIN)]
-    return len(names) > 1 and any(all(f and f[0] == "/" for f in one) for one in found)
+    return len(names) > 1 and any(all(f and f[0] == "/" for f in files) for files in found)
 
 
 def _matcher(compiled: re.Pattern[str], has_ending: bool = False) -> Match:

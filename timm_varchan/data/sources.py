@@ -179,7 +179,9 @@ def choose_splits(
 
 def _split_names(splits: Iterable[str | None] = SPLIT_ALIASES) -> set[str]:
     """The usual names of splits, in lower case; of other words these themselves."""
-    return {name for one in splits if one for name in SPLIT_ALIASES.get(one, (one.lower(),))}
+    return {
+        name for split in splits if split for name in SPLIT_ALIASES.get(split, (split.lower(),))
+    }
 
 
 # Folders ------------------------------------------------------------------------------------------
@@ -325,8 +327,8 @@ def _load_folder(
 
 def _named_tables(folder: Path, level: Level, named: set[str]) -> list[Path]:
     """Files of a folder that may say which images there are: at the top, or in a split's folder."""
-    inner = [one for name, one in level.folders.items() if name.lower() in named]
-    found = [name for one in (level, *inner) for name in one.others]
+    inner = [below for name, below in level.folders.items() if name.lower() in named]
+    found = [name for place in (level, *inner) for name in place.others]
     return [
         folder / name for name in found
         if _suffix(name) in TABLE_SUFFIXES or (
@@ -341,10 +343,10 @@ def _tables_of(
     """The rows of tables by what splits are called in them; empty where none lists images."""
     found: dict[str, Files] = {}
     for file in files:
-        own = file.parent.name if file.parent != folder else file.stem
-        is_asked = (len(files) == 1 and not named) or split_of(own, named) is not None
+        word = file.parent.name if file.parent != folder else file.stem
+        is_asked = (len(files) == 1 and not named) or split_of(word, named) is not None
         for split, part in (read_table(file, folder, columns, is_asked) or {}).items():
-            name = split or own
+            name = split or word
             if name in found:
                 raise UserError(
                     f"{folder} has two tables for {name}, one is {file.name}. Give the right one "
@@ -504,12 +506,12 @@ def _parquet_splits(
     files: list[Path], splits: Mapping[str, str | None], folder: Path | None
 ) -> dict[str, list[str]]:
     """The files of each split, by their names or their folder's."""
-    known = _split_names() | _split_names(splits.values())
+    names = _split_names() | _split_names(splits.values())
     found: dict[str, list[str]] = {}
     for file in files:
         stem = re.sub(r"-\d+-of-\d+$", "", file.stem)
-        inside = file.parent != folder and file.parent.name.lower() in known
-        name = file.parent.name if stem.lower() not in known and inside else stem
+        inside = file.parent != folder and file.parent.name.lower() in names
+        name = file.parent.name if stem.lower() not in names and inside else stem
         found.setdefault(name, []).append(str(file))
     return choose_splits(found, splits, folder or files[0])
 

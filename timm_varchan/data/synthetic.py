@@ -125,9 +125,9 @@ def _smooth(rng: np.random.Generator, img_size: int) -> np.ndarray:
 
 
 def _ground(rng: np.random.Generator, img_size: int) -> np.ndarray:
-    one, other = _GROUNDS[rng.choice(len(_GROUNDS), size=2, replace=False)]
+    first, second = _GROUNDS[rng.choice(len(_GROUNDS), size=2, replace=False)]
     mix = np.clip(4 * _smooth(rng, img_size) - 1.5, 0, 1)
-    scene = one[:, None, None] * mix + other[:, None, None] * (1 - mix)
+    scene = first[:, None, None] * mix + second[:, None, None] * (1 - mix)
     return scene * (0.8 + 0.4 * rng.random((img_size, img_size), dtype=np.float32))
 
 

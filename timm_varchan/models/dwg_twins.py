@@ -116,7 +116,7 @@ def _read_weights(cfg: PretrainedCfg, base: str, cache_dir: Any) -> dict[str, An
         return load_state_dict_from_path(Path(str(cfg.file)))
     if cfg.file is not None and cfg.source is None:
         return load_state_dict(cfg.file)
-    published = {known.hf_hub_id for known in get_arch_pretrained_cfgs(base).values()}
+    published = {cfg.hf_hub_id for cfg in get_arch_pretrained_cfgs(base).values()}
     if cfg.hf_hub_id is None or cfg.hf_hub_id in published:
         return None
     return load_state_dict_from_hf(
